@@ -1,0 +1,35 @@
+"""The errors a user can cause, and the one line each prints. Imports nothing of the package."""
+
+import importlib.util
+
+
+class EdgeSteerError(Exception):
+    """Something the user can mend: says what is wrong, what is allowed and the next step, in one line."""
+
+
+class VectorError(EdgeSteerError):
+    """A steering vector or its file cannot be honoured."""
+
+
+class ModelError(EdgeSteerError):
+    """A model or its file cannot be used as asked."""
+
+
+class RequestError(EdgeSteerError):
+    """One request cannot be served; others are unaffected."""
+
+
+_EXTRAS = {
+    "extract": ("torch", "transformers"),
+    "convert": ("torch", "transformers", "sentencepiece"),
+    "evaluate": ("math_verify",),
+    "pairs": ("openai",),
+    "plots": ("matplotlib",),
+}
+
+
+def need(extra: str) -> None:
+    """Raise with the pip line that installs `extra` if one of its packages is missing."""
+    missing = [name for name in _EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise EdgeSteerError(f"{', '.join(missing)} not installed; run: pip install 'edge-steer[{extra}]'")
