@@ -81,8 +81,8 @@ class Backend(Protocol):
     @property
     def model(self) -> ModelIdentity: ...
 
-    def encode(self, text: str) -> Tokens:
-        """Token ids of `text`, special tokens parsed, a BOS put first exactly if the model wants one."""
+    def encode(self, text: str, *, start: bool = True) -> Tokens:
+        """Token ids of `text`, special tokens parsed; at a `start` a BOS comes first exactly if the model wants one."""
 
     def chat(self, messages: Sequence[Message]) -> Tokens:
         """Token ids of a conversation in the model's own chat template, ready for the assistant's turn."""

@@ -1,0 +1,29 @@
+# `make demo` and `make test` each work alone on a bare clone; what is installed once is not installed again.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test lint docs
+
+demo: $(INSTALLED)
+	$(BIN)/edge-steer demo
+
+test: $(INSTALLED)
+	$(BIN)/edge-steer convert --fetch-converter
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@command -v c++ >/dev/null || { echo "a C++ compiler is needed to build llama.cpp"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "installing; llama.cpp is compiled the first time, which takes minutes"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/cli.py > docs/cli.md

@@ -1,0 +1,115 @@
+"""What the commands print: tables on stdout, a progress bar with an estimate on stderr.
+
+Takes the values that the library gives. The only door to rich, which is imported when the first table is printed.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edge_steer.backend import Completion
+    from edge_steer.demo import Outcome
+    from edge_steer.parity import Report
+    from edge_steer.vector import SteeringVector
+
+PLAIN_WIDTH = 110  # of tables when stdout is no terminal
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """A table on stdout; an empty row draws a line."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title, show_header=any(columns))
+    for row in rows:
+        if row:
+            table.add_row(*map(Text, row))
+        else:
+            table.add_section()
+    Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
+
+
+def print_outcome(outcome: "Outcome") -> None:
+    """The demo's problem with both answers, and its table."""
+    click.echo(f"\n{outcome.sample.question}\n")
+    print_side_by_side({"unsteered": outcome.unsteered, f"strength {outcome.strength:g}": outcome.steered})
+    rows: list[list[str]] = []
+    before = None
+    for cell in sorted(outcome.cells, key=lambda cell: cell.strength):
+        if before not in (None, cell.strength):
+            rows.append([])
+        before = cell.strength
+        s, parity = cell.summary, cell.parity
+        row = [f"{cell.strength:g}", cell.backend, f"{s.steps:.1f}", f"{s.tokens:.0f}", f"{s.density:.1f}"]
+        distance = [f"{parity.kl['mean']:.2g}", f"{parity.top1:.1%}"] if parity else ["", ""]
+        rows.append([*row, f"{s.accuracy:.0%}", *distance])
+    print_table(
+        ["strength", "backend", "steps", "tokens", "density", "accuracy", "KL", "same top-1"],
+        rows,
+        f"layer {outcome.layer}, {outcome.cells[0].summary.samples} held-out problems, greedy; KL from torch float32",
+    )
+
+
+def print_vector(vector: "SteeringVector") -> None:
+    title = f"{vector.model}\n{vector.method}, {vector.pooling} token, {vector.pairs} pairs"
+    print_table(["layer", "norm"], ([str(layer), f"{norm:.4g}"] for layer, norm in vector.norms.items()), title)
+
+
+def print_parity(report: "Report") -> None:
+    if report.mechanism:
+        print_table(
+            ["layer", "phase", "strength", "max |delta logit|", "one layer off"],
+            (
+                [str(row.layer), row.phase, f"{row.strength:g}", f"{row.delta:.2g}",
+                 "" if row.neighbour is None else f"{row.neighbour:.2g}"]
+                for row in report.mechanism
+            ),
+            f"mechanism: logits of GGUF and torch float32, tolerance {report.mechanism_tolerance:g}",
+        )  # fmt: skip
+    found = {"unsteered": report.unsteered, "steered": report.steered}
+    print_table(
+        ["", "mean", "median", "p90", "p99", "max", "same top-1"],
+        ([name, *(f"{value:.2g}" for value in d.kl.values()), f"{d.top1:.1%}"] for name, d in found.items() if d),
+        f"KL(reference || {report.quant}) in nats, tolerance of the mean {report.kl_tolerance:g}",
+    )
+    if report.steered:
+        click.echo(
+            f"effect of steering against the reference's: cosine {report.steered.effect_cosine:.4f}, "
+            f"relative norm {report.steered.effect_norm:.4f}"
+        )
+    click.echo("within tolerance" if report.passed else "OUT OF TOLERANCE")
+
+
+def print_side_by_side(completions: "dict[str, Completion]") -> None:
+    print_table(list(completions), [[completion.text for completion in completions.values()]])
+
+
+def say(message: str) -> None:
+    """A line of progress on stderr."""
+    click.echo(message, err=True)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar with an estimate on stderr; the caller names what is being done, how much is done and of how much."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+        doing = ""
+
+        def report(what: str, done: int, total: int) -> None:
+            nonlocal doing
+            if what != doing:
+                doing = what
+                bar.reset(task, description=what)
+            bar.update(task, completed=done, total=total)
+
+        yield report

@@ -1,0 +1,562 @@
+"""The reference backend: any Hugging Face causal language model in PyTorch, steered and recorded by forward hooks.
+
+The only door to transformers. Takes a folder or a hub id, token ids and steerings; gives token ids, text and numpy
+arrays. Weights are read from safetensors only. It knows nothing of llama.cpp, of pairs or of how vectors are made.
+"""
+
+import contextlib
+import hashlib
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+
+from edge_steer import files
+from edge_steer.backend import Completion, Message, OnDone, OnText, Request, Sampling, Tokens
+from edge_steer.errors import ModelError, RequestError, VectorError, need
+from edge_steer.vector import Array, ModelIdentity, Offsets, Steering, spans
+
+need("extract")
+import huggingface_hub  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Pool = Callable[[Tensor], Tensor]  # states (tokens, hidden) -> (hidden,)
+Span = tuple[int, int, int]  # row, first column, column after the last
+Hook = Callable[[torch.nn.Module, Any, Any], Any]
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+GGUF_NAMES = {  # where llama.cpp's name for an architecture is not Hugging Face's model_type
+    "cohere": "command-r",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
+    "falcon_h1": "falcon-h1",
+    "gemma3_text": "gemma3",
+    "gemma3n_text": "gemma3n",
+    "glm": "chatglm",
+    "gpt_bigcode": "starcoder",
+    "gpt_neox": "gptneox",
+    "gpt_oss": "gpt-oss",
+    "granitemoehybrid": "granitehybrid",
+    "hunyuan_v1_dense": "hunyuan-dense",
+    "ministral": "llama",
+    "mistral": "llama",
+    "mixtral": "llama",
+    "phi": "phi2",
+    "qwen2_5_vl_text": "qwen2vl",
+    "qwen2_moe": "qwen2moe",
+    "qwen2_vl_text": "qwen2vl",
+    "qwen3_moe": "qwen3moe",
+    "qwen3_vl_text": "qwen3vl",
+}
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+LOGITS_BYTES = 2**27  # of float32 logits held at once
+
+
+class Reference:
+    """A Hugging Face causal language model as a `Backend`, and the recorder vectors are extracted with."""
+
+    def __init__(self, network: Any, tokenizer: Any, name: str, revision: str | None) -> None:
+        """Wrap a loaded network. Errors: ModelError if its decoder blocks cannot be found."""
+        config = network.config.get_text_config(decoder=True)
+        accepted = inspect.signature(network.forward).parameters
+        self._network = network.eval()
+        self._tokenizer = tokenizer
+        self._blocks = _find_blocks(network, config.num_hidden_layers)
+        self._model = ModelIdentity(
+            name, GGUF_NAMES.get(config.model_type, config.model_type), config.hidden_size, len(self._blocks), revision
+        )
+        self._vocabulary: int = config.vocab_size
+        self._keeps_logits = "logits_to_keep" in accepted
+        self._ends = _end_tokens(network, config, tokenizer)
+        bos: int | None = tokenizer.bos_token_id
+        self._bos = bos if bos is not None and tokenizer("").input_ids[:1] == [bos] else None
+        self.context: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
+        # A recurrent state, or a rotary base that depends on the longest row, makes a row depend on its batch.
+        rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+        self.batchable = "position_ids" in accepted and not network._is_stateful and rope not in ("dynamic", "longrope")
+        windows = (getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size"))
+        self.window = min(filter(None, windows), default=self.context)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        threads: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """Load a folder, or a hub id at a revision, from safetensors.
+
+        The identity's revision is the hub's commit, or for a folder a SHA-256 over its weights' digests.
+        Errors: ModelError for a missing folder, a hub id that cannot be reached, a folder that holds no causal
+        language model, weights that are missing or damaged, an unknown dtype or device.
+        """
+        if dtype not in DTYPES:
+            raise ModelError(f"no dtype {dtype!r}; allowed are {', '.join(DTYPES)}")
+        if threads is not None:
+            if threads < 1:
+                raise ModelError(f"{threads} threads asked; at least 1 is needed")
+            torch.set_num_threads(threads)
+        folder, name, commit = _locate(source, revision)
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            network, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=DTYPES[dtype],
+                use_safetensors=True,
+                output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+            )
+            network.to(device)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError, RuntimeError, ImportError, KeyError, safetensors.SafetensorError) as error:
+            raise ModelError(f"{source} cannot be loaded as a causal language model: {_first_line(error)}") from error
+        if lacking := [*loading["missing_keys"], *loading["mismatched_keys"]]:
+            raise ModelError(
+                f"{source} lacks weights its config.json asks for: {lacking[0]} and {len(lacking) - 1} more"
+            )
+        return cls(network, tokenizer, name, commit or _weights_digest(folder))
+
+    @property
+    def model(self) -> ModelIdentity:
+        return self._model
+
+    def encode(self, text: str, *, start: bool = True) -> Tokens:
+        tokens = tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
+        if not start or self._bos is None or tokens[:1] == (self._bos,):
+            return tokens
+        return (self._bos, *tokens)
+
+    def chat(self, messages: Sequence[Message]) -> Tokens:
+        """See Backend.chat. Errors: ModelError if the model has no chat template or it refuses the messages."""
+        if not self._tokenizer.chat_template:
+            raise ModelError(f"{self.model.name} has no chat template; give a raw prompt instead")
+        try:
+            ids = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
+        except Exception as error:  # a template is a program of its own and raises what it likes
+            raise ModelError(
+                f"the chat template of {self.model.name} refuses these messages: {_first_line(error)}"
+            ) from error
+        return tuple(ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        on_text: OnText | None = None,
+        on_done: OnDone | None = None,
+        *,
+        batch: int = 32,
+    ) -> list[Completion]:
+        """Continue every request, up to `batch` of like length at a time; see Backend.generate.
+
+        Each row has its own steering, sampling and seed, so its answer does not depend on its batch.
+        max_tokens is cut to the room the context leaves.
+        """
+        runs = [self._start(index, request, bool(on_text)) for index, request in enumerate(requests)]
+        runs.sort(key=lambda run: len(run.request.prompt))
+        size = batch if self.batchable else 1
+        done: dict[int, Completion] = {}
+        for first in range(0, len(runs), size):
+            for run in self._complete(runs[first : first + size], on_text):
+                done[run.index] = run.completion(self.decode)
+                if on_done:
+                    on_done(run.index, done[run.index])
+        return [done[index] for index in range(len(requests))]
+
+    def logits(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> npt.NDArray[np.float32]:
+        result = np.empty((max(0, len(tokens) - prompt + 1), self._vocabulary), dtype=np.float32)
+        first = 0
+        for rows in self._logit_rows(tokens, prompt, steering):
+            result[first : first + len(rows)] = rows.float().cpu().numpy()
+            first += len(rows)
+        return result
+
+    def nll(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> npt.NDArray[np.float64]:
+        result = np.empty(max(0, len(tokens) - prompt), dtype=np.float64)
+        first = 0
+        for rows in self._logit_rows(tokens, prompt, steering):
+            chosen = torch.tensor(tokens[prompt + first : prompt + first + len(rows)], dtype=torch.long)
+            scores = rows[: len(chosen)].cpu().double().log_softmax(-1)
+            result[first : first + len(chosen)] = -scores.gather(1, chosen[:, None])[:, 0].numpy()
+            first += len(chosen)
+        return result
+
+    def record(
+        self,
+        tokens: Sequence[int],
+        layers: Sequence[int],
+        positions: Sequence[int] | None = None,
+        *,
+        prompt: int | None = None,
+        steering: Sequence[Steering] = (),
+    ) -> dict[int, Array]:
+        """The residual stream after `layers`, steering included: layer -> float32 (positions, hidden).
+
+        positions: None is all. prompt: number of prompt tokens, None is all of them. Later blocks are not run.
+        Errors: RequestError for tokens that do not fit or a position past them, VectorError for a missing layer.
+        """
+        prompt = len(tokens) if prompt is None else prompt
+        self._check_tokens(tokens, prompt)
+        self.check_layers(layers)
+        chosen = range(len(tokens)) if positions is None else positions
+        if beyond := [position for position in chosen if not 0 <= position < len(tokens)]:
+            raise RequestError(f"position {beyond[0]} asked; the tokens have positions 0-{len(tokens) - 1}")
+        seen: dict[int, Array] = {}
+
+        def see(layer: int, states: Tensor) -> None:
+            seen[layer] = states[0, list(chosen)].float().cpu().numpy()
+
+        additions = self._additions([Offsets.of(steering, self.model)], prompt - 1)
+        with self._hooked(additions.hooks()):
+            self._visit(layers, see, input_ids=self._tensor([tokens]))
+        return seen
+
+    def pooled(
+        self,
+        ids: npt.NDArray[np.int64],
+        targets: Sequence[Span],
+        layers: Sequence[int],
+        pool: Pool,
+        *,
+        positions: npt.NDArray[np.int64] | None = None,
+        visible: npt.NDArray[np.bool_] | None = None,
+    ) -> Array:
+        """Pooled residual streams of a batch, unsteered: float32 (layers, targets, hidden).
+
+        ids: (rows, columns). targets: the columns of a row that are pooled into one. Two arrays say what differs
+        from plain causal rows: positions (rows, columns), and visible (rows, columns, columns), True where the
+        first column attends to the second. No language-model head, and no block after the last layer, is run.
+        """
+        self.check_layers(layers)
+        result = np.empty((len(layers), len(targets), self.model.hidden_size), dtype=np.float32)
+
+        def see(layer: int, states: Tensor) -> None:
+            pools = [pool(states[row, first:last]) for row, first, last in targets]
+            result[layers.index(layer)] = torch.stack(pools).float().cpu().numpy()
+
+        inputs = {"input_ids": self._tensor(ids)}
+        if positions is not None:
+            inputs["position_ids"] = self._tensor(positions)
+        if visible is not None:
+            seen = torch.from_numpy(visible).to(self._network.device)[:, None]
+            mask = torch.zeros(seen.shape, dtype=self._network.dtype, device=seen.device)
+            inputs["attention_mask"] = mask.masked_fill_(~seen, -math.inf)
+        self._visit(layers, see, **inputs)
+        return result
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Errors: VectorError if no layer is asked or one is not a block of the model."""
+        missing = [layer for layer in layers if not 0 <= layer < len(self._blocks)]
+        if missing or not layers:
+            asked = f"layer {missing[0]}" if missing else "no layer"
+            raise VectorError(f"{asked} asked; {self.model.name} has blocks {spans(range(len(self._blocks)))}")
+
+    def _check_tokens(self, tokens: Sequence[int], prompt: int) -> None:
+        if not 1 <= prompt <= len(tokens) <= self.context:
+            raise RequestError(
+                f"{len(tokens)} tokens with a prompt of {prompt}; need 1 <= prompt <= tokens <= {self.context}"
+            )
+        if strange := [token for token in tokens if not 0 <= token < self._vocabulary]:
+            raise RequestError(f"token {strange[0]} is not in the vocabulary of {self._vocabulary}")
+
+    def _start(self, index: int, request: Request, streams: bool) -> "_Run":
+        if len(request.prompt) >= self.context:
+            raise RequestError(
+                f"prompt {index + 1} has {len(request.prompt)} tokens; the context holds {self.context} "
+                "and needs room for an answer; shorten it"
+            )
+        self._check_tokens(request.prompt, len(request.prompt))
+        text = _Text(self.decode, request.stop) if streams or request.stop else None
+        room = min(request.max_tokens, self.context - len(request.prompt))
+        return _Run(index, request, Offsets.of(request.steering, self.model), room, text)
+
+    @torch.inference_mode()
+    def _complete(self, runs: list["_Run"], on_text: OnText | None) -> Iterator["_Run"]:
+        """Drive one batch; a row leaves it, and is yielded, when it ends."""
+        width = max(len(run.request.prompt) for run in runs)
+        padding = [width - len(run.request.prompt) for run in runs]
+        ids = self._tensor([[0] * pad + list(run.request.prompt) for pad, run in zip(padding, runs, strict=True)])
+        left = self._tensor(padding)[:, None]
+        additions = self._additions([run.offsets for run in runs], width - 1)
+        cache = None
+        while runs:
+            end = additions.column + ids.shape[1]
+            inputs: dict[str, Any] = {}
+            if self.batchable and left.any():
+                columns = torch.arange(end, device=ids.device)
+                inputs["attention_mask"] = (columns >= left).long()
+                inputs["position_ids"] = (columns[additions.column :] - left).clamp_(min=0)
+            output = self._forward(ids, additions, 1, past_key_values=cache, use_cache=True, **inputs)
+            cache, additions.column = output.past_key_values, end
+            tokens = _choose(output.logits[:, -1].float(), runs)
+            going = [i for i, run in enumerate(runs) if self._accept(run, tokens[i], on_text)]
+            yield from (run for run in runs if run.finish)
+            if len(going) < len(runs):
+                runs = [runs[i] for i in going]
+                rows = self._tensor(going)
+                left = left[rows]
+                additions.keep(rows)
+                if runs:
+                    cache.batch_select_indices(rows)
+            ids = self._tensor([[tokens[i]] for i in going])
+
+    def _accept(self, run: "_Run", token: int, on_text: OnText | None) -> bool:
+        """Take a row's token, and tell the text it makes; False when that ended the row."""
+        ended = token in self._ends
+        if not ended:
+            run.tokens.append(token)
+        if run.text:
+            new = "" if ended else run.text.add(token)
+            stopped = run.text.stopped
+            if not stopped and (ended or len(run.tokens) == run.room):
+                new += run.text.finish()
+            ended = ended or run.text.stopped
+            if new and on_text:
+                on_text(run.index, new)
+        if ended:
+            run.finish = "stop"
+        elif len(run.tokens) == run.room:
+            run.finish = "length"
+        return run.finish is None
+
+    @torch.inference_mode()
+    def _logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering]) -> Iterator[Tensor]:
+        """Logits from position prompt - 1 on, in pieces of at most LOGITS_BYTES that share a KV cache."""
+        self._check_tokens(tokens, prompt)
+        additions = self._additions([Offsets.of(steering, self.model)], prompt - 1)
+        ids = self._tensor([tokens])
+        chunk = max(1, LOGITS_BYTES // (4 * self._vocabulary)) if self.batchable else len(tokens)
+        ends = [*range(prompt - 1 + chunk, len(tokens), chunk), len(tokens)]
+        cache = None
+        for end in ends:
+            keep = end - max(prompt - 1, additions.column)
+            part = ids[:, additions.column : end]
+            output = self._forward(part, additions, keep, past_key_values=cache, use_cache=len(ends) > 1)
+            cache, additions.column = output.past_key_values, end
+            yield output.logits[0, -keep:]
+
+    def _forward(self, ids: Tensor, additions: "_Additions", keep: int, **inputs: Any) -> Any:
+        """One steered pass; of the logits only the last `keep` columns are sure to be there."""
+        if self._keeps_logits:
+            inputs["logits_to_keep"] = keep
+        with self._hooked(additions.hooks()):
+            return self._network(input_ids=ids, **inputs)
+
+    @torch.inference_mode()
+    def _visit(self, layers: Sequence[int], see: Callable[[int, Tensor], None], **inputs: Tensor) -> None:
+        last = max(layers)
+
+        def hook(layer: int) -> Hook:
+            def look(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+                see(layer, _states(output))
+                if layer == last:
+                    raise _Enough
+
+            return look
+
+        with self._hooked({layer: hook(layer) for layer in layers}), contextlib.suppress(_Enough):
+            self._network(use_cache=False, **inputs)
+
+    @contextlib.contextmanager
+    def _hooked(self, hooks: Mapping[int, Hook]) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for layer, hook in hooks.items():
+                stack.callback(self._blocks[layer].register_forward_hook(hook).remove)
+            yield
+
+    def _additions(self, rows: Sequence[Offsets | None], generated_from: int) -> "_Additions":
+        return _Additions(rows, generated_from, self.model.hidden_size, self._network.device)
+
+    def _tensor(self, values: Any) -> Tensor:
+        return torch.as_tensor(np.asarray(values, dtype=np.int64), device=self._network.device)
+
+
+class _Enough(Exception):
+    """The last block that is needed has run."""
+
+
+class _Additions:
+    """What is added to the residual stream of each row of a batch. `column` is where the next forward pass starts."""
+
+    def __init__(self, rows: Sequence[Offsets | None], generated_from: int, hidden: int, device: torch.device) -> None:
+        self.column = 0
+        starts = [generated_from if offsets and offsets.phase == "generated" else 0 for offsets in rows]
+        self._starts = torch.tensor(starts, device=device)[:, None, None]
+        self._by_layer: dict[int, Tensor] = {}
+        for row, offsets in enumerate(rows):
+            for layer, offset in offsets.by_layer.items() if offsets else ():
+                if layer not in self._by_layer:
+                    self._by_layer[layer] = torch.zeros(len(rows), 1, hidden, device=device)
+                self._by_layer[layer][row, 0] = torch.tensor(offset)
+
+    def hooks(self) -> dict[int, Hook]:
+        return {layer: self._hook(layer) for layer in self._by_layer}
+
+    def keep(self, rows: Tensor) -> None:
+        self._starts = self._starts[rows]
+        self._by_layer = {layer: added[rows] for layer, added in self._by_layer.items()}
+
+    def _hook(self, layer: int) -> Hook:
+        def add(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
+            states = _states(output)
+            columns = torch.arange(self.column, self.column + states.shape[1], device=states.device)[:, None]
+            added = self._by_layer[layer] * (columns >= self._starts)
+            steered = (states.float() + added).to(states.dtype)
+            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+
+        return add
+
+
+class _Run:
+    """A request being answered: one row of a batch."""
+
+    def __init__(self, index: int, request: Request, offsets: Offsets | None, room: int, text: "_Text | None") -> None:
+        self.index, self.request, self.offsets, self.room, self.text = index, request, offsets, room, text
+        self.tokens: list[int] = []
+        self.finish: Literal["stop", "length"] | None = None
+        self.generator = torch.Generator().manual_seed(request.sampling.seed)
+
+    def completion(self, decode: Callable[[Sequence[int]], str]) -> Completion:
+        assert self.finish
+        text = self.text.text if self.text and self.text.stopped else decode(self.tokens)
+        return Completion(text, tuple(self.tokens), self.finish)
+
+
+class _Text:
+    """The growing text of one completion: tokens to characters, stop strings found, never shown half."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> None:
+        self._decode, self._stop = decode, stop
+        self._hold = max((len(s) for s in stop), default=1) - 1
+        self._tokens: list[int] = []  # those of the last characters, for context, and those not yet told
+        self._told = 0  # how many of these tokens are in `text`
+        self._shown = 0
+        self.text = ""
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """Take a token; give the characters that can no longer become part of a stop string."""
+        self._tokens.append(token)
+        return self._tell(complete=False)
+
+    def finish(self) -> str:
+        """Give all that was held back."""
+        return self._tell(complete=True)
+
+    def _tell(self, complete: bool) -> str:
+        before, after = self._decode(self._tokens[: self._told]), self._decode(self._tokens)
+        searched = max(0, len(self.text) - self._hold)
+        if complete or not after.endswith("\N{REPLACEMENT CHARACTER}"):
+            self.text += after[len(before) :]
+            del self._tokens[: self._told]
+            self._told = len(self._tokens)
+        if found := [at for stop in self._stop if (at := self.text.find(stop, searched)) >= 0]:
+            self.text, self.stopped = self.text[: min(found)], True
+        upto = len(self.text) if complete or self.stopped else max(self._shown, len(self.text) - self._hold)
+        new, self._shown = self.text[self._shown : upto], upto
+        return new
+
+
+def _choose(logits: Tensor, runs: Sequence[_Run]) -> list[int]:
+    """The next token of each row of logits (rows, vocabulary)."""
+    tokens: list[int] = logits.argmax(-1).tolist()
+    for row, run in enumerate(runs):
+        if run.request.sampling.temperature:
+            tokens[row] = _draw(logits[row].cpu(), run.request.sampling, run.generator)
+    return tokens
+
+
+def _draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """Top-k, top-p, min-p, temperature, then a draw: the order of llama.cpp."""
+    values, ids = logits.double().sort(descending=True, stable=True)
+    if sampling.top_k:
+        values = values[: sampling.top_k]
+    if sampling.top_p < 1:
+        shares = values.softmax(0)
+        values = values[: int((shares.cumsum(0) - shares < sampling.top_p).sum())]
+    if sampling.min_p:
+        values = values[values >= values[0] + math.log(sampling.min_p)]
+    shares = (values / sampling.temperature).softmax(0)
+    return int(ids[torch.multinomial(shares, 1, generator=generator)])
+
+
+def _states(output: Any) -> Tensor:
+    states = output[0] if isinstance(output, tuple) else output
+    if not isinstance(states, Tensor) or states.ndim != 3:
+        raise ModelError("the blocks of this architecture do not give (rows, columns, hidden); it cannot be steered")
+    return states
+
+
+def _find_blocks(network: Any, count: int) -> list[torch.nn.Module]:
+    """The outermost list of `count` modules in the decoder."""
+    lists = [
+        (name, module)
+        for name, module in network.get_decoder().named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count
+    ]
+    outer = [(name, module) for name, module in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
+    if len(outer) != 1:
+        raise ModelError(
+            f"{type(network).__name__} has {len(outer)} lists of {count} modules; its decoder blocks cannot be told"
+        )
+    return list(outer[0][1])
+
+
+def _end_tokens(network: Any, config: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that any of the model's files calls an end token, as llama.cpp's converter takes them."""
+    ends: set[int] = set()
+    for holder in (network.generation_config, config, tokenizer):
+        named = getattr(holder, "eos_token_id", None)
+        ends.update(named if isinstance(named, list) else [] if named is None else [named])
+    return frozenset(ends)
+
+
+def _locate(source: str | Path, revision: str | None) -> tuple[Path, str, str | None]:
+    """The folder of a model, its name, and the commit if it is a snapshot of the hub."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder, folder.resolve().name, None
+    if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) or folder.parent.is_dir():
+        raise ModelError(f"no such folder: {source}; give a Hugging Face model folder or a hub id like Qwen/Qwen3-0.6B")
+    try:
+        snapshot = Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=list(HUB_FILES)))
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise ModelError(
+            f"{source} is neither a folder nor to be had from the Hugging Face hub: {_first_line(error)}"
+        ) from error
+    return snapshot, source, snapshot.name
+
+
+def _weights_digest(folder: Path) -> str:
+    sha = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        sha.update(f"{path.name} {files.digest(path)}\n".encode())
+    return sha.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,155 @@
+"""After training: the calibration pairs, the choice of layer and strength, the model card's figures.
+
+python models/abacus/prepare.py pairs     the model's own correct solutions and dense rewrites -> pairs.jsonl
+python models/abacus/prepare.py choose    layer and strength on the dev split -> recipe.toml, export/abacus/dense/
+python models/abacus/prepare.py measure   figures on 500 problems of the test split -> measured.json
+"""
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from edge_steer import export, models, pairs, wordproblems
+from edge_steer.backend import Backend, Request
+from edge_steer.engine import Engine
+from edge_steer.evaluate import Summary, evaluate, summarise
+from edge_steer.extract import extract
+from edge_steer.files import replacing
+from edge_steer.recipes import ModelRecipe, VectorRecipe
+from edge_steer.reference import Reference
+from edge_steer.tasks import grade, word_problems
+from edge_steer.vector import Steering, spans
+
+HERE = Path(__file__).parent
+DENSE = HERE.parents[1] / "export" / HERE.name / "dense"
+STRENGTHS = (-0.2, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
+
+
+@dataclass(frozen=True)
+class Cell:
+    layer: int
+    strength: float
+    summary: Summary
+
+
+@click.group()
+def main() -> None:
+    pass
+
+
+@main.command("pairs")
+@click.option("--count", default=50, show_default=True)
+def make_pairs(count: int) -> None:
+    """Own greedy solutions to calibration problems against dense rewrites of the same computations."""
+    reference = Reference.load(HERE)
+    rng = random.Random(0)
+    problems = list(islice(wordproblems.problems("calibration"), 2 * count))
+    prompts = [reference.chat([{"role": "user", "content": problem.question}]) for problem in problems]
+    made: list[pairs.Pair] = []
+    for problem, completion in zip(problems, reference.generate([Request(p) for p in prompts]), strict=True):
+        own, answer = completion.text, str(problem.answer)
+        told = re.findall(r"\d+ [-+*/] \d+ = \d+", own)
+        dense = wordproblems.solution(problem, 1.0, rng)
+        if tuple(told) == problem.equations and grade(own, answer) and grade(dense, answer):
+            made.append(pairs.Pair(problem.question, positive=dense, negative=own, answer=answer))
+    if len(made) < count:
+        raise click.ClickException(f"only {len(made)} of {len(problems)} solutions are correct; {count} are needed")
+    pairs.write(HERE / "pairs.jsonl", made[:count])
+    click.echo(f"{count} pairs; {len(made)} of {len(problems)} own solutions are correct step by step")
+
+
+@main.command()
+@click.option("--quant", default="Q4_K_M", show_default=True)
+@click.option("--problems", default=100, show_default=True)
+def choose(quant: str, problems: int) -> None:
+    """The layer and strength of the recipe: dev split, greedy, all layers llama.cpp can steer."""
+    recipe = ModelRecipe.load(HERE)
+    reference = Reference.load(HERE)
+    vector = extract(reference, pairs.read(HERE / "pairs.jsonl"))
+    samples = word_problems("dev", problems)
+    with Engine.load(models.gguf_for(recipe.gguf or HERE, quant), parallel=32) as engine:
+        plain = summarise(evaluate(engine, samples))
+        cells = []
+        for layer in recipe.layers:
+            for strength in STRENGTHS:
+                rows = evaluate(engine, samples, [Steering(vector, strength, (layer,))])
+                cells.append(Cell(layer, strength, summarise(rows)))
+    _print(plain, cells, f"{quant}, {problems} dev problems, greedy, phase all")
+    best = _best(plain, cells)
+    chosen = f"models/abacus/prepare.py choose: {quant}, {problems} dev problems, most accurate of those dense enough"
+    for path, entries in (
+        (HERE / "recipe.toml", {"layer": best.layer, "strength": best.strength}),
+        (DENSE / "recipe.toml", {"layer": best.layer, "strength": best.strength, "chosen": json.dumps(chosen)}),
+    ):
+        text = path.read_text()
+        for entry, value in entries.items():
+            text = re.sub(rf"^{entry} = .*$", f"{entry} = {value}", text, flags=re.MULTILINE)
+        with replacing(path) as temporary:
+            temporary.write_text(text)
+    click.echo(f"chosen: layer {best.layer}, strength {best.strength:g}")
+
+
+def _best(plain: Summary, cells: Sequence[Cell]) -> Cell:
+    """Most accurate of the cells that shorten enough (steps -25%, density +40%); denser wins between equals."""
+    enough = [
+        cell
+        for cell in cells
+        if cell.summary.steps <= 0.75 * plain.steps and cell.summary.density >= 1.4 * plain.density
+    ]
+    if not enough:
+        raise click.ClickException("no layer and strength changes steps and density enough")
+    return max(enough, key=lambda cell: (round(cell.summary.accuracy, 2), cell.summary.density))
+
+
+def _print(plain: Summary, cells: Sequence[Cell], title: str) -> None:
+    table = Table("layer", "strength", "steps", "tokens", "density", "accuracy", title=title)
+    for layer, strength, s in [("-", 0.0, plain), *((c.layer, c.strength, c.summary) for c in cells)]:
+        table.add_row(
+            str(layer), f"{strength:g}", f"{s.steps:.1f}", f"{s.tokens:.0f}", f"{s.density:.1f}", f"{s.accuracy:.2f}"
+        )
+    Console().print(table)
+
+
+@main.command()
+@click.option("--problems", default=500, show_default=True)
+def measure(problems: int) -> None:
+    """Accuracy, steps, tokens and density on the test split, unsteered and steered by the recipe."""
+    recipe, dense = ModelRecipe.load(HERE), VectorRecipe.load(DENSE)
+    vector = export.read(DENSE / dense.vector)
+    samples = word_problems("test", problems)
+    steered = [Steering(vector, dense.strength, (dense.layer,), dense.phase)]
+    figures: dict[str, object] = {
+        "problems": problems,
+        "split": "test",
+        "layer": dense.layer,
+        "strength": dense.strength,
+        "phase": dense.phase,
+        "vector": vector.digest,
+    }
+
+    def on(name: str, backend: Backend) -> None:
+        figures[name] = {
+            "unsteered": asdict(summarise(evaluate(backend, samples))),
+            "steered": asdict(summarise(evaluate(backend, samples, steered))),
+        }
+        click.echo(json.dumps({name: figures[name]}))
+
+    on("torch float32", Reference.load(HERE))
+    for quant in ("F16", *recipe.quants):
+        with Engine.load(models.gguf_for(recipe.gguf or HERE, quant), parallel=32) as engine:
+            on(quant, engine)
+    with replacing(HERE / "measured.json") as temporary:
+        temporary.write_text(json.dumps(figures, indent=2) + "\n")
+    click.echo(f"layers {spans(vector.layers)} -> {HERE / 'measured.json'}")
+
+
+if __name__ == "__main__":
+    main()
