@@ -437,11 +437,10 @@ def _prompts(prompt: str | None, file: Path | None) -> list[str]:
     if file:
         from edge_steer.files import readable
 
-        prompts = [
-            line for line in readable(file, "prompts, one a line").read_text("utf-8").splitlines() if line.strip()
-        ]
+        lines = readable(file, "prompts, one a line").read_text("utf-8").splitlines()
+        prompts = [line for line in lines if line.strip()]
     else:
-        prompts = [prompt if prompt is not None and prompt != "-" else click.get_text_stream("stdin").read().strip()]
+        prompts = [prompt if prompt not in (None, "-") else sys.stdin.read().strip()]
     if not prompts or not prompts[0]:
         raise click.UsageError("no prompt: give one as an argument, in a --file or on standard input")
     return prompts

@@ -122,10 +122,10 @@ def quantize(
     return target
 
 
-def quant_of(path: Path) -> str | None:
-    """The type a GGUF model says it was written in; None if it says none that `quantize` knows. Errors: ModelError."""
+def quant_of(path: Path) -> str:
+    """The type a GGUF model says it was written in; "unknown" if it says none of QUANTS. Errors: ModelError."""
     file_type = _header(path).metadata.get("general.file_type")
-    return next((quant for quant, known in QUANTS.items() if known == file_type), None)
+    return next((quant for quant, known in QUANTS.items() if known == file_type), "unknown")
 
 
 def snapshot(source: str | Path, revision: str | None = None, progress: Progress = _silent) -> Path:

@@ -16,10 +16,9 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
 
 from edge_steer import files
-from edge_steer.backend import Completion, Message, OnDone, OnText, Request, Sampling, Tokens
+from edge_steer.backend import Completion, Message, OnDone, OnText, Request, Tokens
 from edge_steer.errors import ModelError, RequestError, VectorError, need
 from edge_steer.vector import Array, ModelIdentity, Offsets, Steering, spans
 
@@ -28,6 +27,8 @@ import huggingface_hub  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from torch import Tensor  # noqa: E402
+
+from edge_steer.decoding import Run, Text, choose  # noqa: E402
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Pool = Callable[[Tensor], Tensor]  # states (tokens, hidden) -> (hidden,)
@@ -129,7 +130,7 @@ class Reference:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trust_remote_code
             )
-        except (OSError, ValueError, RuntimeError, ImportError, KeyError, safetensors.SafetensorError) as error:
+        except Exception as error:  # the files are the user's, and their readers raise what they like
             raise ModelError(f"{source} cannot be loaded as a causal language model: {_first_line(error)}") from error
         if lacking := [*loading["missing_keys"], *loading["mismatched_keys"]]:
             raise ModelError(
@@ -283,19 +284,19 @@ class Reference:
         if strange := [token for token in tokens if not 0 <= token < self._vocabulary]:
             raise RequestError(f"token {strange[0]} is not in the vocabulary of {self._vocabulary}")
 
-    def _start(self, index: int, request: Request, streams: bool) -> "_Run":
+    def _start(self, index: int, request: Request, streams: bool) -> Run:
         if len(request.prompt) >= self.context:
             raise RequestError(
                 f"prompt {index + 1} has {len(request.prompt)} tokens; the context holds {self.context} "
                 "and needs room for an answer; shorten it"
             )
         self._check_tokens(request.prompt, len(request.prompt))
-        text = _Text(self.decode, request.stop) if streams or request.stop else None
+        text = Text(self.decode, request.stop) if streams or request.stop else None
         room = min(request.max_tokens, self.context - len(request.prompt))
-        return _Run(index, request, Offsets.of(request.steering, self.model), room, text)
+        return Run(index, request, Offsets.of(request.steering, self.model), room, text)
 
     @torch.inference_mode()
-    def _complete(self, runs: list["_Run"], on_text: OnText | None) -> Iterator["_Run"]:
+    def _complete(self, runs: list[Run], on_text: OnText | None) -> Iterator[Run]:
         """Drive one batch; a row leaves it, and is yielded, when it ends."""
         width = max(len(run.request.prompt) for run in runs)
         padding = [width - len(run.request.prompt) for run in runs]
@@ -312,7 +313,7 @@ class Reference:
                 inputs["position_ids"] = (columns[additions.column :] - left).clamp_(min=0)
             output = self._forward(ids, additions, 1, past_key_values=cache, use_cache=True, **inputs)
             cache, additions.column = output.past_key_values, end
-            tokens = _choose(output.logits[:, -1].float(), runs)
+            tokens = choose(output.logits[:, -1].float(), runs)
             going = [i for i, run in enumerate(runs) if self._accept(run, tokens[i], on_text)]
             yield from (run for run in runs if run.finish)
             if len(going) < len(runs):
@@ -324,7 +325,7 @@ class Reference:
                     cache.batch_select_indices(rows)
             ids = self._tensor([[tokens[i]] for i in going])
 
-    def _accept(self, run: "_Run", token: int, on_text: OnText | None) -> bool:
+    def _accept(self, run: Run, token: int, on_text: OnText | None) -> bool:
         """Take a row's token, and tell the text it makes; False when that ended the row."""
         ended = token in self._ends
         if not ended:
@@ -429,79 +430,6 @@ class _Additions:
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
         return add
-
-
-class _Run:
-    """A request being answered: one row of a batch."""
-
-    def __init__(self, index: int, request: Request, offsets: Offsets | None, room: int, text: "_Text | None") -> None:
-        self.index, self.request, self.offsets, self.room, self.text = index, request, offsets, room, text
-        self.tokens: list[int] = []
-        self.finish: Literal["stop", "length"] | None = None
-        self.generator = torch.Generator().manual_seed(request.sampling.seed)
-
-    def completion(self, decode: Callable[[Sequence[int]], str]) -> Completion:
-        assert self.finish
-        text = self.text.text if self.text and self.text.stopped else decode(self.tokens)
-        return Completion(text, tuple(self.tokens), self.finish)
-
-
-class _Text:
-    """The growing text of one completion: tokens to characters, stop strings found, never shown half."""
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> None:
-        self._decode, self._stop = decode, stop
-        self._hold = max((len(s) for s in stop), default=1) - 1
-        self._tokens: list[int] = []  # those of the last characters, for context, and those not yet told
-        self._told = 0  # how many of these tokens are in `text`
-        self._shown = 0
-        self.text = ""
-        self.stopped = False
-
-    def add(self, token: int) -> str:
-        """Take a token; give the characters that can no longer become part of a stop string."""
-        self._tokens.append(token)
-        return self._tell(complete=False)
-
-    def finish(self) -> str:
-        """Give all that was held back."""
-        return self._tell(complete=True)
-
-    def _tell(self, complete: bool) -> str:
-        before, after = self._decode(self._tokens[: self._told]), self._decode(self._tokens)
-        searched = max(0, len(self.text) - self._hold)
-        if complete or not after.endswith("\N{REPLACEMENT CHARACTER}"):
-            self.text += after[len(before) :]
-            del self._tokens[: self._told]
-            self._told = len(self._tokens)
-        if found := [at for stop in self._stop if (at := self.text.find(stop, searched)) >= 0]:
-            self.text, self.stopped = self.text[: min(found)], True
-        upto = len(self.text) if complete or self.stopped else max(self._shown, len(self.text) - self._hold)
-        new, self._shown = self.text[self._shown : upto], upto
-        return new
-
-
-def _choose(logits: Tensor, runs: Sequence[_Run]) -> list[int]:
-    """The next token of each row of logits (rows, vocabulary)."""
-    tokens: list[int] = logits.argmax(-1).tolist()
-    for row, run in enumerate(runs):
-        if run.request.sampling.temperature:
-            tokens[row] = _draw(logits[row].cpu(), run.request.sampling, run.generator)
-    return tokens
-
-
-def _draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """Top-k, top-p, min-p, temperature, then a draw: the order of llama.cpp."""
-    values, ids = logits.double().sort(descending=True, stable=True)
-    if sampling.top_k:
-        values = values[: sampling.top_k]
-    if sampling.top_p < 1:
-        shares = values.softmax(0)
-        values = values[: int((shares.cumsum(0) - shares < sampling.top_p).sum())]
-    if sampling.min_p:
-        values = values[values >= values[0] + math.log(sampling.min_p)]
-    shares = (values / sampling.temperature).softmax(0)
-    return int(ids[torch.multinomial(shares, 1, generator=generator)])
 
 
 def _states(output: Any) -> Tensor:

@@ -15,7 +15,7 @@ DOORS = {
     "rich": {"console"},
     "gguf": {"export"},
     "llama_cpp": {"llama"},
-    "torch": {"reference"},
+    "torch": {"decoding", "reference"},
     "transformers": {"reference"},
     "math_verify": {"tasks"},
     "matplotlib": {"report"},

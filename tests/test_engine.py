@@ -53,7 +53,7 @@ def test_generation_follows_the_teacher_forced_logits(
     exact: Engine, requests: list[Request], bundled_vector: SteeringVector
 ) -> None:
     for phase in ("all", "generated"):
-        steering = (Steering(bundled_vector, 1.0, (2, 4), phase),)  # type: ignore[arg-type]
+        steering = (Steering(bundled_vector, 1.0, (2, 4), phase),)
         completion = exact.generate(steered(requests[:1], *steering))[0]
         prompt = requests[0].prompt
         logits = exact.logits(prompt + completion.tokens, len(prompt), steering)
@@ -128,7 +128,7 @@ def test_max_tokens_and_the_context_end_a_text(bundled_f16: Path, requests: list
         short, cut = engine.generate([Request(prompt, 3), Request(prompt, 100)])
         assert (len(short.tokens), short.finish) == (3, "length")
         assert (len(cut.tokens), cut.finish) == (5, "length")
-        with pytest.raises(RequestError, match="prompt 1 has .* tokens; the context holds"):
+        with pytest.raises(RequestError, match=r"prompt 1 has .* tokens; the context holds"):
             engine.generate([Request((*prompt, *prompt))])
 
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_honoured_is_refused(
     with pytest.raises(VectorError, match="no layer 0"):
         ask(Steering(bundled_vector, 1.0, (0, 1)))
     other = ModelIdentity("other", "qwen2", 64, 6)
-    with pytest.raises(VectorError, match="of other .* not of"):
+    with pytest.raises(VectorError, match=r"of other .* not of"):
         ask(Steering(SteeringVector({1: np.ones(64, dtype=np.float32)}, other)))
     deep = ModelIdentity("unknown", None, 256, 0)
     with pytest.raises(VectorError, match="blocks 0-5"):

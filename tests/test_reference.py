@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from edge_steer import decoding
 from edge_steer import reference as reference_module
 from edge_steer.backend import Backend, Request, Sampling, Tokens
 from edge_steer.errors import ModelError, RequestError, VectorError
@@ -174,7 +175,7 @@ def test_text_streams_whole_characters_and_ends_before_a_stop_string(tiny: Refer
 
 
 def test_text_with_a_character_of_several_tokens_is_told_whole(tiny: Reference) -> None:
-    text = reference_module._Text(tiny.decode, ())
+    text = decoding.Text(tiny.decode, ())
     pieces = [text.add(token) for token in tiny.encode("1 € ≤ 2", start=False)]
     assert "".join(pieces) == "1 € ≤ 2" and "€" in "".join(pieces)
     assert not any("\ufffd" in piece for piece in pieces)
@@ -202,7 +203,7 @@ def test_sampling_is_seeded_and_follows_the_distribution(tiny: Reference) -> Non
 def test_top_k_top_p_and_min_p_keep_the_tokens_they_should(sampling: Sampling, allowed: set[int]) -> None:
     logits = torch.tensor([0.2, 0.25, 0.05, 0.5]).log()
     generator = torch.Generator().manual_seed(0)
-    assert {reference_module._draw(logits, sampling, generator) for _ in range(200)} == allowed
+    assert {decoding.draw(logits, sampling, generator) for _ in range(200)} == allowed
 
 
 def test_chat_and_encode_give_the_templates_tokens_and_no_second_bos(
