@@ -20,7 +20,7 @@ class RequestError(EdgeSteerError):
 
 
 _EXTRAS = {
-    "extract": ("torch", "transformers"),
+    "extract": ("torch", "transformers", "huggingface_hub"),
     "convert": ("torch", "transformers", "sentencepiece"),
     "evaluate": ("math_verify",),
     "pairs": ("openai",),

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_steer import convert_driver
+from edge_steer import convert_driver, hub
 from edge_steer.errors import EdgeSteerError, ModelError, need
 from edge_steer.files import cache_folder, digest, readable, replacing
 from edge_steer.gguf_header import BF16, F16, F32, Header, read_header
@@ -28,7 +28,6 @@ OUTTYPES = ("F32", "F16", "BF16")  # what the converter is asked for; every othe
 Progress = Callable[[str], None]
 
 _OF_DTYPE = {"float16": "F16", "bfloat16": "BF16"}  # without loss; any other dtype becomes F32
-_INPUTS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 _CONVERTER = re.compile(r"[^/]+/vendor/llama\.cpp/(LICENSE|convert_hf_to_gguf\.py|(conversion|gguf-py/gguf)/.+)")
 
 
@@ -77,10 +76,13 @@ def convert(
         outtype = _known(outtype, OUTTYPES)
     need("convert")
     name = Path(source).resolve().name
-    folder = snapshot(source, revision, progress)
+    folder = hub.locate(source, revision).folder
+    readable(folder / "config.json", "a model's config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{source} holds no .safetensors; weights in other formats are not read")
     outtype = outtype or _lossless(folder)
     if target is None:
-        inputs = sorted(path for pattern in (*_INPUTS, "*.md") for path in folder.glob(pattern))
+        inputs = sorted(path for pattern in (*hub.FILES, "*.md") for path in folder.glob(pattern))
         made_from = [_version(), name, outtype, *(f"{path.name} {digest(path)}" for path in inputs)]
         if (target := _cached(f"{name}-{outtype}", made_from)).is_file():
             return target
@@ -126,33 +128,6 @@ def quant_of(path: Path) -> str:
     """The type a GGUF model says it was written in; "unknown" if it says none of QUANTS. Errors: ModelError."""
     file_type = _header(path).metadata.get("general.file_type")
     return next((quant for quant, known in QUANTS.items() if known == file_type), "unknown")
-
-
-def snapshot(source: str | Path, revision: str | None = None, progress: Progress = _silent) -> Path:
-    """The folder of a model's Hugging Face files: `source` itself, or the hub's at `revision`, fetched if need be.
-
-    Only top-level safetensors, JSON and tokenizer files are fetched. Errors: ModelError.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)) or folder.exists():
-            raise ModelError(f"{source} is neither a folder with Hugging Face files, nor a .gguf, nor a hub id")
-        need("convert")
-        import huggingface_hub
-
-        progress(f"fetching {source}")
-        try:
-            fetched = huggingface_hub.snapshot_download(
-                str(source), revision=revision, allow_patterns=list(_INPUTS), ignore_patterns=["*/*"]
-            )
-        except (OSError, ValueError) as error:
-            why = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ModelError(f"cannot fetch {source}: {why}") from None
-        folder = Path(fetched)
-    readable(folder / "config.json", "a model's config.json")
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{source} holds no .safetensors; weights in other formats are not read")
-    return folder
 
 
 def converter_folder() -> Path:

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import inspect
 import math
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +19,10 @@ import numpy.typing as npt
 from edge_steer import files
 from edge_steer.backend import Completion, Message, OnDone, OnText, Request, Tokens
 from edge_steer.errors import ModelError, RequestError, VectorError, need
+from edge_steer.hub import locate
 from edge_steer.vector import Array, ModelIdentity, Offsets, Steering, spans
 
 need("extract")
-import huggingface_hub  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -63,7 +62,6 @@ GGUF_NAMES = {  # where llama.cpp's name for an architecture is not Hugging Face
     "qwen3_moe": "qwen3moe",
     "qwen3_vl_text": "qwen3vl",
 }
-HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 LOGITS_BYTES = 2**27  # of float32 logits held at once
 
 
@@ -115,11 +113,11 @@ class Reference:
             if threads < 1:
                 raise ModelError(f"{threads} threads asked; at least 1 is needed")
             torch.set_num_threads(threads)
-        folder, name, commit = _locate(source, revision)
+        located = locate(source, revision)
         transformers.utils.logging.disable_progress_bar()
         try:
             network, loading = transformers.AutoModelForCausalLM.from_pretrained(
-                folder,
+                located.folder,
                 dtype=DTYPES[dtype],
                 use_safetensors=True,
                 output_loading_info=True,
@@ -128,7 +126,7 @@ class Reference:
             )
             network.to(device)
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=trust_remote_code
+                located.folder, local_files_only=True, trust_remote_code=trust_remote_code
             )
         except Exception as error:  # the files are the user's, and their readers raise what they like
             raise ModelError(f"{source} cannot be loaded as a causal language model: {_first_line(error)}") from error
@@ -136,7 +134,7 @@ class Reference:
             raise ModelError(
                 f"{source} lacks weights its config.json asks for: {lacking[0]} and {len(lacking) - 1} more"
             )
-        return cls(network, tokenizer, name, commit or _weights_digest(folder))
+        return cls(network, tokenizer, located.name, located.commit or _weights_digest(located.folder))
 
     @property
     def model(self) -> ModelIdentity:
@@ -461,22 +459,6 @@ def _end_tokens(network: Any, config: Any, tokenizer: Any) -> frozenset[int]:
         named = getattr(holder, "eos_token_id", None)
         ends.update(named if isinstance(named, list) else [] if named is None else [named])
     return frozenset(ends)
-
-
-def _locate(source: str | Path, revision: str | None) -> tuple[Path, str, str | None]:
-    """The folder of a model, its name, and the commit if it is a snapshot of the hub."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder, folder.resolve().name, None
-    if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) or folder.parent.is_dir():
-        raise ModelError(f"no such folder: {source}; give a Hugging Face model folder or a hub id like Qwen/Qwen3-0.6B")
-    try:
-        snapshot = Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=list(HUB_FILES)))
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise ModelError(
-            f"{source} is neither a folder nor to be had from the Hugging Face hub: {_first_line(error)}"
-        ) from error
-    return snapshot, source, snapshot.name
 
 
 def _weights_digest(folder: Path) -> str:

@@ -20,7 +20,7 @@ DOORS = {
     "math_verify": {"tasks"},
     "matplotlib": {"report"},
     "safetensors": {"vector"},
-    "huggingface_hub": {"models", "reference"},
+    "huggingface_hub": {"hub"},
 }
 
 

@@ -207,11 +207,11 @@ def test_a_hub_id_without_network_is_one_line(tmp_path: Path) -> None:
     code = (
         "import os; os.environ.update(HF_HUB_OFFLINE='1', HF_HOME=os.getcwd())\n"
         "from edge_steer import errors, models\n"
-        "try: models.snapshot('nobody/nothing', 'f' * 40)\n"
+        "try: models.convert('nobody/nothing', revision='f' * 40)\n"
         "except errors.ModelError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("cannot fetch nobody/nothing: ")
+    assert done.stdout.startswith("cannot fetch nobody/nothing from the Hugging Face hub: ")
     assert done.stdout.count("\n") == 1
 
 

@@ -26,7 +26,7 @@ from edge_steer.files import replacing
 from edge_steer.recipes import ModelRecipe, VectorRecipe
 from edge_steer.reference import Reference
 from edge_steer.tasks import grade, word_problems
-from edge_steer.vector import Steering, spans
+from edge_steer.vector import Steering
 
 HERE = Path(__file__).parent
 DENSE = HERE.parents[1] / "export" / HERE.name / "dense"
@@ -126,6 +126,7 @@ def measure(problems: int) -> None:
     vector = export.read(DENSE / dense.vector)
     samples = word_problems("test", problems)
     steered = [Steering(vector, dense.strength, (dense.layer,), dense.phase)]
+    measured: dict[str, dict[str, Summary]] = {}
     figures: dict[str, object] = {
         "problems": problems,
         "split": "test",
@@ -136,10 +137,11 @@ def measure(problems: int) -> None:
     }
 
     def on(name: str, backend: Backend) -> None:
-        figures[name] = {
-            "unsteered": asdict(summarise(evaluate(backend, samples))),
-            "steered": asdict(summarise(evaluate(backend, samples, steered))),
+        measured[name] = {
+            "unsteered": summarise(evaluate(backend, samples)),
+            "steered": summarise(evaluate(backend, samples, steered)),
         }
+        figures[name] = {how: asdict(summary) for how, summary in measured[name].items()}
         click.echo(json.dumps({name: figures[name]}))
 
     on("torch float32", Reference.load(HERE))
@@ -148,7 +150,26 @@ def measure(problems: int) -> None:
             on(quant, engine)
     with replacing(HERE / "measured.json") as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")
-    click.echo(f"layers {spans(vector.layers)} -> {HERE / 'measured.json'}")
+    _fill_card(measured)
+
+
+def _fill_card(measured: dict[str, dict[str, Summary]]) -> None:
+    lines = ["| | | accuracy (95% interval) | steps | tokens | density |", "|---|---|---|---|---|---|"]
+    for name, both in measured.items():
+        for how, s in both.items():
+            low, high = s.accuracy_interval
+            accuracy = f"{s.accuracy:.1%} ({low:.1%} to {high:.1%})"
+            lines.append(f"| {name} | {how} | {accuracy} | {s.steps:.2f} | {s.tokens:.0f} | {s.density:.1f} |")
+    table = "\n".join(lines)
+    card = HERE / "README.md"
+    text = re.sub(
+        r"(<!-- measured -->\n).*(<!-- /measured -->)",
+        lambda found: f"{found[1]}{table}\n{found[2]}",
+        card.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    with replacing(card) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
