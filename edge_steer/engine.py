@@ -244,13 +244,16 @@ class _Text:
 
 
 class _Run:
-    """Requests of one steering, driven through a context until all are answered."""
+    """Requests of one steering, driven through a context until all are answered.
+
+    The active sequences are always 0..k-1: llama.cpp runs a batch as one graph only if its sequence ids have no holes.
+    """
 
     def __init__(self, model: LlamaModel, requests: list[tuple[int, Request]], on_text: OnText | None) -> None:
         self._model = model
         self._waiting = requests[::-1]
         self._on_text = on_text
-        self._active: dict[int, _Sequence] = {}
+        self._active: list[_Sequence] = []
 
     def complete(self, context: LlamaContext, offsets: Offsets | None, limit: int) -> Iterator[tuple[int, Completion]]:
         by_layer = offsets.by_layer if offsets else None
@@ -262,48 +265,45 @@ class _Run:
                     self._admit(context, by_layer, whole, limit)
                 yield from self._step(context)
         finally:
-            for slot in list(self._active):
-                self._leave(slot)
+            while self._active:
+                self._leave(context, len(self._active) - 1)
 
     def _admit(self, context: LlamaContext, by_layer: Mapping[int, Array] | None, whole: bool, limit: int) -> None:
         """Fill free sequences: all prompt tokens but the last, which the next step decodes with the others."""
         if not whole:
             context.steer(None)
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        for slot in sorted(set(range(context.sequences)) - set(self._active)):
-            if not self._waiting:
-                break
-            context.forget(slot)
+        while self._waiting and len(self._active) < context.sequences:
             index, request = self._waiting.pop()
             *head, last = request.prompt
+            slot = len(self._active)
+            context.forget(slot)
+            context.prefill(head, range(len(head)), [slot] * len(head))
             sampler = LlamaSampler(request.sampling) if request.sampling.temperature else None
             room = min(request.max_tokens, limit - len(request.prompt))
             sequence = _Sequence(index, request, room, sampler, last, len(head))
             if request.stop or self._on_text:
                 sequence.text = _Text(request.stop)
-            self._active[slot] = sequence
-            tokens += head
-            positions += range(len(head))
-            slots += [slot] * len(head)
-        context.prefill(tokens, positions, slots)
+            self._active.append(sequence)
         if not whole:
             context.steer(by_layer)
 
     def _step(self, context: LlamaContext) -> Iterator[tuple[int, Completion]]:
         """One token for every active sequence; those that end give their completion and leave."""
-        slots = list(self._active)
-        running = [self._active[slot] for slot in slots]
+        running = self._active
+        slots = range(len(running))
         context.decode([s.next_token for s in running], [s.position for s in running], slots, 1)
-        best = context.logits().argmax(axis=1)
-        for row, (slot, sequence) in enumerate(zip(slots, running, strict=True)):
-            token = int(best[row]) if sequence.sampler is None else context.sample(sequence.sampler, row)
+        best = context.logits().argmax(axis=1).tolist()
+        ended: list[tuple[int, Completion]] = []
+        for slot, sequence in enumerate(running):
+            token = best[slot] if sequence.sampler is None else context.sample(sequence.sampler, slot)
             sequence.position += 1
             sequence.next_token = token
             if completion := self._accept(sequence, token):
-                self._leave(slot)
-                yield sequence.index, completion
+                ended.append((slot, completion))
+        indices = [running[slot].index for slot, _ in ended]
+        for slot, _ in reversed(ended):
+            self._leave(context, slot)
+        yield from ((index, completion) for index, (_, completion) in zip(indices, ended, strict=True))
 
     def _accept(self, sequence: _Sequence, token: int) -> Completion | None:
         ended = self._model.ends(token)
@@ -323,7 +323,11 @@ class _Run:
         said = text.text if text else b"".join(map(self._model.piece, sequence.tokens)).decode(errors="replace")
         return Completion(said, tuple(sequence.tokens), "stop" if ended else "length")
 
-    def _leave(self, slot: int) -> None:
-        sequence = self._active.pop(slot)
+    def _leave(self, context: LlamaContext, slot: int) -> None:
+        """Take a sequence out; the last one moves into its place."""
+        sequence, last = self._active[slot], self._active.pop()
+        if last is not sequence:
+            context.move(len(self._active), slot)
+            self._active[slot] = last
         if sequence.sampler:
             sequence.sampler.close()

@@ -7,6 +7,8 @@ with an abort is checked here before the C call. It knows nothing of requests or
 import contextlib
 import ctypes
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -18,7 +20,8 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from edge_steer.backend import Message, Sampling, Tokens
 from edge_steer.errors import EdgeSteerError, ModelError, VectorError
-from edge_steer.files import readable, replacing
+from edge_steer.files import cache_folder, digest, readable, replacing
+from edge_steer.gguf_header import read_header
 from edge_steer.vector import Array, ModelIdentity
 
 KvType = Literal["f32", "f16", "q8_0"]
@@ -60,16 +63,23 @@ def system_info() -> dict[str, str]:
     """What llama.cpp was built with, and whether it can offload to a GPU."""
     return {
         "llama-cpp-python": llama_cpp.__version__,
-        "cpu features": llama_cpp.llama_print_system_info().decode().strip(" |"),
+        "cpu features": _cpu_features(),
         "gpu offload": "yes" if llama_cpp.llama_supports_gpu_offload() else "no",
     }
+
+
+def _cpu_features() -> str:
+    return str(llama_cpp.llama_print_system_info().decode().strip(" |\n"))
 
 
 class LlamaModel:
     """A GGUF model in memory. Close it (or use it as a context manager) after every context made from it."""
 
-    def __init__(self, path: Path, gpu_layers: int = -1) -> None:
-        """gpu_layers: how many layers to offload where llama.cpp can; -1 is all. Errors: ModelError."""
+    def __init__(self, path: Path, gpu_layers: int = -1, repack: bool | None = None) -> None:
+        """gpu_layers: how many layers to offload where llama.cpp can; -1 is all.
+
+        repack: lay quantised weights out for this CPU; None is wherever that is safe. Errors: ModelError.
+        """
         readable(path, "a GGUF model")
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -77,6 +87,7 @@ class LlamaModel:
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        params.use_extra_bufts = repacking_is_safe(path) if repack is None else repack
         with _complaining(f"llama.cpp cannot load {path}"):
             self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
             if not self.handle:
@@ -295,6 +306,12 @@ class LlamaContext:
             if llama_cpp.llama_set_adapter_cvec(self.handle, pointer, buffer.size, width, min(offsets), max(offsets)):
                 raise VectorError
 
+    def move(self, source: int, target: int) -> None:
+        """Make all that is cached for `source` the cache of `target`, whose own is dropped."""
+        self.forget(target)
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self.forget(source)
+
     def forget(self, sequence: int) -> None:
         """Drop everything cached for the sequence."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
@@ -364,6 +381,24 @@ def quantize_file(source: Path, target: Path, quant: str, threads: int | None = 
     with replacing(target) as temporary, _complaining(f"llama.cpp cannot quantise {source} to {quant}"):
         if llama_cpp.llama_model_quantize(str(source).encode(), str(temporary).encode(), ctypes.byref(params)):
             raise ModelError
+
+
+def repacking_is_safe(path: Path) -> bool:
+    """False where llama.cpp's AMX kernels kill the process, tried once for each build in a child process."""
+    if "AMX_INT8 = 1" not in _cpu_features():
+        return True
+    if read_header(path).metadata.get("general.file_type") in {QUANTS[name] for name in ("F32", "F16", "BF16")}:
+        return True
+    kernels = Path(llama_cpp.__file__).parent / "lib" / "libggml-cpu.so"
+    verdict = cache_folder() / f"amx-{digest(kernels)[:16]}"
+    if not verdict.exists():
+        probe = [sys.executable, "-m", "edge_steer.amx_probe", str(path)]
+        status = subprocess.run(probe, capture_output=True, check=False).returncode
+        if status > 0:
+            return False
+        with replacing(verdict) as temporary:
+            temporary.write_text("faults" if status else "works")
+    return verdict.read_text() == "works"
 
 
 @contextlib.contextmanager

@@ -25,12 +25,13 @@ from edge_steer.extract import extract
 from edge_steer.files import replacing
 from edge_steer.recipes import ModelRecipe, VectorRecipe
 from edge_steer.reference import Reference
-from edge_steer.tasks import grade, word_problems
+from edge_steer.tasks import count_steps, grade, word_problems
 from edge_steer.vector import Steering
 
 HERE = Path(__file__).parent
 DENSE = HERE.parents[1] / "export" / HERE.name / "dense"
-STRENGTHS = (-0.2, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
+STRENGTHS = (-0.3, 0.2, 0.25, 0.3, 0.35, 0.4)
+REWRITE_DENSITY = 0.7  # most paragraphs merged, half of the operations still told at length
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,14 @@ def make_pairs(count: int) -> None:
     for problem, completion in zip(problems, reference.generate([Request(p) for p in prompts]), strict=True):
         own, answer = completion.text, str(problem.answer)
         told = re.findall(r"\d+ [-+*/] \d+ = \d+", own)
-        dense = wordproblems.solution(problem, 1.0, rng)
-        if tuple(told) == problem.equations and grade(own, answer) and grade(dense, answer):
+        dense = wordproblems.solution(problem, REWRITE_DENSITY, rng)
+        denser = count_steps(dense) < count_steps(own)
+        if denser and tuple(told) == problem.equations and grade(own, answer) and grade(dense, answer):
             made.append(pairs.Pair(problem.question, positive=dense, negative=own, answer=answer))
     if len(made) < count:
         raise click.ClickException(f"only {len(made)} of {len(problems)} solutions are correct; {count} are needed")
     pairs.write(HERE / "pairs.jsonl", made[:count])
-    click.echo(f"{count} pairs; {len(made)} of {len(problems)} own solutions are correct step by step")
+    click.echo(f"{count} pairs; {len(made)} of {len(problems)} own solutions are right step by step and got denser")
 
 
 @main.command()

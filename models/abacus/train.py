@@ -245,7 +245,7 @@ def main(steps: int, processes: int, rows: int, seed: int, work_dir: Path) -> No
     model.half().save_pretrained(HERE)
     record = {**asdict(settings), "seconds": round(state["seconds"]), "parameters": model.num_parameters()}
     (HERE / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    click.echo(f"trained in {state['seconds'] / 60:.0f} minutes; next: see README.md, "How it was made"")
+    click.echo(f"trained in {state['seconds'] / 60:.0f} minutes; next: see README.md")
 
 
 if __name__ == "__main__":
