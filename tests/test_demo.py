@@ -44,16 +44,22 @@ def test_the_demo_writes_vector_table_and_plot(out: Path) -> None:
     assert not list((out.parents[2] / "cache" / "demo").iterdir())
 
 
-def test_steering_works_in_the_shipped_table() -> None:
-    """The figures of the committed demo: steps, density and accuracy on 100 held-out problems, both directions."""
+def test_steering_works_in_the_shipped_figures() -> None:
+    """Steps, density and accuracy on 500 held-out problems, and both directions in the demo's table."""
+    measured = json.loads((ROOT / "models" / "abacus" / "measured.json").read_text())
     table = json.loads((ROOT / "export" / "abacus" / "dense" / "table.json").read_text())
-    assert table["problems"]["count"] >= 100
-    cells = {(cell["backend"], cell["strength"]): cell["summary"] for cell in table["cells"]}
-    for backend in ("torch float32", "Q4_K_M"):
-        plain = cells[backend, 0.0]
-        dense, sparse = cells[backend, table["strength"]], cells[backend, -table["strength"]]
+    assert (
+        measured["vector"] == table["vector"]["digest"] == export.read(ROOT / "export/abacus/dense/vector.gguf").digest
+    )
+    assert measured["problems"] == 500
+    for backend in ("torch float32", "F16", "Q8_0", "Q4_K_M"):
+        plain, dense = measured[backend]["unsteered"], measured[backend]["steered"]
+        assert plain["accuracy"] >= 0.8
         assert dense["density"] >= 1.4 * plain["density"]
         assert dense["steps"] <= 0.75 * plain["steps"]
         assert dense["accuracy"] >= plain["accuracy"] - 0.03
+    cells = {(cell["backend"], cell["strength"]): cell["summary"] for cell in table["cells"]}
+    for backend in ("torch float32", "Q4_K_M"):
+        plain, sparse = cells[backend, 0.0], cells[backend, -table["strength"]]
         assert sparse["density"] < plain["density"]
         assert sparse["steps"] > plain["steps"]
