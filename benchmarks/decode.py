@@ -32,7 +32,7 @@ from rich.table import Table
 
 from edge_steer.backend import Request
 from edge_steer.engine import Engine
-from edge_steer.llama import repacking_is_safe, default_threads
+from edge_steer.llama import default_threads, repacking_is_safe
 from edge_steer.vector import Steering, SteeringVector
 
 PROMPT = 16

@@ -20,17 +20,19 @@ PLAIN_WIDTH = 110  # of tables when stdout is no terminal
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """A table on stdout; an empty row draws a line."""
+    """A table on stdout, its title in a line above; an empty row draws a line."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, title=title, show_header=any(columns))
+    table = Table(*columns, show_header=any(columns))
     for row in rows:
         if row:
             table.add_row(*map(Text, row))
         else:
             table.add_section()
+    if title:
+        click.echo(title)
     Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
 
 
@@ -63,13 +65,13 @@ def print_vector(vector: "SteeringVector") -> None:
 def print_parity(report: "Report") -> None:
     if report.mechanism:
         print_table(
-            ["layer", "phase", "strength", "max |delta logit|", "one layer off"],
+            ["layer", "phase", "strength", "median", "max", "median one layer off"],
             (
-                [str(row.layer), row.phase, f"{row.strength:g}", f"{row.delta:.2g}",
+                [str(row.layer), row.phase, f"{row.strength:g}", f"{row.median:.2g}", f"{row.max:.2g}",
                  "" if row.neighbour is None else f"{row.neighbour:.2g}"]
                 for row in report.mechanism
             ),
-            f"mechanism: logits of GGUF and torch float32, tolerance {report.mechanism_tolerance:g}",
+            f"mechanism: max |delta logit| over positions, tolerance of the median {report.mechanism_tolerance:g}",
         )  # fmt: skip
     found = {"unsteered": report.unsteered, "steered": report.steered}
     print_table(

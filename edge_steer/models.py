@@ -48,8 +48,7 @@ def gguf_for(
     quant: None is the GGUF itself, or for Hugging Face weights the type that loses nothing. Errors: ModelError.
     """
     quant = None if quant is None else _known(quant, tuple(QUANTS))
-    if str(source).endswith(".gguf"):
-        path = Path(source)
+    if (path := Path(source)).is_file() or path.suffix == ".gguf":
         if quant in (None, quant_of(path)):
             return path
         return quantize(path, quant, threads=threads, progress=progress)

@@ -29,12 +29,13 @@ from torch import Tensor  # noqa: E402
 
 from edge_steer.decoding import Run, Text, choose  # noqa: E402
 
-Dtype = Literal["float32", "float16", "bfloat16"]
+Dtype = Literal["float64", "float32", "float16", "bfloat16"]
 Pool = Callable[[Tensor], Tensor]  # states (tokens, hidden) -> (hidden,)
 Span = tuple[int, int, int]  # row, first column, column after the last
 Hook = Callable[[torch.nn.Module, Any, Any], Any]
 
 DTYPES: dict[str, torch.dtype] = {
+    "float64": torch.float64,
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -424,7 +425,7 @@ class _Additions:
             states = _states(output)
             columns = torch.arange(self.column, self.column + states.shape[1], device=states.device)[:, None]
             added = self._by_layer[layer] * (columns >= self._starts)
-            steered = (states.float() + added).to(states.dtype)
+            steered = (states + added).to(states.dtype)
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
         return add

@@ -40,10 +40,10 @@ def test_extract_export_run(vector: Path, tmp_path: Path, bundled_f16: Path) -> 
     assert "layers 2-4, strength 0.5 baked in" in result.output
 
     plain = edge_steer("run", bundled_f16, QUESTION)
-    steered = edge_steer("run", bundled_f16, QUESTION, "--vector", f"{control}:0.4", "--layers", "3")
+    steered = edge_steer("run", bundled_f16, QUESTION, "--vector", f"{control}:1.2", "--layers", "3")
     assert "\\boxed{" in plain.stdout
     assert plain.stdout != steered.stdout
-    unbaked = edge_steer("run", bundled_f16, QUESTION, "--vector", vector, "--strength", "0.2", "--layers", "3")
+    unbaked = edge_steer("run", bundled_f16, QUESTION, "--vector", vector, "--strength", "0.6", "--layers", "3")
     assert unbaked.stdout == steered.stdout
 
 
@@ -62,7 +62,7 @@ def test_run_reads_arguments_files_and_standard_input(tmp_path: Path, bundled_f1
 
 
 def test_compare_puts_both_side_by_side(vector: Path, bundled_f16: Path) -> None:
-    arguments = ("run", bundled_f16, QUESTION, "--vector", f"{vector}:0.2", "--layers", "3", "--compare")
+    arguments = ("run", bundled_f16, QUESTION, "--vector", f"{vector}:0.6", "--layers", "3", "--compare")
     table = edge_steer(*arguments).stdout
     assert "unsteered" in table
     assert "steered" in table
@@ -113,7 +113,7 @@ def test_pairs_show_and_check(tmp_path: Path, bundled_f16: Path) -> None:
         (["run", "{empty}", "x"], "is empty"),
         (["run", "{half}", "x"], "cannot load"),
         (["run", "{vector_gguf}", "x"], "cannot load"),
-        (["run", "{model}", "x", "--vector", "{model}"], "no control vector"),
+        (["run", "{model}", "x", "--vector", "{model}"], "not 'controlvector'"),
         (["run", "{model}", "x", "--vector", "{vector}", "--layers", "6"], "layer 6 asked"),
         (["run", "{model}", "x", "--vector", "{vector}", "--layers", "0"], "no layer 0"),
         (["run", "{model}", "x", "--vector", "{vector}", "--layers", "a-b"], "cannot read layers"),

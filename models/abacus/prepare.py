@@ -94,7 +94,8 @@ def choose(quant: str, problems: int) -> None:
                 cells.append(Cell(layer, strength, summarise(rows)))
     _print(plain, cells, f"{quant}, {problems} dev problems, greedy, phase all")
     best = _best(plain, cells)
-    chosen = f"models/abacus/prepare.py choose: {quant}, {problems} dev problems, most accurate of those dense enough, then mildest"
+    rule = "most accurate of those dense enough, then mildest"
+    chosen = f"models/abacus/prepare.py choose: {quant}, {problems} dev problems, {rule}"
     for path, entries in (
         (HERE / "recipe.toml", {"layer": best.layer, "strength": best.strength}),
         (DENSE / "recipe.toml", {"layer": best.layer, "strength": best.strength, "chosen": json.dumps(chosen)}),
@@ -108,7 +109,7 @@ def choose(quant: str, problems: int) -> None:
 
 
 def _best(plain: Summary, cells: Sequence[Cell]) -> Cell:
-    """Most accurate of the cells that shorten enough; the mildest of equals, since dev says little of a point or two."""
+    """Most accurate of the cells that shorten enough; the mildest of equals: dev cannot tell a point apart."""
     enough = [
         cell
         for cell in cells
