@@ -3,9 +3,9 @@
 likelihoods   llama-perplexity saves the unsteered model's log-probabilities and prints the KL divergence of the steered
               model from them; edge-steer computes the same numbers from its own logits on the same tokens, once from
               its own unsteered logits ("edge-steer") and once from the tool's file ("on the tool's base"). The same
-              direction one layer on is shown too, as a measure of what a difference would look like.
+              direction one layer off is shown too, as a measure of what a difference would look like.
 texts         llama-completion's greedy texts, unsteered and steered, against edge-steer's.
-direction.0   a file with this tensor is refused by llama.cpp and by edge-steer.
+direction.0   a file with this tensor is skipped by llama.cpp, which runs on unsteered; edge-steer refuses it.
 
 All in the phase "all", the only one those tools have; F32 KV cache, no flash attention. On an F32 model the numbers
 agree to what the tool prints; on F16 and quantised ones llama.cpp itself differs a little with the batch size.
@@ -95,16 +95,17 @@ def likelihoods(
     printed = llama_tools.run(program, "--kl-divergence", *common, *flags)
 
     tokens, base_rows = read_base(base)
-    later = SteeringVector({steered.layers[0] + 1: steered.vector.directions[steered.layers[0]]}, steered.vector.model)  # type: ignore[index]
+    (layer,) = steered.offsets()
+    moved = SteeringVector({layer - 1 or layer + 1: steered.vector.directions[layer]}, steered.vector.model)
     plain = forced(engine, tokens, ())
     with_vector = forced(engine, tokens, (steered,))
-    next_layer = forced(engine, tokens, (Steering(later, steered.strength),))
+    one_off = forced(engine, tokens, (Steering(moved, steered.strength),))
     chosen = tokens[:, CHUNK // 2 + 1 :].ravel()
     return {
         "llama-perplexity": parse(printed),
         "edge-steer": divergence(plain, with_vector, chosen),
         "on the tool's base": divergence(base_rows, with_vector, chosen),
-        "one layer on": divergence(plain, next_layer, chosen),
+        "one layer off": divergence(plain, one_off, chosen),
     }
 
 
@@ -179,7 +180,7 @@ def texts(
         theirs = []
         for prompt in prompts:
             said = llama_tools.run(program, *common, "-n", MAX_TOKENS, "-t", default_threads(), *extra, "-p", prompt)
-            theirs.append(said.removesuffix("\n").removesuffix("\n").removesuffix(" [end of text]"))
+            theirs.append(said.rstrip("\n").removesuffix(" [end of text]"))
         counts[name] = {"texts": problems, "equal": sum(a == b for a, b in zip(mine, theirs, strict=True))}
         counts[name]["tokens"] = sum(len(engine.encode(text)) for text in mine)
     return counts
@@ -196,13 +197,11 @@ def refusals(engine: Engine, path: Path, file: Path) -> dict[str, str]:
     writer.close()
 
     command = (llama_tools.tool("llama-completion"), "-m", path, "-no-cnv", "-n", 1, "-p", "a", *SETTINGS)
-    said = {}
-    try:
-        llama_tools.run(*command, "--control-vector", file)
-        said["llama-completion"] = "taken"
-    except EdgeSteerError as error:
-        reason = re.search(r"invalid \(zero\) direction tensor layer index", str(error))
-        said["llama-completion"] = f"refused: {reason[0] if reason else error}"
+    complaint = re.search(
+        r"invalid \(zero\) direction tensor layer index",
+        llama_tools.run(*command, "--control-vector", file, errors=True),
+    )
+    said = {"llama-completion": f"{complaint[0]}; runs on unsteered, status 0" if complaint else "taken"}
     try:
         export.read(file)
         said["edge-steer"] = "taken"

@@ -58,8 +58,8 @@ def source() -> Path:
     return folder
 
 
-def run(*command: object) -> str:
-    """Standard output of a command; its last lines are the error. Errors: EdgeSteerError."""
+def run(*command: object, errors: bool = False) -> str:
+    """Standard output of a command, or with `errors` its standard error. Errors: EdgeSteerError for a bad status."""
     try:
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True, errors="replace")
     except FileNotFoundError:
@@ -67,7 +67,7 @@ def run(*command: object) -> str:
     if done.returncode:
         words = "\n".join((done.stdout + done.stderr).strip().splitlines()[-5:])
         raise EdgeSteerError(f"{command[0]} ended with status {done.returncode}: {words}")
-    return done.stdout
+    return done.stderr if errors else done.stdout
 
 
 @click.command(help=__doc__)
