@@ -32,6 +32,7 @@ from rich.table import Table
 
 from edge_steer.backend import Request
 from edge_steer.engine import Engine
+from edge_steer.errors import EdgeSteerError
 from edge_steer.llama import default_threads, repacking_is_safe
 from edge_steer.vector import Steering, SteeringVector
 
@@ -120,14 +121,14 @@ def ours(engine: Engine, sequences: int, tokens: int, steerings: tuple[Steering,
 
 def load_llama(path: Path, threads: int) -> llama_cpp.Llama:
     """The high-level class, with the engine's settings; repacking it has no argument for."""
-    defaults = llama_cpp.llama_model_default_params
+    defaults = llama_cpp.llama_cpp.llama_model_default_params
 
     def params() -> llama_cpp.llama_model_params:
         found = defaults()
         found.use_extra_bufts = repacking_is_safe(path)
         return found
 
-    with mock.patch.object(llama_cpp, "llama_model_default_params", params):
+    with mock.patch.object(llama_cpp.llama_cpp, "llama_model_default_params", params):
         return llama_cpp.Llama(
             str(path), n_ctx=CONTEXT, n_batch=BATCH, n_threads=threads, n_threads_batch=threads,
             flash_attn=True, verbose=False,
@@ -155,9 +156,11 @@ def bench(path: Path, tokens: int, threads: int) -> float:
 def batched(path: Path, sequences: int, tokens: int, threads: int) -> float:
     command = [llama_tools.tool("llama-batched-bench"), "-m", path, "-t", threads, "-tb", threads, "-b", BATCH]
     command += ["-c", CONTEXT * sequences, "-npp", PROMPT, "-ntg", tokens, "-npl", sequences]
-    lines = llama_tools.run(*command, "--output-format", "jsonl", *repacking(path)).splitlines()
-    (row,) = (json.loads(line) for line in lines if line.startswith("{"))
-    return float(row["speed_tg"])
+    for _ in range(10):  # at times the tool ends before its log thread has written the last line
+        row = llama_tools.run(*command, *repacking(path)).strip().splitlines()[-1].strip("|").split("|")
+        if row[0].strip() == str(PROMPT):
+            return float(row[7])  # the column "S_TG t/s"
+    raise EdgeSteerError("llama-batched-bench printed no row")
 
 
 def repacking(path: Path) -> list[str]:
