@@ -65,7 +65,7 @@ def load(folder: str) -> tuple[Any, Any]:
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
-    return model, transformers.AutoTokenizer.from_pretrained(folder)
+    return model, transformers.PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def texts(pairs: Pairs) -> tuple[list[str], list[str]]:

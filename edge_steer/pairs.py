@@ -6,13 +6,13 @@ It knows nothing of models: tokens are counted, and answers graded, by functions
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edge_steer.errors import EdgeSteerError
 from edge_steer.files import readable, replacing
+from edge_steer.tasks import count_steps
 
 Count = Callable[[str], int]  # text -> number of tokens
 Grade = Callable[[str, str], bool]  # solution, expected answer -> whether it is right
@@ -119,18 +119,13 @@ def check(pairs: Sequence[Pair], count: Count, grade: Grade | None = None) -> li
                 name=pair.id or f"pair {number}",
                 positive_right=expected is not None and grade(pair.positive, expected),
                 negative_right=expected is not None and grade(pair.negative, expected),
-                positive_steps=steps(pair.positive),
-                negative_steps=steps(pair.negative),
+                positive_steps=count_steps(pair.positive),
+                negative_steps=count_steps(pair.negative),
                 positive_tokens=count(pair.positive),
                 negative_tokens=count(pair.negative),
             )
         )
     return found
-
-
-def steps(text: str) -> int:
-    """N_steps of DenseSteer: paragraphs separated by blank lines."""
-    return sum(bool(paragraph.strip()) for paragraph in re.split(r"\n\s*\n", text))
 
 
 def boxed(text: str) -> str | None:
