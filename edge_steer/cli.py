@@ -435,10 +435,9 @@ def _prompts(prompt: str | None, file: Path | None) -> list[str]:
     if prompt is not None and file:
         raise click.UsageError("give a PROMPT or a --file, not both")
     if file:
-        from edge_steer.files import readable
+        from edge_steer.files import read_lines
 
-        lines = readable(file, "prompts, one a line").read_text("utf-8").splitlines()
-        prompts = [line for line in lines if line.strip()]
+        prompts = read_lines(file, "prompts, one a line")
     else:
         prompts = [prompt if prompt not in (None, "-") else sys.stdin.read().strip()]
     if not prompts or not prompts[0]:

@@ -17,7 +17,7 @@ from edge_steer.engine import Engine
 from edge_steer.evaluate import Row, Summary, evaluate, summarise
 from edge_steer.extract import extract
 from edge_steer.files import cache_folder, digest, replacing
-from edge_steer.parity import Distribution, Text, distribution
+from edge_steer.parity import Distribution, Progress, Text, answered, distribution
 from edge_steer.recipes import ModelRecipe, VectorRecipe
 from edge_steer.reference import Reference
 from edge_steer.report import plot_response
@@ -32,8 +32,6 @@ PANELS: dict[str, Callable[[Summary], float]] = {
     "steps": lambda s: s.steps,
     "accuracy": lambda s: s.accuracy,
 }
-
-Progress = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
 
 
 @dataclass(frozen=True)
@@ -124,8 +122,8 @@ class _Table:
             self._done = before + len(rows)
             self.rows[name, strength] = rows
             if reference is None:
-                answered = list(zip(self._samples, rows, strict=True))[:KL_TEXTS]
-                self._texts[strength] = [_text(backend, sample, row) for sample, row in answered]
+                told = list(zip(self._samples, rows, strict=True))[:KL_TEXTS]
+                self._texts[strength] = [answered(backend, sample.question, row.text) for sample, row in told]
             parity = distribution(reference, backend, self._texts[strength], self.at(strength)) if reference else None
             cells.append(Cell(name, strength, summarise(rows), parity))
         return cells
@@ -136,11 +134,6 @@ class _Table:
     def _count(self, _row: Row) -> None:
         self._done += 1
         self._progress("answering", self._done, self._total)
-
-
-def _text(backend: Backend, sample: Sample, row: Row) -> Text:
-    prompt = backend.chat(sample.messages)
-    return Text(prompt + backend.encode(row.text, start=False), len(prompt))
 
 
 def _shown(samples: Sequence[Sample], unsteered: Sequence[Row], steered: Sequence[Row]) -> Sample:

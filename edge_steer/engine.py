@@ -293,17 +293,16 @@ class _Run:
         slots = range(len(running))
         context.decode([s.next_token for s in running], [s.position for s in running], slots, 1)
         best = context.logits().argmax(axis=1).tolist()
-        ended: list[tuple[int, Completion]] = []
+        ended: list[tuple[int, int, Completion]] = []
         for slot, sequence in enumerate(running):
             token = best[slot] if sequence.sampler is None else context.sample(sequence.sampler, slot)
             sequence.position += 1
             sequence.next_token = token
             if completion := self._accept(sequence, token):
-                ended.append((slot, completion))
-        indices = [running[slot].index for slot, _ in ended]
-        for slot, _ in reversed(ended):
+                ended.append((slot, sequence.index, completion))
+        for slot, _, _ in reversed(ended):
             self._leave(context, slot)
-        yield from ((index, completion) for index, (_, completion) in zip(indices, ended, strict=True))
+        yield from ((index, completion) for _, index, completion in ended)
 
     def _accept(self, sequence: _Sequence, token: int) -> Completion | None:
         ended = self._model.ends(token)

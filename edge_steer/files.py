@@ -47,6 +47,17 @@ def readable(path: Path, what: str) -> Path:
     return path
 
 
+def read_lines(path: Path, what: str) -> list[str]:
+    """The lines of a UTF-8 text that are not blank. Errors: EdgeSteerError if there are none, or it is not UTF-8."""
+    try:
+        lines = [line for line in readable(path, what).read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise EdgeSteerError(f"{path} is not UTF-8 at byte {error.start + 1}; expected {what}") from None
+    if not lines:
+        raise EdgeSteerError(f"{path} holds only blank lines; expected {what}")
+    return lines
+
+
 def digest(path: Path) -> str:
     """SHA-256 of the file's bytes, in hex."""
     with path.open("rb") as file:

@@ -13,7 +13,7 @@ import numpy as np
 from edge_steer import pairs
 from edge_steer.backend import Backend, Tokens
 from edge_steer.errors import EdgeSteerError
-from edge_steer.files import readable
+from edge_steer.files import read_lines
 from edge_steer.stats import Floats, cosine, kl_divergence, quantiles
 from edge_steer.vector import PHASES, Array, Phase, Steering, SteeringVector
 
@@ -95,8 +95,8 @@ def read_texts(path: Path, backend: Backend) -> list[Text]:
     """
     if path.suffix == ".jsonl":
         return [answered(backend, pair.question, pair.negative) for pair in pairs.read(path)]
-    lines = readable(path, "texts: pairs as .jsonl, or plain text with one text a line").read_text("utf-8").splitlines()
-    return [Text(backend.encode(line), 1) for line in lines if line.strip()]
+    lines = read_lines(path, "texts: pairs as .jsonl, or plain text with one text a line")
+    return [Text(backend.encode(line), 1) for line in lines]
 
 
 def answered(backend: Backend, question: str, answer: str) -> Text:

@@ -25,11 +25,6 @@ def kl_divergence(reference: npt.NDArray[np.floating], other: npt.NDArray[np.flo
     return np.maximum(divergence, 0.0)
 
 
-def top1_agreement(reference: npt.NDArray[np.floating], other: npt.NDArray[np.floating]) -> float:
-    """Share of rows in which both choose the same token."""
-    return float((reference.argmax(axis=-1) == other.argmax(axis=-1)).mean())
-
-
 def cosine(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> float:
     """Cosine of the angle between two arrays taken as one long vector each. Errors: EdgeSteerError if one is zero."""
     x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()

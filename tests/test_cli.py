@@ -130,18 +130,32 @@ def test_pairs_show_and_check(tmp_path: Path, bundled_f16: Path) -> None:
         (["extract", "{abacus}", "{pairs}", "-o", "{out}", "--layers", "7"], "layer 7"),
         (["extract", "nowhere/at-all", "{pairs}", "-o", "{out}"], "nowhere/at-all"),
         (["pairs", "show", "{empty}"], "is empty"),
+        (["run", "{model}", "-f", "{blank}"], "only blank lines"),
+        (["run", "{model}", "-f", "{latin}"], "not UTF-8"),
+        (
+            ["parity", "{f32}", "--reference", "{abacus}", "--vector", "{vector_gguf}", "--texts", "{blank}"],
+            "only blank lines",
+        ),
         (["info", "{pairs}"], "not a"),
     ],
 )
 def test_bad_input_is_one_line_and_status_1(
-    arguments: list[str], says: str, tmp_path: Path, vector: Path, bundled_f16: Path, bundled_vector_gguf: Path
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    vector: Path,
+    bundled_f16: Path,
+    bundled_f32: Path,
+    bundled_vector_gguf: Path,
 ) -> None:
-    names = {name: tmp_path / name for name in ("empty", "half", "bad_pairs", "out")}
+    names = {name: tmp_path / name for name in ("empty", "half", "bad_pairs", "out", "blank", "latin")}
     names["empty"].write_bytes(b"")
+    names["blank"].write_text("\n \n")
+    names["latin"].write_bytes("Zoë".encode("latin-1"))
     names["half"].write_bytes(bundled_f16.read_bytes()[:3_000_000])
     names["bad_pairs"].write_text('{"question": "q", "positive": "a", "negative": "b"}\n{"question": \n')
     words = {
-        **names, "model": bundled_f16, "vector": vector, "vector_gguf": bundled_vector_gguf,
+        **names, "f32": bundled_f32, "model": bundled_f16, "vector": vector, "vector_gguf": bundled_vector_gguf,
         "pairs": ABACUS / "pairs.jsonl", "abacus": ABACUS, "long": "apples " * 2000,
     }  # fmt: skip
     result = edge_steer(*(argument.format(**words) for argument in arguments))
