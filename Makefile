@@ -3,6 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
+# GCC before 13 drops stores that llama.cpp's AMX kernels need, which then fault; without these two passes it keeps them.
+OLD_GCC := $(shell c++ --version 2>/dev/null | grep -q 'Free Software' && [ "$$(c++ -dumpversion | cut -d. -f1)" -lt 13 ] && echo yes)
+export CXXFLAGS += $(if $(OLD_GCC),-fno-tree-dse -fno-dse)
+
 .PHONY: demo test lint docs
 
 demo: $(INSTALLED)

@@ -11,4 +11,4 @@ from edge_steer.llama import LlamaContext, LlamaModel
 
 if __name__ == "__main__":
     with LlamaModel(Path(sys.argv[1]), repack=True) as model, LlamaContext(model, length=64) as context:
-        context.prefill([0] * 32, list(range(32)), [0] * 32)
+        context.prefill([0] * 32, 0, 0)

@@ -1,76 +1,119 @@
-"""One row of a batch being answered in PyTorch: its tokens, its growing text, how its next token is chosen.
+"""Rows of a batch being answered in PyTorch: their tokens, their growing text, how the next token is chosen.
 
 Takes logits and requests, gives token ids and text. It runs no model.
 """
 
 import math
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from edge_steer.backend import Completion, Request, Sampling
+from edge_steer.backend import Completion, Request, Sampling, TokenLogprobs
+from edge_steer.text import Text
 from edge_steer.vector import Offsets
+
+Decode = Callable[[Sequence[int]], str]
 
 
 class Run:
     """A request being answered: one row of a batch."""
 
-    def __init__(self, index: int, request: Request, offsets: Offsets | None, room: int, text: "Text | None") -> None:
-        self.index, self.request, self.offsets, self.room, self.text = index, request, offsets, room, text
+    def __init__(
+        self, index: int, request: Request, offsets: Offsets | None, room: int, decode: Decode, streams: bool
+    ) -> None:
+        """room: how many tokens it may make. streams: whether anyone listens to its text."""
+        self.index, self.request, self.offsets, self.room = index, request, offsets, room
         self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
         self.finish: Literal["stop", "length"] | None = None
         self.generator = torch.Generator().manual_seed(request.sampling.seed)
+        self.started = 0.0
+        self._decode = decode
+        self._characters = Characters(decode)
+        self._text = Text(request.stop) if streams or request.stop else None
 
-    def completion(self, decode: Callable[[Sequence[int]], str]) -> Completion:
+    def take(self, token: int, logprobs: TokenLogprobs | None, ended: bool) -> str:
+        """Take the next token, of which an end token is not kept; give the text that can be shown by it."""
+        if not ended:
+            self.tokens.append(token)
+            if logprobs:
+                self.logprobs.append(logprobs)
+        full = len(self.tokens) == self.room
+        new = ""
+        if self._text:
+            new = "" if ended else self._text.add(self._characters.add(token))
+            if ended or full:
+                new += self._text.add(self._characters.finish()) + self._text.finish()
+            ended = ended or self._text.stopped
+        self.finish = "stop" if ended else "length" if full else None
+        return new
+
+    def completion(self) -> Completion:
         assert self.finish
-        text = self.text.text if self.text and self.text.stopped else decode(self.tokens)
-        return Completion(text, tuple(self.tokens), self.finish)
+        text = self._text.text if self._text and self._text.stopped else self._decode(self.tokens)
+        seconds = time.perf_counter() - self.started
+        return Completion(text, tuple(self.tokens), self.finish, tuple(self.logprobs), seconds=seconds)
 
 
-class Text:
-    """The growing text of one completion: tokens to characters, stop strings found, never shown half."""
+class Characters:
+    """Tokens to whole characters: those of a character that needs more tokens wait for them."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> None:
-        self._decode, self._stop = decode, stop
-        self._hold = max((len(s) for s in stop), default=1) - 1
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
         self._tokens: list[int] = []  # those of the last characters, for context, and those not yet told
-        self._told = 0  # how many of these tokens are in `text`
-        self._shown = 0
-        self.text = ""
-        self.stopped = False
+        self._told = 0  # how many of these tokens have been told
 
     def add(self, token: int) -> str:
-        """Take a token; give the characters that can no longer become part of a stop string."""
+        """The characters that are whole by this token."""
         self._tokens.append(token)
-        return self._tell(complete=False)
+        new = self._untold()
+        if new.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        del self._tokens[: self._told]
+        self._told = len(self._tokens)
+        return new
 
     def finish(self) -> str:
-        """Give all that was held back."""
-        return self._tell(complete=True)
-
-    def _tell(self, complete: bool) -> str:
-        before, after = self._decode(self._tokens[: self._told]), self._decode(self._tokens)
-        searched = max(0, len(self.text) - self._hold)
-        if complete or not after.endswith("\N{REPLACEMENT CHARACTER}"):
-            self.text += after[len(before) :]
-            del self._tokens[: self._told]
-            self._told = len(self._tokens)
-        if found := [at for stop in self._stop if (at := self.text.find(stop, searched)) >= 0]:
-            self.text, self.stopped = self.text[: min(found)], True
-        upto = len(self.text) if complete or self.stopped else max(self._shown, len(self.text) - self._hold)
-        new, self._shown = self.text[self._shown : upto], upto
+        """What is left, whole or not."""
+        new = self._untold()
+        self._told = len(self._tokens)
         return new
+
+    def _untold(self) -> str:
+        return self._decode(self._tokens)[len(self._decode(self._tokens[: self._told])) :]
 
 
 def choose(logits: Tensor, runs: Sequence[Run]) -> list[int]:
     """The next token of each row of logits (rows, vocabulary)."""
     tokens: list[int] = logits.argmax(-1).tolist()
     for row, run in enumerate(runs):
-        if run.request.sampling.temperature:
-            tokens[row] = draw(logits[row].cpu(), run.request.sampling, run.generator)
+        sampling = run.request.sampling
+        if not (sampling.temperature or sampling.penalises):
+            continue
+        scores = logits[row].cpu()
+        if sampling.penalises:
+            scores = penalised(scores, [*run.request.prompt, *run.tokens][-sampling.repeat_last_n :], sampling)
+        tokens[row] = draw(scores, sampling, run.generator) if sampling.temperature else int(scores.argmax())
     return tokens
+
+
+def penalised(logits: Tensor, seen: Sequence[int], sampling: Sampling) -> Tensor:
+    """Logits (vocabulary,) less what the tokens seen cost, as llama.cpp's penalties sampler has it.
+
+    A logit above 0 is divided by repeat_penalty, another multiplied by it; then off goes
+    count * frequency_penalty + presence_penalty.
+    """
+    occurrences = Counter(seen)
+    tokens, counts = torch.tensor(list(occurrences)), torch.tensor(list(occurrences.values()))
+    found = logits[tokens]
+    found = torch.where(found > 0, found / sampling.repeat_penalty, found * sampling.repeat_penalty)
+    result = logits.clone()
+    result[tokens] = found - (counts * sampling.frequency_penalty + sampling.presence_penalty)
+    return result
 
 
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
@@ -85,3 +128,12 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
         values = values[values >= values[0] + math.log(sampling.min_p)]
     shares = (values / sampling.temperature).softmax(0)
     return int(ids[torch.multinomial(shares, 1, generator=generator)])
+
+
+def token_logprobs(logits: Tensor, token: int, count: int) -> TokenLogprobs:
+    """The log-probability of the token and those of the `count` likeliest, from logits (vocabulary,)."""
+    values = logits.double().log_softmax(0)
+    best = values.topk(min(count, len(values)))
+    return TokenLogprobs(
+        token, float(values[token]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    )

@@ -1,33 +1,26 @@
-"""llama.cpp as a Backend: continuous batching with native control vectors on one GGUF file.
+"""llama.cpp as a Backend: requests of any steering in one running batch on one GGUF file.
 
-Takes requests, gives completions, logits and likelihoods. Requests of one steering share every decode step; a
-sequence that ends makes room for the next prompt at once. It never touches llama_cpp but through llama.py.
+Takes requests, gives completions, logits and likelihoods. Where all requests agree, they are steered by llama.cpp's
+own control vector; where they differ, or steer layer 0, by rows added to the residual stream. It chooses the context
+and hands it to the scheduler; it never touches llama_cpp but through llama.py.
 """
 
-import codecs
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_steer.backend import Completion, Message, OnDone, OnText, Request, Tokens
-from edge_steer.errors import ModelError, RequestError
-from edge_steer.llama import (
-    FlashAttention,
-    KvType,
-    LlamaContext,
-    LlamaModel,
-    LlamaSampler,
-    check_steerable,
-    default_threads,
-)
-from edge_steer.stats import log_softmax
+from edge_steer.backend import Completion, Fork, Message, OnDone, OnStates, OnText, Request, Tokens
+from edge_steer.errors import ModelError, OutOfMemory, RequestError
+from edge_steer.llama import FlashAttention, KvType, LlamaContext, LlamaModel, default_threads
+from edge_steer.scheduler import Codes, Job, Scheduler, Usage, codes, shared, steering_of
+from edge_steer.stats import logsumexp
 from edge_steer.vector import Array, ModelIdentity, Offsets, Steering
 
 LENGTH_STEP = 256  # contexts grow in steps, so that requests of like length share one
+_NOTHING: Codes = np.empty(0, dtype=np.int64)
 LOGITS_BYTES = 64 * 2**20  # how much of a teacher-forced text's logits is held at a time
 
 
@@ -39,7 +32,7 @@ class Engine:
         model: LlamaModel,
         *,
         context: int | None = None,
-        parallel: int = 8,
+        parallel: int = 16,
         threads: int | None = None,
         kv_type: KvType = "f16",
         flash_attention: FlashAttention = "auto",
@@ -47,13 +40,17 @@ class Engine:
         """context: most positions of one sequence (default: what the model was trained for)."""
         if context is not None and context < 1:
             raise ModelError(f"a context of {context} positions asked; it must be at least 1")
-        self.context_limit = context or model.trained_context
+        self.context = context or model.trained_context
         self.parallel = parallel
         self.threads = default_threads() if threads is None else threads
         self._kv_type: KvType = kv_type
         self._flash_attention: FlashAttention = flash_attention
         self._model = model
+        self.usage = Usage()
         self._context: LlamaContext | None = None
+        self._scheduler: Scheduler | None = None
+        self._known: dict[str, tuple[Offsets, int]] = {}
+        self._scored = _NOTHING
         self._probed = False
 
     @classmethod
@@ -62,7 +59,7 @@ class Engine:
         path: Path | str,
         *,
         context: int | None = None,
-        parallel: int = 8,
+        parallel: int = 16,
         threads: int | None = None,
         kv_type: KvType = "f16",
         flash_attention: FlashAttention = "auto",
@@ -107,73 +104,212 @@ class Engine:
     def generate(
         self, requests: Sequence[Request], on_text: OnText | None = None, on_done: OnDone | None = None
     ) -> list[Completion]:
-        """Continue every request; see Backend.generate. Requests with equal steering run in one batch."""
-        groups: dict[str, tuple[Offsets | None, list[int]]] = {}
-        for index, request in enumerate(requests):
-            if len(request.prompt) >= self.context_limit:
-                raise RequestError(
-                    f"prompt {index + 1} has {len(request.prompt)} tokens; the context holds {self.context_limit} "
-                    "and needs room for an answer; shorten it or raise --context"
-                )
-            offsets = self._offsets(request.steering)
-            groups.setdefault(offsets.key if offsets else "", (offsets, []))[1].append(index)
+        """Continue every request in one running batch; see Backend.generate.
 
+        Each call starts from an empty cache, so its answers depend on its requests alone.
+        """
         done: dict[int, Completion] = {}
-        for offsets, indices in groups.values():
-            run = _Run(self._model, [(i, requests[i]) for i in indices], on_text)
-            longest = max(len(requests[i].prompt) + requests[i].max_tokens for i in indices)
-            context = self._context_for(longest, len(indices))
-            for index, completion in run.complete(context, offsets, self.context_limit):
-                done[index] = completion
-                if on_done:
-                    on_done(index, completion)
+
+        def finish(index: int, completion: Completion) -> None:
+            done[index] = completion
+            if on_done:
+                on_done(index, completion)
+
+        jobs: list[Job] = []
+        for index, request in enumerate(requests):
+            offsets, number = self._offsets(request.steering)
+            if wrong := self._objection(request.prompt):
+                finish(index, _failed(wrong))
+                continue
+            room = min(request.max_tokens, self.context - len(request.prompt))
+            prompt = codes(request.prompt, len(request.prompt), offsets, number)
+            jobs.append(Job(index, request, offsets, room, prompt))
+
+        steerings = list({id(job.offsets): job.offsets for job in jobs}.values())
+        hooked = len(steerings) > 1 or any(map(_has_layer_0, steerings))
+        while jobs:
+            longest = max(len(job.codes) + job.room for job in jobs)
+            try:
+                context = self._context_for(longest, len(jobs), hooked)
+                break
+            except OutOfMemory as error:
+                for job in [job for job in jobs if len(job.codes) + job.room == longest]:
+                    jobs.remove(job)
+                    finish(job.index, _failed(str(error)))
+        if jobs:
+            if steerings[0]:
+                self._probe(context)
+            self._scored = _NOTHING
+            slots = min(context.sequences, len(jobs), self.parallel)
+            self._scheduler = Scheduler(self._model, context, jobs, slots=slots, usage=self.usage, on_text=on_text)
+            for index, completion in self._scheduler.run():
+                finish(index, completion)
         return [done[index] for index in range(len(requests))]
 
+    def cancel(self, index: int) -> None:
+        """End a request of the `generate` now running, asked from its callbacks; it finishes as "cancelled"."""
+        if self._scheduler:
+            self._scheduler.cancel(index)
+
     def logits(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> npt.NDArray[np.float32]:
-        return np.concatenate([rows.copy() for rows in self._logit_rows(tokens, prompt, steering)])
+        return np.concatenate([rows.copy() for rows in self.logit_rows(tokens, prompt, steering)])
 
     def nll(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> npt.NDArray[np.float64]:
-        parts = []
-        first = prompt
-        for rows in self._logit_rows(tokens, prompt, steering):
-            chosen = np.asarray(tokens[first : first + len(rows)], dtype=np.int64)
-            parts.append(-log_softmax(rows[: len(chosen)])[np.arange(len(chosen)), chosen])
-            first += len(chosen)
-        return np.concatenate(parts)
+        return self.score(tokens, prompt, steering)[0]
 
-    def _logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering]) -> Iterator[Array]:
-        """Logits from position prompt - 1 on, chunk by chunk; each chunk is valid until the next is asked for."""
-        if not 1 <= prompt <= len(tokens) <= self.context_limit:
-            raise RequestError(
-                f"{len(tokens)} tokens with a prompt of {prompt}; need 1 <= prompt <= tokens <= {self.context_limit}"
-            )
-        offsets = self._offsets(steering)
-        context = self._context_for(len(tokens), 1)
-        chunk = max(1, min(context.batch, LOGITS_BYTES // (4 * self._model.vocab_size)))
-        context.forget(0)
-        steered_from = prompt - 1 if offsets and offsets.phase == "generated" else 0
-        context.steer(offsets.by_layer if offsets and not steered_from else None)
-        ids = np.asarray(tokens, dtype=np.int32)
-        context.prefill(ids[: prompt - 1], np.arange(prompt - 1), np.zeros(prompt - 1, dtype=np.int32))
-        if offsets and steered_from:
-            context.steer(offsets.by_layer)
-        for start in range(prompt - 1, len(ids), chunk):
-            part = ids[start : start + chunk]
-            context.decode(part, np.arange(start, start + len(part)), 0, 1)
+    def score(
+        self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """`nll`, and for each token after the prompt whether it is the likeliest one.
+
+        What these tokens have in common with those scored last is not computed again.
+        """
+        nll, greedy = [np.empty(0)], [np.empty(0, dtype=np.bool_)]
+        first = prompt
+        for rows in self.logit_rows(tokens, prompt, steering):
+            chosen = np.asarray(tokens[first : first + len(rows)], dtype=np.int64)
+            first += len(rows)
+            rows = rows[: len(chosen)]
+            nll.append(logsumexp(rows) - rows[np.arange(len(chosen)), chosen])
+            greedy.append(rows.argmax(axis=1) == chosen)
+        return np.concatenate(nll), np.concatenate(greedy)
+
+    def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]:
+        """See Backend.logit_rows. What the tokens have in common with those scored last is not computed again."""
+        self._check_tokens(tokens, prompt)
+        offsets, number = self._offsets(steering)
+        context = self._context_for(len(tokens), 1, _has_layer_0(offsets))
+        if offsets:
+            self._probe(context)
+        chunk = self._rows_at_once(context)
+        depends = codes(tokens, prompt, offsets, number)
+        start = shared(self._scored, depends[: prompt - 1])
+        if not context.forget(0, start):
+            start = 0
+            context.forget(0)
+        self._scored = _NOTHING
+        steer = steering_of(context)
+        steer.before_prefill(offsets)
+        context.prefill(tokens[start : prompt - 1], start, 0)
+        steer.before_step([offsets])
+        for first in range(prompt - 1, len(tokens), chunk):
+            part = tokens[first : first + chunk]
+            context.decode(part, np.arange(first, first + len(part)), 0, 1)
+            self._scored = depends[: first + len(part)]
             yield context.logits()
 
-    def _offsets(self, steering: Sequence[Steering]) -> Offsets | None:
-        offsets = Offsets.of(steering, self.model)
-        if offsets:
-            check_steerable(offsets.by_layer, self.model)
-            self._probe()
-        return offsets
+    def record(
+        self,
+        tokens: Sequence[int],
+        layers: Sequence[int],
+        positions: Sequence[int] | None = None,
+        *,
+        prompt: int | None = None,
+        steering: Sequence[Steering] = (),
+    ) -> dict[int, Array]:
+        """See Backend.record."""
+        prompt = len(tokens) if prompt is None else prompt
+        self._check_tokens(tokens, prompt)
+        self.model.check_layers(layers)
+        chosen = np.asarray(range(len(tokens)) if positions is None else positions, dtype=np.int64)
+        if beyond := [position for position in chosen.tolist() if not 0 <= position < len(tokens)]:
+            raise RequestError(f"position {beyond[0]} asked; the tokens have positions 0-{len(tokens) - 1}")
+        wanted = np.zeros(len(tokens), dtype=np.bool_)
+        wanted[chosen] = True
+        offsets = _up_to(self._offsets(steering)[0], max(layers))
+        context = self._context_for(len(tokens), 1, hooked=True)
+        step = self._rows_at_once(context)
+        steer = steering_of(context)
+        self._scored = _NOTHING
+        context.forget(0)
+        found = []
+        steer.before_prefill(offsets)
+        context.read(layers)
+        try:
+            for first, last in ((0, prompt - 1), (prompt - 1, len(tokens))):
+                if first == prompt - 1:
+                    steer.before_step([offsets])
+                for begin in range(first, last, step):
+                    end = min(begin + step, last)
+                    context.decode(tokens[begin:end], np.arange(begin, end), 0, wanted[begin:end])
+                    found.append(context.states())
+        finally:
+            context.read(())
+            steer.before_prefill(None)
+            context.forget(0)
+        rows = np.concatenate(found, axis=1)[:, np.searchsorted(np.flatnonzero(wanted), chosen)]
+        return dict(zip(layers, rows, strict=True))
 
-    def _probe(self) -> None:
+    def answer_states(
+        self, forks: Sequence[Fork], layers: Sequence[int], take: OnStates, *, batch_tokens: int = 1024
+    ) -> None:
+        """See Recorder.answer_states. What an answer's tokens have in common with those before is computed once."""
+        self.model.check_layers(layers)
+        context = self._context_for(max(fork.longest for fork in forks), 1, hooked=True)
+        self._scored = held = _NOTHING
+        context.forget(0)
+        steering_of(context).before_prefill(None)
+        context.read(layers)
+        try:
+            for index, fork in enumerate(forks):
+                states = []
+                for answer, count in zip(fork.answers, fork.averaged, strict=True):
+                    tokens = codes((*fork.prompt, *answer), 0, None, 0)
+                    start = min(shared(held, tokens), len(tokens) - count)
+                    if not context.forget(0, start):
+                        start = 0
+                        context.forget(0)
+                    held = tokens
+                    states.append(self._mean_state(context, tokens, start, len(tokens) - count, batch_tokens))
+                take(index, np.stack(states, axis=1))
+        finally:
+            context.read(())
+            context.forget(0)
+
+    def _mean_state(self, context: LlamaContext, tokens: Codes, start: int, first: int, batch_tokens: int) -> Array:
+        """Decode from position `start` on; the mean of the states from `first` on: float32 (layers, hidden)."""
+        step = min(context.batch, batch_tokens)
+        if len(tokens) - first > (most := self._rows_at_once(context)):
+            step = min(step, most)
+        total: npt.NDArray[np.float64] | float = 0.0
+        for begin in range(start, len(tokens), step):
+            part = tokens[begin : begin + step]
+            positions = np.arange(begin, begin + len(part))
+            context.decode(part, positions, 0, positions >= first)
+            total = total + context.states().sum(axis=1, dtype=np.float64)
+        return np.asarray(total / (len(tokens) - first), dtype=np.float32)
+
+    def _check_tokens(self, tokens: Sequence[int], prompt: int) -> None:
+        if not 1 <= prompt <= len(tokens) <= self.context:
+            raise RequestError(
+                f"{len(tokens)} tokens with a prompt of {prompt}; need 1 <= prompt <= tokens <= {self.context}"
+            )
+
+    def _rows_at_once(self, context: LlamaContext) -> int:
+        """How many tokens' logits llama.cpp may hold."""
+        return max(1, min(context.batch, LOGITS_BYTES // (4 * self._model.vocab_size)))
+
+    def _objection(self, prompt: Tokens) -> str:
+        """Why the prompt cannot be served; nothing if it can."""
+        if len(prompt) >= self.context:
+            return (
+                f"the prompt has {len(prompt)} tokens; the context holds {self.context} and needs room for an "
+                "answer; shorten it or raise --context"
+            )
+        strange = [token for token in prompt if not 0 <= token < self._model.vocab_size]
+        return f"token {strange[0]} is not in the vocabulary of {self._model.vocab_size}" if strange else ""
+
+    def _offsets(self, steering: Sequence[Steering]) -> tuple[Offsets | None, int]:
+        """The offsets, one and the same object for equal ones, and their number; 0 is none."""
+        offsets = Offsets.of(steering, self.model)
+        if not offsets:
+            return None, 0
+        return self._known.setdefault(offsets.key, (offsets, len(self._known) + 1))
+
+    def _probe(self, context: LlamaContext) -> None:
         """Refuse an architecture in which llama.cpp takes a control vector and does not apply it."""
-        if self._probed:
+        if self._probed or context.hooked:
             return
-        context = self._context_for(1, 1)
         seen = []
         for offsets in (None, {self._model.block_count - 1: np.ones(self._model.hidden_size, dtype=np.float32)}):
             context.forget(0)
@@ -182,151 +318,52 @@ class Engine:
             seen.append(context.logits().copy())
         if np.array_equal(seen[0], seen[1]):
             raise ModelError(f"llama.cpp ignores control vectors in the architecture {self.model.architecture}")
+        context.forget(0)
+        self._scored = _NOTHING
         self._probed = True
 
-    def _context_for(self, length: int, sequences: int) -> LlamaContext:
-        """The context if it is large enough, else a larger one: memory is taken for what is asked, not the most."""
-        length = min(-(-length // LENGTH_STEP) * LENGTH_STEP, self.context_limit)
+    def _context_for(self, length: int, sequences: int, hooked: bool = False) -> LlamaContext:
+        """The context if it is large enough, else a larger one: memory is taken for what is asked, not the most.
+
+        Errors: OutOfMemory if there is none even for one sequence.
+        """
+        length = min(-(-length // LENGTH_STEP) * LENGTH_STEP, self.context)
         sequences = min(sequences, self.parallel)
         held = self._context
-        if held and held.length >= length and held.sequences >= sequences:
+        if held and held.length >= length and held.sequences >= sequences and held.hooked == hooked:
             return held
         if held:
-            length, sequences = max(length, held.length), max(sequences, held.sequences)
             held.close()
             self._context = None
-        self._context = LlamaContext(
-            self._model,
-            length=length,
-            sequences=sequences,
-            threads=self.threads,
-            kv_type=self._kv_type,
-            flash_attention=self._flash_attention,
-        )
+        self._scored = _NOTHING
+        while self._context is None:
+            try:
+                self._context = LlamaContext(
+                    self._model,
+                    length=length,
+                    sequences=sequences,
+                    threads=self.threads,
+                    kv_type=self._kv_type,
+                    flash_attention=self._flash_attention,
+                    hooked=hooked,
+                )
+            except OutOfMemory:
+                if sequences == 1:
+                    raise
+                sequences //= 2
         return self._context
 
 
-@dataclass
-class _Sequence:
-    """A request being answered in one sequence of the context."""
-
-    index: int
-    request: Request
-    room: int
-    sampler: LlamaSampler | None
-    next_token: int
-    position: int
-    tokens: list[int] = field(default_factory=list)
-    text: "_Text | None" = None
+def _has_layer_0(offsets: Offsets | None) -> bool:
+    """Layer 0 can only be steered by rows: llama.cpp's control vectors begin at layer 1."""
+    return offsets is not None and 0 in offsets.by_layer
 
 
-class _Text:
-    """The growing text of one completion: bytes to characters, stop strings found, never shown half."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop = stop
-        self._hold = max((len(s) for s in stop), default=1) - 1
-        self.text = ""
-        self.shown = 0
-        self.stopped = False
-
-    def add(self, piece: bytes, final: bool = False) -> str:
-        """Take a token's bytes; give the characters that can no longer become part of a stop string."""
-        searched = max(0, len(self.text) - self._hold)
-        self.text += self._decoder.decode(piece, final)
-        found = [at for stop in self._stop if (at := self.text.find(stop, searched)) >= 0]
-        if found:
-            self.text, self.stopped = self.text[: min(found)], True
-        upto = len(self.text) if final or self.stopped else max(self.shown, len(self.text) - self._hold)
-        new, self.shown = self.text[self.shown : upto], upto
-        return new
+def _up_to(offsets: Offsets | None, layer: int) -> Offsets | None:
+    """What of the offsets is added at or before `layer`."""
+    kept = {at: offset for at, offset in offsets.by_layer.items() if at <= layer} if offsets else {}
+    return Offsets(kept, offsets.phase) if offsets and kept else None
 
 
-class _Run:
-    """Requests of one steering, driven through a context until all are answered.
-
-    The active sequences are always 0..k-1: llama.cpp runs a batch as one graph only if its sequence ids have no holes.
-    """
-
-    def __init__(self, model: LlamaModel, requests: list[tuple[int, Request]], on_text: OnText | None) -> None:
-        self._model = model
-        self._waiting = requests[::-1]
-        self._on_text = on_text
-        self._active: list[_Sequence] = []
-
-    def complete(self, context: LlamaContext, offsets: Offsets | None, limit: int) -> Iterator[tuple[int, Completion]]:
-        by_layer = offsets.by_layer if offsets else None
-        whole = not offsets or offsets.phase == "all"
-        context.steer(by_layer)
-        try:
-            while self._waiting or self._active:
-                if self._waiting and len(self._active) < context.sequences:
-                    self._admit(context, by_layer, whole, limit)
-                yield from self._step(context)
-        finally:
-            while self._active:
-                self._leave(context, len(self._active) - 1)
-
-    def _admit(self, context: LlamaContext, by_layer: Mapping[int, Array] | None, whole: bool, limit: int) -> None:
-        """Fill free sequences: all prompt tokens but the last, which the next step decodes with the others."""
-        if not whole:
-            context.steer(None)
-        while self._waiting and len(self._active) < context.sequences:
-            index, request = self._waiting.pop()
-            *head, last = request.prompt
-            slot = len(self._active)
-            context.forget(slot)
-            context.prefill(head, range(len(head)), [slot] * len(head))
-            sampler = LlamaSampler(request.sampling) if request.sampling.temperature else None
-            room = min(request.max_tokens, limit - len(request.prompt))
-            sequence = _Sequence(index, request, room, sampler, last, len(head))
-            if request.stop or self._on_text:
-                sequence.text = _Text(request.stop)
-            self._active.append(sequence)
-        if not whole:
-            context.steer(by_layer)
-
-    def _step(self, context: LlamaContext) -> Iterator[tuple[int, Completion]]:
-        """One token for every active sequence; those that end give their completion and leave."""
-        running = self._active
-        slots = range(len(running))
-        context.decode([s.next_token for s in running], [s.position for s in running], slots, 1)
-        best = context.logits().argmax(axis=1).tolist()
-        ended: list[tuple[int, int, Completion]] = []
-        for slot, sequence in enumerate(running):
-            token = best[slot] if sequence.sampler is None else context.sample(sequence.sampler, slot)
-            sequence.position += 1
-            sequence.next_token = token
-            if completion := self._accept(sequence, token):
-                ended.append((slot, sequence.index, completion))
-        for slot, _, _ in reversed(ended):
-            self._leave(context, slot)
-        yield from ((index, completion) for _, index, completion in ended)
-
-    def _accept(self, sequence: _Sequence, token: int) -> Completion | None:
-        ended = self._model.ends(token)
-        if not ended:
-            sequence.tokens.append(token)
-        text = sequence.text
-        if text:
-            new = text.add(b"" if ended else self._model.piece(token))
-            full = len(sequence.tokens) >= sequence.room
-            if ended or full or text.stopped:
-                new += "" if text.stopped else text.add(b"", final=True)
-            if new and self._on_text:
-                self._on_text(sequence.index, new)
-            ended = ended or text.stopped
-        if not ended and len(sequence.tokens) < sequence.room:
-            return None
-        said = text.text if text else b"".join(map(self._model.piece, sequence.tokens)).decode(errors="replace")
-        return Completion(said, tuple(sequence.tokens), "stop" if ended else "length")
-
-    def _leave(self, context: LlamaContext, slot: int) -> None:
-        """Take a sequence out; the last one moves into its place."""
-        sequence, last = self._active[slot], self._active.pop()
-        if last is not sequence:
-            context.move(len(self._active), slot)
-            self._active[slot] = last
-        if sequence.sampler:
-            sequence.sampler.close()
+def _failed(why: str) -> Completion:
+    return Completion("", (), "error", error=why)

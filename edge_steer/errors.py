@@ -15,6 +15,10 @@ class ModelError(EdgeSteerError):
     """A model or its file cannot be used as asked."""
 
 
+class OutOfMemory(ModelError):
+    """What was asked needs more memory than there is."""
+
+
 class RequestError(EdgeSteerError):
     """One request cannot be served; others are unaffected."""
 
@@ -22,9 +26,12 @@ class RequestError(EdgeSteerError):
 _EXTRAS = {
     "extract": ("torch", "transformers", "huggingface_hub"),
     "convert": ("torch", "transformers", "sentencepiece"),
-    "evaluate": ("math_verify",),
+    "evaluate": ("math_verify", "huggingface_hub"),
+    "hub": ("huggingface_hub",),
+    "lm-eval": ("lm_eval",),
     "pairs": ("openai",),
     "plots": ("matplotlib",),
+    "ray": ("ray", "math_verify"),
 }
 
 

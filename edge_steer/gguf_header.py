@@ -4,6 +4,7 @@ Takes a path, gives a Header; whatever the bytes say, it costs little time and m
 The rules are those of llama.cpp's own loader (ggml/src/gguf.cpp). It knows nothing of vectors or models.
 """
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from edge_steer.errors import EdgeSteerError
 from edge_steer.files import readable
 
 Scalar = str | int | float | bool
-F32, F16, BF16 = 0, 1, 30  # enum ggml_type
+F32, F16, F64, BF16 = 0, 1, 28, 30  # enum ggml_type
+UINT32, INT32 = 4, 5  # enum gguf_type
 MAX_KEYS = 65_536
 MAX_TENSORS = 65_536
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
@@ -42,9 +44,13 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """`metadata` leaves out arrays of more than 1024 items. `data`: where in the file the tensors begin."""
+    """`metadata` leaves out arrays of more than 1024 items. `data`: where in the file the tensors begin.
+
+    types: each key's type, of enum gguf_type.
+    """
 
     metadata: dict[str, Scalar | tuple[Scalar, ...]]
+    types: dict[str, int]
     tensors: tuple[TensorInfo, ...]
     data: int
     alignment: int
@@ -53,6 +59,11 @@ class Header:
     def architecture(self) -> str:
         """What `general.architecture` says; "unknown" without it."""
         return str(self.metadata.get("general.architecture", "unknown"))
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the tensors hold."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
 
 def read_header(path: Path, only: str | None = None) -> Header:
@@ -82,16 +93,16 @@ class _Reader:
         tensor_count = self.count("tensors", MAX_TENSORS, least=8 + 4 + 4 + 8)
         key_count = self.count("keys", MAX_KEYS, least=8 + 4 + 1)
         metadata: dict[str, Scalar | tuple[Scalar, ...]] = {}
-        seen: set[str] = set()
+        types: dict[str, int] = {}
         for _ in range(key_count):
-            if (key := self.string()) in seen or not key:
+            if (key := self.string()) in types or not key:
                 raise self.damaged(f"key {key!r} is empty or stands there twice")
-            seen.add(key)
-            if (value := self.value()) is not None:
+            types[key] = self.number(_U32)
+            if (value := self.value(types[key])) is not None:
                 metadata[key] = value
             if only and key == "general.architecture" and value != only:
                 raise EdgeSteerError(f"{self.path} is a GGUF of architecture {value!r}, not {only!r}")
-        if only and "general.architecture" not in seen:
+        if only and "general.architecture" not in types:
             raise EdgeSteerError(f"{self.path} is a GGUF without general.architecture, not {only!r}")
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
@@ -99,7 +110,7 @@ class _Reader:
         tensors = tuple(self.tensor() for _ in range(tensor_count))
         if len({tensor.name for tensor in tensors}) < tensor_count:
             raise self.damaged("two tensors have the same name")
-        return Header(metadata, tensors, -(-self.at // alignment) * alignment, alignment)
+        return Header(metadata, types, tensors, -(-self.at // alignment) * alignment, alignment)
 
     def tensor(self) -> TensorInfo:
         name = self.string()
@@ -110,9 +121,9 @@ class _Reader:
         shape = tuple(self.number(_U64) for _ in range(dimensions))
         return TensorInfo(name, shape, type=self.number(_U32), offset=self.number(_U64))
 
-    def value(self) -> Scalar | tuple[Scalar, ...] | None:
-        """The value at this position; None for an array too long to keep."""
-        if (kind := self.number(_U32)) != _ARRAY:
+    def value(self, kind: int) -> Scalar | tuple[Scalar, ...] | None:
+        """The value of type `kind` at this position; None for an array too long to keep."""
+        if kind != _ARRAY:
             return self.scalar(kind)
         kind = self.number(_U32)
         if kind != _STRING and kind not in _SCALARS:

@@ -1,4 +1,4 @@
-"""The only door to llama.cpp: a model file, a context that decodes batches, samplers, the quantiser.
+"""A model file in llama.cpp, a context that decodes batches, the quantiser: with llama_* the only doors to llama.cpp.
 
 Takes paths, token ids and numpy arrays; gives numpy arrays and text. Every argument that llama.cpp would answer
 with an abort is checked here before the C call. It knows nothing of requests or of how they are batched.
@@ -6,22 +6,29 @@ with an abort is checked here before the C call. It knows nothing of requests or
 
 import contextlib
 import ctypes
+import math
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from types import FrameType
+from typing import Any, Literal, Self
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+import psutil
 
-from edge_steer.backend import Message, Sampling, Tokens
-from edge_steer.errors import EdgeSteerError, ModelError, VectorError
+from edge_steer.architectures import UNSTEERABLE
+from edge_steer.backend import Message, Tokens
+from edge_steer.chat_template import render
+from edge_steer.errors import EdgeSteerError, ModelError, OutOfMemory, VectorError
 from edge_steer.files import cache_folder, digest, readable, replacing
 from edge_steer.gguf_header import read_header
+from edge_steer.llama_hook import ResidualHook
 from edge_steer.vector import Array, ModelIdentity
 
 KvType = Literal["f32", "f16", "q8_0"]
@@ -29,12 +36,15 @@ FlashAttention = Literal["auto", "on", "off"]
 Ids = Sequence[int] | npt.NDArray[np.integer]
 
 KV_TYPES: dict[KvType, int] = {"f32": 0, "f16": 1, "q8_0": 8}
+KV_BYTES: dict[KvType, float] = {"f32": 4, "f16": 2, "q8_0": 34 / 32}
 FLASH_ATTENTION: dict[FlashAttention, int] = {"auto": -1, "on": 1, "off": 0}
 QUANTS: dict[str, int] = {
     "F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q5_K_S": 16, "Q5_0": 8, "Q5_1": 9,
     "Q4_K_M": 15, "Q4_K_S": 14, "Q4_0": 2, "Q4_1": 3, "Q3_K_L": 13, "Q3_K_M": 12, "Q3_K_S": 11, "Q2_K": 10,
-    "IQ4_NL": 25, "IQ4_XS": 30,
+    "IQ4_NL": 25, "IQ4_XS": 30, "IQ3_M": 27, "IQ3_S": 26, "IQ3_XS": 22,
+    "IQ3_XXS": 23, "IQ2_M": 29, "IQ2_S": 28, "IQ2_XS": 20, "IQ2_XXS": 19, "IQ1_M": 31, "IQ1_S": 24, "Q2_K_S": 21,
 }  # fmt: skip
+NEED_IMPORTANCE = frozenset(("IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "Q2_K_S"))
 MAX_THREADS = 512  # GGML_MAX_N_THREADS
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 NO_RESULT_SPACE = 1  # what llama_decode returns when the KV cache has no room
@@ -100,7 +110,6 @@ class LlamaModel:
         self.trained_context: int = llama_cpp.llama_model_n_ctx_train(self.handle)
         self.metadata = self._read_metadata()
         self._pieces: dict[int, bytes] = {}
-        self._template: Jinja2ChatFormatter | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -156,25 +165,43 @@ class LlamaModel:
         """Whether the token ends a generation."""
         return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
 
+    @property
+    def template(self) -> str:
+        """The source of the file's own chat template. Errors: ModelError if it has none."""
+        if source := self.metadata.get("tokenizer.chat_template"):
+            return source
+        raise ModelError(f"{self.path} has no chat template; give raw prompts instead")
+
+    @property
+    def marks(self) -> tuple[str, str]:
+        """The texts of the begin and of the end token; "" for one that the file does not name."""
+        ids = (int(self.metadata.get(f"tokenizer.ggml.{name}_token_id", -1)) for name in ("bos", "eos"))
+        bos, eos = map(self._special, ids)
+        return bos, eos
+
     def chat(self, messages: Sequence[Message]) -> Tokens:
         """Token ids of a conversation by the file's own chat template. Errors: ModelError if it has none or refuses."""
-        if self._template is None:
-            source = self.metadata.get("tokenizer.chat_template")
-            if not source:
-                raise ModelError(f"{self.path} has no chat template; give a raw prompt instead (--raw)")
-            bos, eos = (self._special(f(self.vocab)) for f in (llama_cpp.llama_vocab_bos, llama_cpp.llama_vocab_eos))
-            self._template = Jinja2ChatFormatter(template=source, bos_token=bos, eos_token=eos)
-        try:
-            text = self._template(messages=list(messages)).prompt
-        except Exception as error:
-            raise ModelError(f"the chat template of {self.path} refuses these messages: {error}") from error
-        return self.tokenize(text, add_special=False)
+        bos, eos = self.marks
+        return self.tokenize(render(self.template, messages, bos=bos, eos=eos), add_special=False)
+
+    def kv_bytes(self, kv_type: KvType) -> float:
+        """Bytes of KV cache that one position of one sequence takes."""
+        metadata = read_header(self.path).metadata
+
+        def per_block(key: str, default: float) -> list[float]:
+            found = metadata.get(f"{self.identity.architecture}.attention.{key}", default)
+            return [float(n) for n in found] if isinstance(found, tuple) else [float(found)] * self.block_count
+
+        heads = per_block("head_count_kv", llama_cpp.llama_model_n_head_kv(self.handle))
+        width = self.hidden_size / max(1, llama_cpp.llama_model_n_head(self.handle))
+        numbers = zip(heads, per_block("key_length", width), per_block("value_length", width), strict=True)
+        return sum(count * (key + value) for count, key, value in numbers) * KV_BYTES[kv_type]
 
     def _special(self, token: int) -> str:
         return (llama_cpp.llama_vocab_get_text(self.vocab, token) or b"").decode() if token >= 0 else ""
 
     def _starts_with_bos(self, text: str) -> bool:
-        bos = self._special(llama_cpp.llama_vocab_bos(self.vocab))
+        bos, _ = self.marks
         return bool(bos) and text.startswith(bos)
 
     def _read_metadata(self) -> dict[str, str]:
@@ -193,7 +220,10 @@ class LlamaModel:
 
 
 class LlamaContext:
-    """A KV cache of `sequences` sequences with `length` positions each, and the control vector in force."""
+    """A KV cache of `sequences` sequences with `length` positions each, and the steering in force.
+
+    A hooked context takes rows (`add`) instead of one control vector for all (`steer`), and can be read (`read`).
+    """
 
     def __init__(
         self,
@@ -205,8 +235,11 @@ class LlamaContext:
         kv_type: KvType = "f16",
         flash_attention: FlashAttention = "auto",
         batch: int = 512,
+        hooked: bool = False,
     ) -> None:
-        """Errors: ModelError for settings llama.cpp cannot serve, or too little memory."""
+        """Errors: ModelError for settings llama.cpp cannot serve, OutOfMemory before it would run out."""
+        if hooked:
+            check_architecture(model.identity)
         threads = default_threads() if threads is None else threads
         if not 1 <= threads <= MAX_THREADS:
             raise ModelError(f"{threads} threads asked; llama.cpp takes 1 to {MAX_THREADS}")
@@ -214,7 +247,16 @@ class LlamaContext:
             raise ModelError(f"{sequences} sequences asked; llama.cpp takes 1 to {MAX_SEQUENCES}")
         if kv_type == "q8_0" and flash_attention == "off":
             raise ModelError("a q8_0 KV cache needs flash attention; use --flash-attention on, or --kv-type f16")
+        needed, free = model.kv_bytes(kv_type) * length * sequences, psutil.virtual_memory().available
+        if needed > free:
+            raise OutOfMemory(
+                f"{sequences} x {length} positions of {model.path.name} need {needed / 1e9:.1f} GB for their KV cache; "
+                f"{free / 1e9:.1f} GB are free; ask for fewer tokens, or a smaller --parallel or --context"
+            )
         self.model, self.length, self.sequences, self.batch = model, length, sequences, max(batch, sequences)
+        self.hooked = hooked
+        self._hook = ResidualHook(model.hidden_size) if hooked else None
+        self._in_force: Mapping[int, Array] | None = None
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = length * sequences
         params.n_seq_max = sequences
@@ -223,6 +265,8 @@ class LlamaContext:
         params.type_k = params.type_v = KV_TYPES[kv_type]
         params.flash_attn_type = FLASH_ATTENTION[flash_attention]
         params.no_perf = True
+        if self._hook:
+            params.cb_eval = self._hook.callback
         with _complaining(f"llama.cpp cannot make a context of {sequences} x {length} positions for {model.path}"):
             self.handle = llama_cpp.llama_init_from_model(model.handle, params)
             if not self.handle:
@@ -264,33 +308,37 @@ class LlamaContext:
             raise ModelError(f"this context has {self.sequences} sequences of {self.length} positions")
         self._batch.n_tokens = count
         self._outputs = int(self._wanted[:count].sum())
-        with _complaining("llama.cpp could not decode"):
+        if self._hook:
+            self._hook.mark(self._wanted[:count].astype(np.bool_))
+        interruptible = _interrupts_wait() if self._hook else contextlib.nullcontext()
+        with interruptible, _complaining("llama.cpp could not decode"):
             status = llama_cpp.llama_decode(self.handle, self._batch)
             if status == NO_RESULT_SPACE:
                 raise ModelError("the KV cache is full")
             if status:
                 raise ModelError(f"llama_decode returned {status}")
+        if self._hook:
+            self._hook.check()
 
-    def prefill(self, tokens: Ids, positions: Ids, sequences: Ids) -> None:
-        """Cache any number of tokens, batch by batch, and keep no logits."""
-        for start in range(0, len(tokens), self.batch):
-            part = slice(start, start + self.batch)
-            self.decode(tokens[part], positions[part], sequences[part], 0)
+    def prefill(self, tokens: Ids, start: int, sequence: int) -> None:
+        """Cache any number of tokens of one sequence from position `start` on, batch by batch; keep no logits."""
+        for first in range(0, len(tokens), self.batch):
+            part = tokens[first : first + self.batch]
+            self.decode(part, np.arange(start + first, start + first + len(part)), sequence, 0)
 
     def logits(self) -> Array:
         """Logits of the last batch's wanted tokens, float32 (wanted, vocabulary); valid until the next decode."""
         pointer = llama_cpp.llama_get_logits(self.handle)
         return np.ctypeslib.as_array(pointer, shape=(self._outputs, self.model.vocab_size))
 
-    def sample(self, sampler: "LlamaSampler", index: int) -> int:
-        """A token by the sampler from the logits of batch token `index`, which must have been wanted."""
-        return int(llama_cpp.llama_sampler_sample(sampler.handle, self.handle, index))
-
     def steer(self, offsets: Mapping[int, Array] | None) -> None:
         """Put these offsets (layer -> float32 (hidden_size,)) in force for all that is decoded next; None clears.
 
         Errors: VectorError for layer 0, which llama.cpp's control vectors do not have, or a layer out of range.
         """
+        if offsets is self._in_force:
+            return
+        self._in_force = offsets
         # llama_set_adapter_cvec(ctx, const float * data, size_t len, n_embd, il_start, il_end)
         width, blocks = self.model.hidden_size, self.model.block_count
         if not offsets:
@@ -306,15 +354,36 @@ class LlamaContext:
             if llama_cpp.llama_set_adapter_cvec(self.handle, pointer, buffer.size, width, min(offsets), max(offsets)):
                 raise VectorError
 
-    def move(self, source: int, target: int) -> None:
+    def add(self, rows: Mapping[int, Array]) -> None:
+        """Add rows to the residual stream of all that is decoded next; only a hooked context can.
+
+        rows: layer -> float32 (tokens of the batch, hidden_size), or (1, hidden_size) for every token alike.
+        """
+        assert self._hook
+        self._hook.add(rows)
+
+    def read(self, layers: Sequence[int]) -> None:
+        """Read the residual stream after `layers` of all that is decoded next; only a hooked context can. () ends it.
+
+        Nothing beyond the last of them is computed: there are no logits, and what is cached meanwhile is of no use
+        after it ends. A batch must be of one sequence.
+        """
+        assert self._hook
+        self._hook.read(layers)
+
+    def states(self) -> Array:
+        """What was read of the last batch's wanted tokens: float32 (layers, wanted, hidden_size)."""
+        assert self._hook
+        return self._hook.states()
+
+    def copy(self, source: int, target: int) -> None:
         """Make all that is cached for `source` the cache of `target`, whose own is dropped."""
         self.forget(target)
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        self.forget(source)
 
-    def forget(self, sequence: int) -> None:
-        """Drop everything cached for the sequence."""
-        llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+    def forget(self, sequence: int, start: int = 0) -> bool:
+        """Drop what is cached for the sequence from position `start` on; False where the model can only drop all."""
+        return bool(llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1))
 
     def _allocate_batch(self) -> None:
         self._token = np.zeros(self.batch, dtype=np.int32)
@@ -335,49 +404,50 @@ class LlamaContext:
         )
 
 
-class LlamaSampler:
-    """llama.cpp's sampler chain of one request: top-k, top-p, min-p, temperature, then a seeded draw."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self.handle = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        links = [
-            llama_cpp.llama_sampler_init_top_k(sampling.top_k),
-            llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1),
-            llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1),
-            llama_cpp.llama_sampler_init_temp(sampling.temperature),
-            llama_cpp.llama_sampler_init_dist(sampling.seed),
-        ]
-        for link in links:
-            llama_cpp.llama_sampler_chain_add(self.handle, link)
-
-    def close(self) -> None:
-        if self.handle:
-            llama_cpp.llama_sampler_free(self.handle)
-            self.handle = None
+def check_architecture(model: ModelIdentity) -> None:
+    """Errors: ModelError for an architecture whose residual stream llama.cpp does not offer as the layer law has it."""
+    if reason := UNSTEERABLE.get(model.architecture or ""):
+        raise ModelError(
+            f"llama.cpp can neither steer nor read the layers of {model.architecture}: {reason}; use another model"
+        )
 
 
 def check_steerable(layers: Mapping[int, object], model: ModelIdentity) -> None:
-    """Errors: VectorError if llama.cpp's native control vector cannot carry one of the layers."""
+    """Errors: ModelError for an architecture that llama.cpp cannot steer, VectorError for a layer that its native
+    control vector cannot carry."""
+    check_architecture(model)
     if 0 in layers:
         raise VectorError(
-            "llama.cpp's control vectors have no layer 0; steer layers "
-            f"1-{model.block_count - 1} with --layers, or run layer 0 in the PyTorch reference"
+            f"llama.cpp's control vectors have no layer 0, only layers 1-{model.block_count - 1}; "
+            "Engine steers layer 0 by rows"
         )
     if beyond := [layer for layer in layers if not 0 < layer < model.block_count]:
         raise VectorError(f"layer {beyond[0]} asked; {model} can be steered at layers 1-{model.block_count - 1}")
 
 
-def quantize_file(source: Path, target: Path, quant: str, threads: int | None = None) -> None:
+def quantize_file(
+    source: Path,
+    target: Path,
+    quant: str,
+    threads: int | None = None,
+    importance: Mapping[str, Array] | None = None,
+) -> None:
     """Write `source` (an F32, F16 or BF16 GGUF) as `target` in the type `quant`, by llama.cpp's quantiser.
 
-    Errors: ModelError for an unknown quant or a file llama.cpp cannot quantise. Nothing half written is left.
+    importance: what counts in each tensor, as importance.read gives it. Errors: ModelError for an unknown quant, one
+    that needs an importance it is not given, one of another model, or a file llama.cpp cannot quantise. Nothing half
+    written is left.
     """
     if quant not in QUANTS:
         raise ModelError(f"no quant {quant!r}; allowed are {', '.join(QUANTS)}")
+    if quant in NEED_IMPORTANCE and not importance:
+        raise ModelError(f"{quant} needs an importance matrix; give a file of llama-imatrix with --imatrix")
     readable(source, "a GGUF model")
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = QUANTS[quant]
     params.nthread = default_threads() if threads is None else threads
+    if importance:
+        params.imatrix = _importance_of(source, importance)
     with replacing(target) as temporary, _complaining(f"llama.cpp cannot quantise {source} to {quant}"):
         if llama_cpp.llama_model_quantize(str(source).encode(), str(temporary).encode(), ctypes.byref(params)):
             raise ModelError
@@ -401,6 +471,22 @@ def repacking_is_safe(path: Path) -> bool:
     return verdict.read_text() == "works"
 
 
+def _importance_of(source: Path, importance: Mapping[str, Array]) -> "ctypes.Array[llama_cpp.llama_model_imatrix_data]":
+    """The importance as llama.cpp takes it. Errors: ModelError if it is not of this model."""
+    shapes = {tensor.name: tensor.shape for tensor in read_header(source).tensors}
+    for name, values in importance.items():
+        columns = math.prod(shapes[name][i] for i in (0, 2) if i < len(shapes[name])) if name in shapes else 0
+        if len(values) != columns:
+            what = f"{len(values)} values for {name}, which has {columns} there" if columns else f"an unknown {name}"
+            raise ModelError(f"the importance matrix is not of {source}: it has {what}")
+    # struct llama_model_imatrix_data { const char * name; const float * data; size_t size; }, ended by a null name
+    entries: ctypes.Array[Any] = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
+    for entry, (name, values) in zip(entries, importance.items(), strict=False):
+        entry.name, entry.size = name.encode(), len(values)
+        entry.data = np.ascontiguousarray(values).ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    return entries
+
+
 @contextlib.contextmanager
 def _complaining(what: str) -> Iterator[None]:
     """Turn an error raised inside into one line that ends with llama.cpp's own last words."""
@@ -410,3 +496,20 @@ def _complaining(what: str) -> Iterator[None]:
     except EdgeSteerError as error:
         words = str(error) or next(iter(_complaints), "it gave no reason")
         raise type(error)(f"{what}: {words}") from None
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C during a C call that calls back into Python would be lost in the callback: it takes effect afterwards."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    seen: list[FrameType | None] = []
+    signal.signal(signal.SIGINT, lambda _number, frame: seen.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if seen:
+            handler(signal.SIGINT, seen[0])

@@ -9,59 +9,36 @@ import hashlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_steer import files
-from edge_steer.backend import Completion, Message, OnDone, OnText, Request, Tokens
-from edge_steer.errors import ModelError, RequestError, VectorError, need
-from edge_steer.hub import locate
-from edge_steer.vector import Array, ModelIdentity, Offsets, Steering, spans
+from edge_steer import files, sources
+from edge_steer.architectures import gguf_name
+from edge_steer.backend import Completion, Fork, Message, OnDone, OnStates, OnText, Request, Tokens
+from edge_steer.errors import ModelError, RequestError, need
+from edge_steer.packing import Span, packed_states
+from edge_steer.vector import Array, ModelIdentity, Offsets, Steering
 
 need("extract")
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from edge_steer.decoding import Run, Text, choose  # noqa: E402
+from edge_steer.decoding import Run, choose, token_logprobs  # noqa: E402
+from edge_steer.hooks import Additions, Enough, Hook, find_blocks, hooked, states  # noqa: E402
 
 Dtype = Literal["float64", "float32", "float16", "bfloat16"]
-Pool = Callable[[Tensor], Tensor]  # states (tokens, hidden) -> (hidden,)
-Span = tuple[int, int, int]  # row, first column, column after the last
-Hook = Callable[[torch.nn.Module, Any, Any], Any]
 
 DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
-}
-GGUF_NAMES = {  # where llama.cpp's name for an architecture is not Hugging Face's model_type
-    "cohere": "command-r",
-    "deepseek_v2": "deepseek2",
-    "deepseek_v3": "deepseek2",
-    "falcon_h1": "falcon-h1",
-    "gemma3_text": "gemma3",
-    "gemma3n_text": "gemma3n",
-    "glm": "chatglm",
-    "gpt_bigcode": "starcoder",
-    "gpt_neox": "gptneox",
-    "gpt_oss": "gpt-oss",
-    "granitemoehybrid": "granitehybrid",
-    "hunyuan_v1_dense": "hunyuan-dense",
-    "ministral": "llama",
-    "mistral": "llama",
-    "mixtral": "llama",
-    "phi": "phi2",
-    "qwen2_5_vl_text": "qwen2vl",
-    "qwen2_moe": "qwen2moe",
-    "qwen2_vl_text": "qwen2vl",
-    "qwen3_moe": "qwen3moe",
-    "qwen3_vl_text": "qwen3vl",
 }
 LOGITS_BYTES = 2**27  # of float32 logits held at once
 
@@ -75,10 +52,8 @@ class Reference:
         accepted = inspect.signature(network.forward).parameters
         self._network = network.eval()
         self._tokenizer = tokenizer
-        self._blocks = _find_blocks(network, config.num_hidden_layers)
-        self._model = ModelIdentity(
-            name, GGUF_NAMES.get(config.model_type, config.model_type), config.hidden_size, len(self._blocks), revision
-        )
+        self._blocks = find_blocks(network, config.num_hidden_layers)
+        self._model = ModelIdentity(name, gguf_name(config.model_type), config.hidden_size, len(self._blocks), revision)
         self._vocabulary: int = config.vocab_size
         self._keeps_logits = "logits_to_keep" in accepted
         self._ends = _end_tokens(network, config, tokenizer)
@@ -114,7 +89,7 @@ class Reference:
             if threads < 1:
                 raise ModelError(f"{threads} threads asked; at least 1 is needed")
             torch.set_num_threads(threads)
-        located = locate(source, revision)
+        located = sources.located(source, revision)
         transformers.utils.logging.disable_progress_bar()
         try:
             network, loading = transformers.AutoModelForCausalLM.from_pretrained(
@@ -176,13 +151,22 @@ class Reference:
         Each row has its own steering, sampling and seed, so its answer does not depend on its batch.
         max_tokens is cut to the room the context leaves.
         """
-        runs = [self._start(index, request, bool(on_text)) for index, request in enumerate(requests)]
+        steered = [Offsets.of(request.steering, self.model) for request in requests]
+        runs: list[Run] = []
+        done: dict[int, Completion] = {}
+        for index, (request, offsets) in enumerate(zip(requests, steered, strict=True)):
+            if error := self._misfit(request):
+                done[index] = Completion("", (), "error", error=error)
+                if on_done:
+                    on_done(index, done[index])
+                continue
+            room = min(request.max_tokens, self.context - len(request.prompt))
+            runs.append(Run(index, request, offsets, room, self.decode, bool(on_text)))
         runs.sort(key=lambda run: len(run.request.prompt))
         size = batch if self.batchable else 1
-        done: dict[int, Completion] = {}
         for first in range(0, len(runs), size):
             for run in self._complete(runs[first : first + size], on_text):
-                done[run.index] = run.completion(self.decode)
+                done[run.index] = run.completion()
                 if on_done:
                     on_done(run.index, done[run.index])
         return [done[index] for index in range(len(requests))]
@@ -190,10 +174,14 @@ class Reference:
     def logits(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> npt.NDArray[np.float32]:
         result = np.empty((max(0, len(tokens) - prompt + 1), self._vocabulary), dtype=np.float32)
         first = 0
-        for rows in self._logit_rows(tokens, prompt, steering):
-            result[first : first + len(rows)] = rows.float().cpu().numpy()
+        for rows in self.logit_rows(tokens, prompt, steering):
+            result[first : first + len(rows)] = rows
             first += len(rows)
         return result
+
+    def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]:
+        for rows in self._logit_rows(tokens, prompt, steering):
+            yield rows.float().cpu().numpy()
 
     def nll(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> npt.NDArray[np.float64]:
         result = np.empty(max(0, len(tokens) - prompt), dtype=np.float64)
@@ -214,14 +202,10 @@ class Reference:
         prompt: int | None = None,
         steering: Sequence[Steering] = (),
     ) -> dict[int, Array]:
-        """The residual stream after `layers`, steering included: layer -> float32 (positions, hidden).
-
-        positions: None is all. prompt: number of prompt tokens, None is all of them. Later blocks are not run.
-        Errors: RequestError for tokens that do not fit or a position past them, VectorError for a missing layer.
-        """
+        """See Backend.record."""
         prompt = len(tokens) if prompt is None else prompt
         self._check_tokens(tokens, prompt)
-        self.check_layers(layers)
+        self.model.check_layers(layers)
         chosen = range(len(tokens)) if positions is None else positions
         if beyond := [position for position in chosen if not 0 <= position < len(tokens)]:
             raise RequestError(f"position {beyond[0]} asked; the tokens have positions 0-{len(tokens) - 1}")
@@ -231,7 +215,7 @@ class Reference:
             seen[layer] = states[0, list(chosen)].float().cpu().numpy()
 
         additions = self._additions([Offsets.of(steering, self.model)], prompt - 1)
-        with self._hooked(additions.hooks()):
+        with hooked(self._blocks, additions.hooks()):
             self._visit(layers, see, input_ids=self._tensor([tokens]))
         return seen
 
@@ -240,23 +224,22 @@ class Reference:
         ids: npt.NDArray[np.int64],
         targets: Sequence[Span],
         layers: Sequence[int],
-        pool: Pool,
         *,
         positions: npt.NDArray[np.int64] | None = None,
         visible: npt.NDArray[np.bool_] | None = None,
     ) -> Array:
-        """Pooled residual streams of a batch, unsteered: float32 (layers, targets, hidden).
+        """Mean residual streams of a batch, unsteered: float32 (layers, targets, hidden).
 
-        ids: (rows, columns). targets: the columns of a row that are pooled into one. Two arrays say what differs
+        ids: (rows, columns). targets: the columns of a row that are averaged. Two arrays say what differs
         from plain causal rows: positions (rows, columns), and visible (rows, columns, columns), True where the
         first column attends to the second. No language-model head, and no block after the last layer, is run.
         """
-        self.check_layers(layers)
+        self.model.check_layers(layers)
         result = np.empty((len(layers), len(targets), self.model.hidden_size), dtype=np.float32)
 
         def see(layer: int, states: Tensor) -> None:
-            pools = [pool(states[row, first:last]) for row, first, last in targets]
-            result[layers.index(layer)] = torch.stack(pools).float().cpu().numpy()
+            means = [states[row, first:last].float().mean(0) for row, first, last in targets]
+            result[layers.index(layer)] = torch.stack(means).cpu().numpy()
 
         inputs = {"input_ids": self._tensor(ids)}
         if positions is not None:
@@ -268,35 +251,38 @@ class Reference:
         self._visit(layers, see, **inputs)
         return result
 
-    def check_layers(self, layers: Sequence[int]) -> None:
-        """Errors: VectorError if no layer is asked or one is not a block of the model."""
-        missing = [layer for layer in layers if not 0 <= layer < len(self._blocks)]
-        if missing or not layers:
-            asked = f"layer {missing[0]}" if missing else "no layer"
-            raise VectorError(f"{asked} asked; {self.model.name} has blocks {spans(range(len(self._blocks)))}")
+    def answer_states(
+        self, forks: Sequence[Fork], layers: Sequence[int], take: OnStates, *, batch_tokens: int = 1024
+    ) -> None:
+        """See Recorder.answer_states; answers share their prompt where the architecture can."""
+        packed_states(self, forks, layers, take, batch_tokens)
 
     def _check_tokens(self, tokens: Sequence[int], prompt: int) -> None:
         if not 1 <= prompt <= len(tokens) <= self.context:
             raise RequestError(
                 f"{len(tokens)} tokens with a prompt of {prompt}; need 1 <= prompt <= tokens <= {self.context}"
             )
-        if strange := [token for token in tokens if not 0 <= token < self._vocabulary]:
-            raise RequestError(f"token {strange[0]} is not in the vocabulary of {self._vocabulary}")
+        if strange := self._strange(tokens):
+            raise RequestError(strange)
 
-    def _start(self, index: int, request: Request, streams: bool) -> Run:
+    def _misfit(self, request: Request) -> str:
+        """Why the request cannot be served, if it cannot."""
         if len(request.prompt) >= self.context:
-            raise RequestError(
-                f"prompt {index + 1} has {len(request.prompt)} tokens; the context holds {self.context} "
+            return (
+                f"the prompt has {len(request.prompt)} tokens; the context holds {self.context} "
                 "and needs room for an answer; shorten it"
             )
-        self._check_tokens(request.prompt, len(request.prompt))
-        text = Text(self.decode, request.stop) if streams or request.stop else None
-        room = min(request.max_tokens, self.context - len(request.prompt))
-        return Run(index, request, Offsets.of(request.steering, self.model), room, text)
+        return self._strange(request.prompt)
+
+    def _strange(self, tokens: Sequence[int]) -> str:
+        strange = [token for token in tokens if not 0 <= token < self._vocabulary]
+        return f"token {strange[0]} is not in the vocabulary of {self._vocabulary}" if strange else ""
 
     @torch.inference_mode()
     def _complete(self, runs: list[Run], on_text: OnText | None) -> Iterator[Run]:
         """Drive one batch; a row leaves it, and is yielded, when it ends."""
+        for run in runs:
+            run.started = time.perf_counter()
         width = max(len(run.request.prompt) for run in runs)
         padding = [width - len(run.request.prompt) for run in runs]
         ids = self._tensor([[0] * pad + list(run.request.prompt) for pad, run in zip(padding, runs, strict=True)])
@@ -312,8 +298,14 @@ class Reference:
                 inputs["position_ids"] = (columns[additions.column :] - left).clamp_(min=0)
             output = self._forward(ids, additions, 1, past_key_values=cache, use_cache=True, **inputs)
             cache, additions.column = output.past_key_values, end
-            tokens = choose(output.logits[:, -1].float(), runs)
-            going = [i for i, run in enumerate(runs) if self._accept(run, tokens[i], on_text)]
+            logits = output.logits[:, -1].float()
+            tokens = choose(logits, runs)
+            for run, token, row in zip(runs, tokens, logits, strict=True):
+                wanted = run.request.logprobs
+                logprobs = None if wanted is None else token_logprobs(row, token, wanted)
+                if (new := run.take(token, logprobs, token in self._ends)) and on_text:
+                    on_text(run.index, new)
+            going = [i for i, run in enumerate(runs) if not run.finish]
             yield from (run for run in runs if run.finish)
             if len(going) < len(runs):
                 runs = [runs[i] for i in going]
@@ -323,25 +315,6 @@ class Reference:
                 if runs:
                     cache.batch_select_indices(rows)
             ids = self._tensor([[tokens[i]] for i in going])
-
-    def _accept(self, run: Run, token: int, on_text: OnText | None) -> bool:
-        """Take a row's token, and tell the text it makes; False when that ended the row."""
-        ended = token in self._ends
-        if not ended:
-            run.tokens.append(token)
-        if run.text:
-            new = "" if ended else run.text.add(token)
-            stopped = run.text.stopped
-            if not stopped and (ended or len(run.tokens) == run.room):
-                new += run.text.finish()
-            ended = ended or run.text.stopped
-            if new and on_text:
-                on_text(run.index, new)
-        if ended:
-            run.finish = "stop"
-        elif len(run.tokens) == run.room:
-            run.finish = "length"
-        return run.finish is None
 
     @torch.inference_mode()
     def _logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering]) -> Iterator[Tensor]:
@@ -359,11 +332,11 @@ class Reference:
             cache, additions.column = output.past_key_values, end
             yield output.logits[0, -keep:]
 
-    def _forward(self, ids: Tensor, additions: "_Additions", keep: int, **inputs: Any) -> Any:
+    def _forward(self, ids: Tensor, additions: Additions, keep: int, **inputs: Any) -> Any:
         """One steered pass; of the logits only the last `keep` columns are sure to be there."""
         if self._keeps_logits:
             inputs["logits_to_keep"] = keep
-        with self._hooked(additions.hooks()):
+        with hooked(self._blocks, additions.hooks()):
             return self._network(input_ids=ids, **inputs)
 
     @torch.inference_mode()
@@ -372,85 +345,20 @@ class Reference:
 
         def hook(layer: int) -> Hook:
             def look(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
-                see(layer, _states(output))
+                see(layer, states(output))
                 if layer == last:
-                    raise _Enough
+                    raise Enough
 
             return look
 
-        with self._hooked({layer: hook(layer) for layer in layers}), contextlib.suppress(_Enough):
+        with hooked(self._blocks, {layer: hook(layer) for layer in layers}), contextlib.suppress(Enough):
             self._network(use_cache=False, **inputs)
 
-    @contextlib.contextmanager
-    def _hooked(self, hooks: Mapping[int, Hook]) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for layer, hook in hooks.items():
-                stack.callback(self._blocks[layer].register_forward_hook(hook).remove)
-            yield
-
-    def _additions(self, rows: Sequence[Offsets | None], generated_from: int) -> "_Additions":
-        return _Additions(rows, generated_from, self.model.hidden_size, self._network.device)
+    def _additions(self, rows: Sequence[Offsets | None], generated_from: int) -> Additions:
+        return Additions(rows, generated_from, self.model.hidden_size, self._network.device)
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(np.asarray(values, dtype=np.int64), device=self._network.device)
-
-
-class _Enough(Exception):
-    """The last block that is needed has run."""
-
-
-class _Additions:
-    """What is added to the residual stream of each row of a batch. `column` is where the next forward pass starts."""
-
-    def __init__(self, rows: Sequence[Offsets | None], generated_from: int, hidden: int, device: torch.device) -> None:
-        self.column = 0
-        starts = [generated_from if offsets and offsets.phase == "generated" else 0 for offsets in rows]
-        self._starts = torch.tensor(starts, device=device)[:, None, None]
-        self._by_layer: dict[int, Tensor] = {}
-        for row, offsets in enumerate(rows):
-            for layer, offset in offsets.by_layer.items() if offsets else ():
-                if layer not in self._by_layer:
-                    self._by_layer[layer] = torch.zeros(len(rows), 1, hidden, device=device)
-                self._by_layer[layer][row, 0] = torch.tensor(offset)
-
-    def hooks(self) -> dict[int, Hook]:
-        return {layer: self._hook(layer) for layer in self._by_layer}
-
-    def keep(self, rows: Tensor) -> None:
-        self._starts = self._starts[rows]
-        self._by_layer = {layer: added[rows] for layer, added in self._by_layer.items()}
-
-    def _hook(self, layer: int) -> Hook:
-        def add(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
-            states = _states(output)
-            columns = torch.arange(self.column, self.column + states.shape[1], device=states.device)[:, None]
-            added = self._by_layer[layer] * (columns >= self._starts)
-            steered = (states + added).to(states.dtype)
-            return (steered, *output[1:]) if isinstance(output, tuple) else steered
-
-        return add
-
-
-def _states(output: Any) -> Tensor:
-    states = output[0] if isinstance(output, tuple) else output
-    if not isinstance(states, Tensor) or states.ndim != 3:
-        raise ModelError("the blocks of this architecture do not give (rows, columns, hidden); it cannot be steered")
-    return states
-
-
-def _find_blocks(network: Any, count: int) -> list[torch.nn.Module]:
-    """The outermost list of `count` modules in the decoder."""
-    lists = [
-        (name, module)
-        for name, module in network.get_decoder().named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count
-    ]
-    outer = [(name, module) for name, module in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
-    if len(outer) != 1:
-        raise ModelError(
-            f"{type(network).__name__} has {len(outer)} lists of {count} modules; its decoder blocks cannot be told"
-        )
-    return list(outer[0][1])
 
 
 def _end_tokens(network: Any, config: Any, tokenizer: Any) -> frozenset[int]:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,28 @@ from edge_steer.files import readable, replacing
 Array = npt.NDArray[np.float32]
 Phase = Literal["all", "generated"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+StoredTensor = tuple[str, list[int], bytes]  # dtype as safetensors names it, shape, values
+UNKNOWN = "unknown"  # name of a model that a vector's file does not tell
 FORMAT = "edge-steer vector 1"
+MAX_BYTES = 2**26  # of a file of vectors, and of what it unpacks to; the largest models' vectors take 2**23
+MAX_HEADER = 2**20  # bytes of a safetensors header
+
+_HEADER_TYPES: dict[str, Any] = {
+    "model": dict,
+    "method": str,
+    "pooling": str,
+    "pairs": int,
+    "pairs_digest": str,
+    "normalised": bool,
+    "provenance": list,
+}
+_MODEL_TYPES: dict[str, Any] = {
+    "name": str,
+    "architecture": str | None,
+    "hidden_size": int,
+    "block_count": int,
+    "revision": str | None,
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,20 @@ class ModelIdentity:
         if self.block_count:
             shape += f", blocks 0-{self.block_count - 1}"
         return f"{self.name} ({self.architecture or 'unknown architecture'}, {shape})"
+
+    def joined(self, other: Self) -> Self:
+        """This identity, with what is not known of it taken from `other`, which it fits."""
+        named = other if self.name == UNKNOWN else self
+        architecture = self.architecture or other.architecture
+        blocks = self.block_count or other.block_count
+        return replace(named, architecture=architecture, block_count=blocks)
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Errors: VectorError if no layer is asked or one is not a block of the model."""
+        missing = [layer for layer in layers if not 0 <= layer < self.block_count]
+        if missing or not layers:
+            asked = f"layer {missing[0]}" if missing else "no layer"
+            raise VectorError(f"{asked} asked; {self.name} has blocks {spans(range(self.block_count))}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,24 +168,25 @@ class SteeringVector:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote. Errors: VectorError for a file that is not one of ours or is damaged."""
-        readable(path, "a steering vector (.safetensors)")
+        metadata, tensors = read_safetensors(path)
         try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                header = json.loads((file.metadata() or {})["edge_steer"])
-                if header.pop("format") != FORMAT:
-                    raise VectorError(f"{path} is of another format version; this edge-steer reads {FORMAT!r}")
-                directions = {}
-                for name in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-                    if not (match := re.fullmatch(r"direction\.(0|[1-9]\d{0,4})", name)):
-                        raise VectorError(f"{path} holds a tensor {name!r}; only direction.N is allowed")
-                    tensor = file.get_tensor(name)
-                    if tensor.dtype != np.float32:
-                        raise VectorError(f"{path}: {name} is {tensor.dtype}; float32 is needed")
-                    directions[int(match[1])] = tensor
+            header = json.loads(metadata["edge_steer"])
+            if header.pop("format") != FORMAT:
+                raise VectorError(f"{path} is of another format version; this edge-steer reads {FORMAT!r}")
+            directions = {}
+            for name, (dtype, shape, data) in tensors.items():
+                if not (match := re.fullmatch(r"direction\.(0|[1-9]\d{0,4})", name)):
+                    raise VectorError(f"{path} holds a tensor {name!r}; only direction.N is allowed")
+                if dtype != "F32":
+                    raise VectorError(f"{path}: {name} is {dtype}; F32 is needed")
+                directions[int(match[1])] = np.frombuffer(data, "<f4").reshape(shape)
+            _check_types(header, _HEADER_TYPES)
+            _check_types(header["model"], _MODEL_TYPES)
+            _check_types(dict(enumerate(header["provenance"])), {}, other=str)
             header["model"] = ModelIdentity(**header["model"])
             header["provenance"] = tuple(header["provenance"])
             return cls(directions, **header)
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise VectorError(f"{path} is not a steering vector of edge-steer: {error}") from None
 
     def __add__(self, other: Self) -> Self:
@@ -159,7 +195,7 @@ class SteeringVector:
         merged = dict(self.directions)
         for layer, direction in other.directions.items():
             merged[layer] = merged[layer] + direction if layer in merged else direction
-        return self._derived(merged, f"{self.digest[:12]} + {other.digest[:12]}")
+        return self._derived(merged, f"{self.digest[:12]} + {other.digest[:12]}", other)
 
     def __sub__(self, other: Self) -> Self:
         return self + -other
@@ -178,8 +214,27 @@ class SteeringVector:
             raise VectorError("cannot divide a vector by 0")
         return self * (1.0 / divisor)
 
-    def _derived(self, directions: Mapping[int, Array], step: str) -> Self:
-        return replace(self, directions=directions, normalised=False, provenance=(*self.provenance, step))
+    def project_out(self, other: Self) -> Self:
+        """Made orthogonal to `other` at every layer of it that this vector has; other layers are kept as they are.
+
+        Errors: VectorError for another model, no layer in common, or a direction of `other` that is zero there.
+        """
+        other.check_fits(self.model)
+        common = [layer for layer in other.layers if layer in self.directions]
+        if not common:
+            raise VectorError(f"vectors with layers {spans(self.layers)} and {spans(other.layers)} have none in common")
+        projected = dict(self.directions)
+        for layer in common:
+            mine, theirs = (vector.directions[layer].astype(np.float64) for vector in (self, other))
+            if not (square := theirs @ theirs):
+                raise VectorError(f"layer {layer} of the vector to project out is zero; it has no direction there")
+            projected[layer] = (mine - (mine @ theirs) / square * theirs).astype(np.float32)
+        return self._derived(projected, f"{self.digest[:12]} without {other.digest[:12]}", other)
+
+    def _derived(self, directions: Mapping[int, Array], step: str, other: Self | None = None) -> Self:
+        model = self.model.joined(other.model) if other else self.model
+        provenance = (*self.provenance, step)
+        return replace(self, directions=directions, model=model, normalised=False, provenance=provenance)
 
     def _header(self) -> dict[str, object]:
         return {
@@ -255,6 +310,27 @@ class Offsets:
         return sha.hexdigest()
 
 
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:
+    """Metadata and tensors of a safetensors file, its claims held against bounds before they are believed.
+
+    Errors: VectorError for a file that is too large or damaged, or is no safetensors.
+    """
+    size = readable(path, "a steering vector (.safetensors)").stat().st_size
+    if size > MAX_BYTES:
+        raise VectorError(f"{path} has more than {MAX_BYTES} bytes; vector files have a few million")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(MAX_HEADER, size - 8):
+            raise VectorError(f"{path} is not a steering vector: as safetensors, its header has {length} bytes")
+        content = path.read_bytes()
+    try:
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+        found = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
+    except (safetensors.SafetensorError, ValueError, AttributeError, RecursionError) as error:
+        raise VectorError(f"{path} is not a steering vector: {' '.join(str(error).split())[:200]}") from None
+    return metadata, {name: (tensor["dtype"], tensor["shape"], tensor["data"]) for name, tensor in found}
+
+
 def spans(layers: Iterable[int]) -> str:
     """Layers as a person writes them: (1, 2, 3, 7) -> "1-3, 7"."""
     parts: list[list[int]] = []
@@ -275,3 +351,9 @@ def parse_layers(text: str) -> tuple[int, ...]:
             raise VectorError(f"cannot read layers {text!r}; write them as 3 or 1-5 or 1,2,7-9")
         layers.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(sorted(layers))
+
+
+def _check_types(values: Mapping[Any, object], types: Mapping[str, Any], other: Any = object) -> None:
+    for key, value in values.items():
+        if not isinstance(value, types.get(key, other)):
+            raise TypeError(f"{key!r} is {value!r:.60}")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
 import torch
@@ -12,9 +13,10 @@ import transformers
 
 from edge_steer import decoding
 from edge_steer import reference as reference_module
+from edge_steer.architectures import GGUF_NAMES
 from edge_steer.backend import Backend, Request, Sampling, Tokens
 from edge_steer.errors import ModelError, RequestError, VectorError
-from edge_steer.reference import GGUF_NAMES, Reference
+from edge_steer.reference import Reference
 from edge_steer.stats import log_softmax
 from edge_steer.vector import ModelIdentity, Phase, Steering, SteeringVector
 
@@ -175,10 +177,15 @@ def test_text_streams_whole_characters_and_ends_before_a_stop_string(tiny: Refer
 
 
 def test_text_with_a_character_of_several_tokens_is_told_whole(tiny: Reference) -> None:
-    text = decoding.Text(tiny.decode, ())
-    pieces = [text.add(token) for token in tiny.encode("1 € ≤ 2", start=False)]
-    assert "".join(pieces) == "1 € ≤ 2" and "€" in "".join(pieces)
-    assert not any("\ufffd" in piece for piece in pieces)
+    text = "1 € ≤ 2"
+    tokens = tiny.encode(text, start=False)
+    characters = decoding.Characters(tiny.decode)
+    pieces = [characters.add(token) for token in tokens]
+    assert len(tokens) > len(text) and "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces) and characters.finish() == ""
+    half = decoding.Characters(tiny.decode)
+    assert [half.add(token) for token in tokens[:3]] == ["1", " ", ""]
+    assert (half.finish(), half.finish()) == ("\ufffd", "")
 
 
 def test_sampling_is_seeded_and_follows_the_distribution(tiny: Reference) -> None:
@@ -230,20 +237,109 @@ def test_chat_and_encode_give_the_templates_tokens_and_no_second_bos(
     assert started.chat([{"role": "user", "content": "Hi."}]) == tiny.encode(text)
 
 
-def test_requests_that_do_not_fit_are_refused_before_anything_runs(tiny: Reference) -> None:
+def test_requests_that_do_not_fit_end_as_errors_while_the_others_go_on(tiny: Reference) -> None:
     done: list[int] = []
     good = Request(prompts(tiny)[0], 2)
-    other = ModelIdentity("other", "llama", 64, 5)
-    bad: list[tuple[type[Exception], str, Request]] = [
-        (RequestError, "prompt 2 has 512 tokens; the context holds 512", Request((5,) * 512)),
-        (RequestError, "token 100000 is not in the vocabulary", Request((100000,))),
-        (VectorError, "is of other", Request((5,), steering=(Steering(vector(other)),))),
-    ]
-    for kind, said, request in bad:
-        with pytest.raises(kind, match=said):
-            tiny.generate([good, request], on_done=lambda index, _: done.append(index))
-    assert not done
+    requests = [Request((5,) * 512), good, Request((100000,)), Request((-1,))]
+    found = tiny.generate(requests, on_done=lambda index, _: done.append(index))
+    assert [(c.text, c.tokens, c.finish) for c in found[::2]] == [("", (), "error")] * 2
+    assert found[0].error.startswith("the prompt has 512 tokens; the context holds 512")
+    assert "token 100000 is not in the vocabulary" in found[2].error and "token -1 is not" in found[3].error
+    assert found[1] == tiny.generate([good])[0] and not found[1].error
+    assert sorted(done) == [0, 1, 2, 3]
     assert len(tiny.generate([Request((5,) * 508, 50)])[0].tokens) <= 4
+
+
+def test_a_vector_of_another_model_is_refused_before_anything_runs(tiny: Reference) -> None:
+    done: list[int] = []
+    other = Steering(vector(ModelIdentity("other", "llama", 64, 5)))
+    with pytest.raises(VectorError, match="is of other"):
+        tiny.generate(
+            [Request((5,) * 512), Request((5,), 2), Request((5,), steering=(other,))],
+            on_done=lambda index, _: done.append(index),
+        )
+    assert not done
+
+
+def test_logprobs_are_those_of_the_steered_logits_before_penalties_and_temperature(tiny: Reference) -> None:
+    one, two, _ = prompts(tiny)
+    drawn = Sampling(temperature=1.5, top_k=50, seed=1, repeat_penalty=1.5)
+    requests = [
+        Request(one, 6, (Steering(vector(tiny.model)),), drawn, logprobs=3),
+        Request(two, 8, (Steering(vector(tiny.model), phase="generated"),), logprobs=0),
+        Request(one, 4),
+        Request(one, 5, (ending(tiny),), logprobs=2),
+    ]
+    found = tiny.generate(requests)
+    for request, completion in zip(requests[:2], found, strict=False):
+        logits = tiny.logits(request.prompt + completion.tokens, len(request.prompt), request.steering)[:-1]
+        expected = log_softmax(logits)
+        chosen = [entry.logprob for entry in completion.logprobs]
+        np.testing.assert_allclose(chosen, expected[np.arange(len(logits)), completion.tokens], atol=1e-4)
+        nll = tiny.nll(request.prompt + completion.tokens, len(request.prompt), request.steering)
+        np.testing.assert_allclose(chosen, -nll, atol=1e-4)
+        assert tuple(entry.token for entry in completion.logprobs) == completion.tokens
+        for entry, row in zip(completion.logprobs, expected, strict=True):
+            best = np.argsort(-row)[: request.logprobs]
+            assert [token for token, _ in entry.top] == list(best)
+            np.testing.assert_allclose([logprob for _, logprob in entry.top], row[best], atol=1e-4)
+    assert found[2].logprobs == () == found[3].logprobs and found[3].tokens == ()
+
+
+def test_penalties_follow_the_formula_one_token_at_a_time() -> None:
+    logits = torch.tensor([2.0, -1.0, 0.0, 3.0, 1.0])
+    sampling = Sampling(repeat_penalty=2.0, frequency_penalty=0.25, presence_penalty=0.5)
+    found = decoding.penalised(logits, [0, 1, 1, 2, 3, 3, 3], sampling)
+    expected = [2 / 2 - 0.25 - 0.5, -1 * 2 - 0.5 - 0.5, 0 - 0.25 - 0.5, 3 / 2 - 0.75 - 0.5, 1]
+    np.testing.assert_allclose(found, expected)
+
+
+def test_penalties_are_those_of_llama_cpps_own_sampler() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, 50).astype(np.float32)
+    seen = [int(token) for token in rng.integers(0, 12, 40)]
+    for last, sampling in [
+        (40, Sampling(repeat_penalty=1.3, repeat_last_n=64)),
+        (10, Sampling(repeat_penalty=0.7, frequency_penalty=0.4, presence_penalty=-0.9, repeat_last_n=10)),
+    ]:
+        data = (llama_cpp.llama_token_data * 50)(*((i, logit, 0.0) for i, logit in enumerate(logits.tolist())))
+        array = llama_cpp.llama_token_data_array(data=data, size=50, selected=-1, sorted=False)
+        sampler = llama_cpp.llama_sampler_init_penalties(
+            50,
+            sampling.repeat_last_n,
+            sampling.repeat_penalty,
+            sampling.frequency_penalty,
+            sampling.presence_penalty,
+        )
+        for token in seen:
+            llama_cpp.llama_sampler_accept(sampler, token)
+        llama_cpp.llama_sampler_apply(sampler, array)
+        llama_cpp.llama_sampler_free(sampler)
+        found = decoding.penalised(torch.from_numpy(logits), seen[-last:], sampling)
+        np.testing.assert_allclose(found, [entry.logit for entry in data], rtol=1e-6)
+
+
+@pytest.mark.parametrize("penalties", [Sampling(repeat_penalty=3.0, repeat_last_n=9), Sampling(presence_penalty=50.0)])
+def test_penalties_look_back_over_prompt_and_answer_at_temperature_0_too(tiny: Reference, penalties: Sampling) -> None:
+    prompt = prompts(tiny)[0]
+    (plain,) = tiny.generate([Request(prompt, 12)])
+    (found,) = tiny.generate([Request(prompt, 12, sampling=penalties)])
+    logits = tiny.logits(prompt + found.tokens, len(prompt))
+    for place, token in enumerate(found.tokens):
+        seen = (prompt + found.tokens[:place])[-penalties.repeat_last_n :]
+        scores = logits[place].copy()
+        for old in set(seen):
+            scores[old] = (
+                scores[old] / penalties.repeat_penalty if scores[old] > 0 else scores[old] * (penalties.repeat_penalty)
+            )
+            scores[old] -= penalties.presence_penalty
+        assert scores.argmax() == token
+    assert found.tokens != plain.tokens
+
+
+def test_a_completion_tells_its_own_seconds(tiny: Reference) -> None:
+    slow, fast = tiny.generate([Request(prompts(tiny)[0], 40), Request(prompts(tiny)[0], 1)])
+    assert 0 < fast.seconds < slow.seconds
 
 
 def test_logits_and_record_refuse_what_is_not_there(tiny: Reference) -> None:

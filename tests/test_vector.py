@@ -5,7 +5,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,35 @@ def test_vectors_of_different_models_do_not_add() -> None:
     ):
         with pytest.raises(VectorError, match="is of tiny"):
             A + replace(B, model=other)
-    assert (A + replace(B, model=replace(MODEL, architecture=None, block_count=0))).layers == (1, 3, 5)
+    nameless = replace(B, model=ModelIdentity("unknown", None, hidden_size=4, block_count=0))
+    assert (A + nameless).layers == (1, 3, 5)
+    assert (nameless + A).model == (A + nameless).model == MODEL
+    with pytest.raises(VectorError, match="is of tiny"):
+        (nameless + A).project_out(replace(B, model=replace(MODEL, architecture="llama")))
+
+
+def test_project_out_leaves_what_is_orthogonal() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (
+        SteeringVector({layer: rng.standard_normal(4).astype(np.float32) for layer in layers}, MODEL)
+        for layers in ((0, 1, 3), (1, 3, 5))
+    )
+    projected = first.project_out(second)
+    assert projected.layers == (0, 1, 3)
+    assert np.array_equal(projected.directions[0], first.directions[0])
+    for layer in (1, 3):
+        mine, theirs, left = (vector.directions[layer].astype(float) for vector in (first, second, projected))
+        assert abs(left @ theirs) < 1e-6
+        assert np.linalg.norm(mine) ** 2 == pytest.approx(left @ left + (mine @ theirs) ** 2 / (theirs @ theirs))
+    assert projected.provenance == (f"{first.digest[:12]} without {second.digest[:12]}",)
+    again = projected.project_out(second)
+    assert all(np.allclose(again.directions[n], projected.directions[n], atol=1e-6) for n in (0, 1, 3))
+    with pytest.raises(VectorError, match="layers 0 and 1, 3, 5 have none in common"):
+        first.restrict([0]).project_out(second)
+    with pytest.raises(VectorError, match="layer 1 of the vector to project out is zero"):
+        first.project_out(second - second)
+    with pytest.raises(VectorError, match="is of tiny"):
+        first.project_out(replace(second, model=replace(MODEL, architecture="llama")))
 
 
 def test_norms_and_restrict() -> None:
@@ -143,9 +171,16 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "other version": (lambda path: saved(path, ONES, header_of(A, format="edge-steer vector 9")), "reads 'edge-steer"),
     "unknown key": (lambda path: saved(path, ONES, header_of(A, surprise=1)), "surprise"),
     "no model": (lambda path: saved(path, ONES, header_of(A, model=None)), "not a steering vector"),
-    "float16": (lambda path: saved(path, {"direction.1": np.ones(4, np.float16)}, header_of(A)), "float16; float32"),
+    "float16": (lambda path: saved(path, {"direction.1": np.ones(4, np.float16)}, header_of(A)), "F16; F32"),
     "other name": (lambda path: saved(path, {"bias.1": np.ones(4, np.float32)}, header_of(A)), "only direction.N"),
     "leading zero": (lambda path: saved(path, {"direction.01": np.ones(4, np.float32)}, header_of(A)), "direction.01"),
+    "pairs are text": (lambda path: saved(path, ONES, header_of(A, pairs="7")), "'pairs' is '7'"),
+    "width is a float": (
+        lambda path: saved(path, ONES, header_of(A, model={**asdict(MODEL), "hidden_size": 4.0})),
+        "'hidden_size' is 4.0",
+    ),
+    "provenance of numbers": (lambda path: saved(path, ONES, header_of(A, provenance=[1])), "0 is 1"),
+    "a deep header": (lambda path: saved(path, ONES, {"edge_steer": "[" * 50_000}), "not a steering vector"),
     "no tensors": (lambda path: saved(path, {}, header_of(A)), "no layers"),
     "layer out of range": (
         lambda path: saved(path, {"direction.6": np.ones(4, np.float32)}, header_of(A)),
