@@ -13,7 +13,6 @@ import click
 if TYPE_CHECKING:
     from edge_steer.backend import Completion
     from edge_steer.demo import Outcome
-    from edge_steer.parity import Report
     from edge_steer.vector import SteeringVector
 
 PLAIN_WIDTH = 110  # of tables when stdout is no terminal
@@ -58,33 +57,9 @@ def print_outcome(outcome: "Outcome") -> None:
 
 
 def print_vector(vector: "SteeringVector") -> None:
-    title = f"{vector.model}\n{vector.method}, {vector.pooling} token, {vector.pairs} pairs"
+    made = f"{vector.method}, pooling {vector.pooling}, {vector.pairs} pairs" if vector.pairs else vector.method
+    title = "\n".join((str(vector.model), *((made,) if made != "unknown" else ()), *vector.provenance))
     print_table(["layer", "norm"], ([str(layer), f"{norm:.4g}"] for layer, norm in vector.norms.items()), title)
-
-
-def print_parity(report: "Report") -> None:
-    if report.mechanism:
-        print_table(
-            ["layer", "phase", "strength", "median", "max", "median one layer off"],
-            (
-                [str(row.layer), row.phase, f"{row.strength:g}", f"{row.median:.2g}", f"{row.max:.2g}",
-                 "" if row.neighbour is None else f"{row.neighbour:.2g}"]
-                for row in report.mechanism
-            ),
-            f"mechanism: max |delta logit| over positions, tolerance of the median {report.mechanism_tolerance:g}",
-        )  # fmt: skip
-    found = {"unsteered": report.unsteered, "steered": report.steered}
-    print_table(
-        ["", "mean", "median", "p90", "p99", "max", "same top-1"],
-        ([name, *(f"{value:.2g}" for value in d.kl.values()), f"{d.top1:.1%}"] for name, d in found.items() if d),
-        f"KL(reference || {report.quant}) in nats, tolerance of the mean {report.kl_tolerance:g}",
-    )
-    if report.steered:
-        click.echo(
-            f"effect of steering against the reference's: cosine {report.steered.effect_cosine:.4f}, "
-            f"relative norm {report.steered.effect_norm:.4f}"
-        )
-    click.echo("within tolerance" if report.passed else "OUT OF TOLERANCE")
 
 
 def print_side_by_side(completions: "dict[str, Completion]") -> None:
@@ -111,7 +86,7 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
             nonlocal doing
             if what != doing:
                 doing = what
-                bar.reset(task, description=what)
+                bar.reset(task, description=what, completed=done)
             bar.update(task, completed=done, total=total)
 
         yield report
