@@ -1,32 +1,53 @@
-"""Contrastive pairs: two answers to one question, one of the style to steer towards and one of the style to leave.
+"""Contrastive pairs: two texts, one of the style to steer towards and one of the style to leave.
 
-Takes and gives JSONL files and frozen values; checks that both answers are right and that they differ in density.
-It knows nothing of models: tokens are counted, and answers graded, by functions it is handed.
+Takes and gives JSONL files and frozen values; says as which tokens each side of a pair is read. It knows nothing of
+models, of how a pair came to be, or of whether it is a good one.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Protocol
 
+from edge_steer.backend import Message, Tokens
 from edge_steer.errors import EdgeSteerError
 from edge_steer.files import readable, replacing
-from edge_steer.tasks import count_steps
-
-Count = Callable[[str], int]  # text -> number of tokens
-Grade = Callable[[str, str], bool]  # solution, expected answer -> whether it is right
 
 REQUIRED = ("question", "positive", "negative")
-OPTIONAL = ("answer", "id")
+
+
+class Tokenizer(Protocol):
+    """What a side needs of a backend."""
+
+    def encode(self, text: str, *, start: bool = True) -> Tokens: ...
+
+    def chat(self, messages: Sequence[Message]) -> Tokens: ...
+
+
+@dataclass(frozen=True)
+class Side:
+    """One text of a pair and what stands before it: a conversation, or plain text."""
+
+    prompt: tuple[Message, ...] | str
+    answer: str
+
+    def tokens(self, tokenizer: Tokenizer) -> tuple[Tokens, Tokens]:
+        """Prompt and answer as token ids; an empty plain prompt is a BOS if the model wants one, else no token."""
+        prompt = tokenizer.encode(self.prompt) if isinstance(self.prompt, str) else tokenizer.chat(self.prompt)
+        return prompt, tokenizer.encode(self.answer, start=False)
 
 
 @dataclass(frozen=True)
 class Pair:
     """A question, the answer of the wanted style (DenseSteer's x+, dense) and that of the other (x-, sparse).
 
-    answer: the right final answer, if known. id: a name for messages.
-    Errors: EdgeSteerError for a field that is not text, an empty one, or two equal answers.
+    answer: the right final answer, if known. id: a name for messages. system: a system message before the question.
+    negative_question, negative_system: the negative's own prompt, where the two differ; negative_system "" is none.
+    raw: no chat template: the question, which may then be empty, and the answer are one plain text.
+    Errors: EdgeSteerError for a field of another type, an empty one, two equal sides, or a raw pair with a system
+    message.
     """
 
     question: str
@@ -34,46 +55,44 @@ class Pair:
     negative: str
     answer: str | None = None
     id: str | None = None
+    system: str | None = None
+    negative_question: str | None = None
+    negative_system: str | None = None
+    raw: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value is None and name in OPTIONAL:
+        values = asdict(self)
+        if not isinstance(values.pop("raw"), bool):
+            raise EdgeSteerError(f"field 'raw' is {type(self.raw).__name__}; it must be true or false")
+        may_be_empty = {"negative_system", *(("question", "negative_question") if self.raw else ())}
+        for name, value in values.items():
+            if value is None and name not in REQUIRED:
                 continue
             if not isinstance(value, str):
                 raise EdgeSteerError(f"field {name!r} is {type(value).__name__}; it must be text")
-            if not value.strip():
+            if not value.strip() and name not in may_be_empty:
                 raise EdgeSteerError(f"field {name!r} is empty")
-        if self.positive == self.negative:
-            raise EdgeSteerError("positive and negative are equal; a pair needs two different answers")
-
-
-@dataclass(frozen=True)
-class PairCheck:
-    """What `check` found of one pair. Steps are paragraphs; density is tokens per step (rho in DenseSteer)."""
-
-    name: str
-    positive_right: bool
-    negative_right: bool
-    positive_steps: int
-    negative_steps: int
-    positive_tokens: int
-    negative_tokens: int
+        if self.raw and (self.system is not None or self.negative_system is not None):
+            raise EdgeSteerError("a raw pair has no chat template, and no place for a system message; leave it out")
+        positive, negative = self.sides
+        if positive == negative:
+            raise EdgeSteerError("positive and negative are equal; a pair needs two different answers, or questions")
 
     @property
-    def right(self) -> bool:
-        return self.positive_right and self.negative_right
+    def sides(self) -> tuple[Side, Side]:
+        """Positive and negative, each with its own prompt."""
+        question = self.question if self.negative_question is None else self.negative_question
+        system = self.system if self.negative_system is None else self.negative_system
+        return self._side(self.question, self.system, self.positive), self._side(question, system, self.negative)
 
-    @property
-    def positive_density(self) -> float:
-        return self.positive_tokens / self.positive_steps
+    def _side(self, question: str, system: str | None, answer: str) -> Side:
+        if self.raw:
+            return Side(question, answer)
+        before: tuple[Message, ...] = ({"role": "system", "content": system},) if system else ()
+        return Side((*before, {"role": "user", "content": question}), answer)
 
-    @property
-    def negative_density(self) -> float:
-        return self.negative_tokens / self.negative_steps
 
-    @property
-    def density_ratio(self) -> float:
-        return self.positive_density / self.negative_density
+FIELDS = {field.name: field.default for field in fields(Pair)}
 
 
 def read(path: Path) -> tuple[Pair, ...]:
@@ -94,7 +113,12 @@ def read(path: Path) -> tuple[Pair, ...]:
 
 
 def write(path: Path, pairs: Sequence[Pair]) -> None:
-    """Write pairs as JSONL, the whole file or nothing. Errors: EdgeSteerError if the path cannot be written."""
+    """Write pairs as JSONL, the whole file or nothing.
+
+    Errors: EdgeSteerError if the path cannot be written, or for no pairs.
+    """
+    if not pairs:
+        raise EdgeSteerError(f"no pairs to write to {path}; at least one is needed")
     with replacing(path) as temporary:
         temporary.write_bytes(_serialise(pairs))
 
@@ -104,64 +128,23 @@ def digest(pairs: Sequence[Pair]) -> str:
     return hashlib.sha256(_serialise(pairs)).hexdigest()
 
 
-def check(pairs: Sequence[Pair], count: Count, grade: Grade | None = None) -> list[PairCheck]:
-    """Grade and measure both answers of each pair.
-
-    A pair without `answer` is graded against what its negative, the model's own solution, puts in \\boxed{...}.
-    grade: None compares the text in the last \\boxed{...} with the expected answer.
-    """
-    grade = grade or _boxes
-    found = []
-    for number, pair in enumerate(pairs, 1):
-        expected = pair.answer if pair.answer is not None else boxed(pair.negative)
-        found.append(
-            PairCheck(
-                name=pair.id or f"pair {number}",
-                positive_right=expected is not None and grade(pair.positive, expected),
-                negative_right=expected is not None and grade(pair.negative, expected),
-                positive_steps=count_steps(pair.positive),
-                negative_steps=count_steps(pair.negative),
-                positive_tokens=count(pair.positive),
-                negative_tokens=count(pair.negative),
-            )
-        )
-    return found
-
-
-def boxed(text: str) -> str | None:
-    """What stands in the last \\boxed{...} of the text, braces matched; None if there is none."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    start += len("\\boxed{")
-    depth = 1
-    for end in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if not depth:
-            return text[start:end].strip()
-    return None
-
-
-def _boxes(solution: str, expected: str) -> bool:
-    return boxed(solution) == expected.strip()
-
-
 def _parse(line: bytes) -> Pair:
     try:
-        fields = json.loads(line.decode())
+        found = json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise EdgeSteerError(f"not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise EdgeSteerError(f"not JSON at column {error.colno}: {error.msg}") from None
-    if not isinstance(fields, dict):
-        raise EdgeSteerError(f"a {type(fields).__name__}; an object with {', '.join(REQUIRED)} is needed")
-    if missing := [name for name in REQUIRED if name not in fields]:
+    if not isinstance(found, dict):
+        raise EdgeSteerError(f"a {type(found).__name__}; an object with {', '.join(REQUIRED)} is needed")
+    if missing := [name for name in REQUIRED if name not in found]:
         raise EdgeSteerError(f"field {missing[0]!r} is missing; needed are {', '.join(REQUIRED)}")
-    if extra := sorted(fields.keys() - {*REQUIRED, *OPTIONAL}):
-        raise EdgeSteerError(f"unknown field {extra[0]!r}; allowed are {', '.join((*REQUIRED, *OPTIONAL))}")
-    return Pair(**fields)
+    if extra := sorted(found.keys() - FIELDS.keys()):
+        raise EdgeSteerError(f"unknown field {extra[0]!r}; allowed are {', '.join(FIELDS)}")
+    return Pair(**found)
 
 
 def _serialise(pairs: Sequence[Pair]) -> bytes:
-    rows = ({name: value for name, value in asdict(pair).items() if value is not None} for pair in pairs)
+    """What says no more than its default is left out."""
+    rows = ({name: value for name, value in asdict(pair).items() if value != FIELDS[name]} for pair in pairs)
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

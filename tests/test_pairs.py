@@ -1,10 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge_steer import files, pairs
 from edge_steer.errors import EdgeSteerError
 from edge_steer.pairs import Pair
+from edge_steer.reference import Reference
 
 DENSE = "2 + 3 = 5, so the answer is \\boxed{5}."
 SPARSE = "Mia has 2.\n\n2 + 3 = 5.\n\nThe answer is \\boxed{5}."
@@ -69,35 +71,60 @@ def test_an_unwritable_place_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_check_grades_both_answers_and_measures_their_density() -> None:
-    right, wrong, unknown = pairs.check(
-        [Pair("q", DENSE, SPARSE, "5", "a"), Pair("q", DENSE, SPARSE, "6"), Pair("q", DENSE, "no box")],
-        count=lambda text: len(text.split()),
+def test_each_side_has_its_own_prompt() -> None:
+    plain = Pair("q", "p", "n", system="be brief")
+    positive, negative = plain.sides
+    before = ({"role": "system", "content": "be brief"}, {"role": "user", "content": "q"})
+    assert (positive.prompt, negative.prompt) == (before, before)
+    assert (positive.answer, negative.answer) == ("p", "n")
+
+    other = Pair("q", "same", "same", system="be brief", negative_question="r", negative_system="")
+    assert other.sides[0].prompt == before
+    assert other.sides[1].prompt == ({"role": "user", "content": "r"},)
+    assert Pair("q", "p", "n", negative_system="ramble").sides[1].prompt[0] == {"role": "system", "content": "ramble"}
+
+    raw = Pair("", "p", "n", raw=True)
+    assert (raw.sides[0].prompt, raw.sides[1].prompt) == ("", "")
+
+
+def test_a_side_is_read_as_the_tokens_of_its_prompt_and_answer(tiny: Reference) -> None:
+    chat = Pair("2 + 3?", "five", "5", system="be brief").sides[0]
+    prompt = tiny.chat([{"role": "system", "content": "be brief"}, {"role": "user", "content": "2 + 3?"}])
+    assert chat.tokens(tiny) == (prompt, tiny.encode("five", start=False))
+    raw = Pair("<|im_start|>user", "five", "5", raw=True).sides[1]
+    assert raw.tokens(tiny) == (tiny.encode("<|im_start|>user"), tiny.encode("5", start=False))
+
+
+def test_optional_fields_survive_a_file_and_leave_no_trace_where_they_are_not_set(tmp_path: Path) -> None:
+    made = (
+        Pair("q", "p", "n"),
+        Pair("q", "p", "p", system="s", negative_question="r", negative_system=""),
+        Pair("", "p", "n", raw=True),
     )
-    assert right.name == "a" and right.right
-    assert (right.positive_steps, right.negative_steps) == (1, 3)
-    assert (right.positive_tokens, right.negative_tokens) == (10, 12)
-    assert right.density_ratio == pytest.approx(10 / 4)
-    assert wrong.name == "pair 2" and not wrong.positive_right and not wrong.negative_right
-    assert not unknown.right
+    path = tmp_path / "pairs.jsonl"
+    pairs.write(path, made)
+    assert pairs.read(path) == made
+    assert path.read_text().splitlines()[0] == '{"question": "q", "positive": "p", "negative": "n"}'
 
 
-def test_without_an_answer_the_two_must_agree_and_a_grader_can_be_plugged_in() -> None:
-    agreeing, differing = Pair("q", DENSE, SPARSE), Pair("q", DENSE.replace("5", "4"), SPARSE)
-    found = pairs.check([agreeing, differing], count=len)
-    assert [row.right for row in found] == [True, False]
-    assert found[1].negative_right
-    asked = []
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"raw": 1}, "field 'raw' is int"),
+        ({"raw": True, "system": "s"}, "no place for a system message"),
+        ({"raw": True, "negative_system": ""}, "no place for a system message"),
+        ({"system": ""}, "field 'system' is empty"),
+        ({"negative_question": " "}, "field 'negative_question' is empty"),
+        ({"question": ""}, "field 'question' is empty"),
+        ({"positive": "n", "negative_question": "q"}, "are equal"),
+    ],
+)
+def test_sides_that_cannot_be_are_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(EdgeSteerError, match=said):
+        Pair(**{"question": "q", "positive": "p", "negative": "n", **fields})
 
-    def grade(solution: str, expected: str) -> bool:
-        asked.append((solution, expected))
-        return True
 
-    assert pairs.check([differing], count=len, grade=grade)[0].right
-    assert asked == [(differing.positive, "5"), (SPARSE, "5")]
-
-
-def test_boxed_takes_the_last_box_and_matches_braces() -> None:
-    assert pairs.boxed("\\boxed{1} then \\boxed{ \\frac{1}{2} }.") == "\\frac{1}{2}"
-    assert pairs.boxed("\\boxed{1") is None
-    assert pairs.boxed("1") is None
+def test_no_pairs_make_no_file(tmp_path: Path) -> None:
+    with pytest.raises(EdgeSteerError, match="no pairs to write"):
+        pairs.write(tmp_path / "pairs.jsonl", [])
+    assert not list(tmp_path.iterdir())
