@@ -1,43 +1,45 @@
-"""Pairs to a steering vector: pool each answer's residual stream at every layer, reduce over the pairs.
+"""Pairs to a steering vector: record each answer's residual stream at every layer, then reduce over the pairs.
 
-Takes a Reference and pairs, gives a SteeringVector. The question a pair's two answers share is computed once: both
-answers stand behind it in one row and do not see each other. It knows nothing of files, or of what steers later.
+Takes a Recorder (PyTorch or llama.cpp) and pairs, gives a SteeringVector. It knows nothing of files, of how a model
+runs, or of what steers later.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from edge_steer.backend import Tokens
+from edge_steer.backend import Fork, Recorder
 from edge_steer.errors import EdgeSteerError, RequestError, VectorError
+from edge_steer.methods import method_named, pooling_named
 from edge_steer.pairs import Pair, digest
-from edge_steer.reference import Pool, Reference, Span
-from edge_steer.vector import Array, SteeringVector
+from edge_steer.vector import Array, ModelIdentity, SteeringVector
 
-Reduce = Callable[[Array, Array], npt.NDArray[np.float64]]  # positive, negative (pairs, hidden) -> (hidden,)
 Progress = Callable[[int, int], None]  # pairs done, pairs in all
 
-PROBE_TOKENS = 8
-PROBE_TOLERANCE = 0.02
-
-_log = logging.getLogger(__name__)
+HELD_BYTES = 2**30  # more states than this lie in a temporary file, not in memory
 
 
-def mean_difference(positive: Array, negative: Array) -> npt.NDArray[np.float64]:
-    """v = 1/N sum(h(x+) - h(x-)), summed in float64 (DenseSteer, the steering vector of a layer)."""
-    mean: npt.NDArray[np.float64] = np.subtract(positive, negative, dtype=np.float64).mean(axis=0)
-    return mean
+@dataclass(frozen=True, eq=False)
+class PairStates:
+    """The states of pairs: float32 (layers, pairs, hidden) each, a layer's in one piece of memory or file."""
 
+    positive: Array
+    negative: Array
+    layers: tuple[int, ...]
+    model: ModelIdentity
+    pooling: str
+    pairs_digest: str
 
-METHODS: dict[str, Reduce] = {"mean_difference": mean_difference}
-POOLINGS: dict[str, Pool] = {"last": lambda answer: answer[-1]}
+    @property
+    def pairs(self) -> int:
+        return len(self.positive[0])
 
 
 def extract(
-    reference: Reference,
+    recorder: Recorder,
     pairs: Sequence[Pair],
     *,
     layers: Sequence[int] | None = None,
@@ -47,45 +49,58 @@ def extract(
     batch_tokens: int = 1024,
     progress: Progress | None = None,
 ) -> SteeringVector:
-    """The vector that leads from the negative answers to the positive ones, at `layers` (None: every block).
+    """The vector that leads from the negative answers to the positive ones: `record`, then `reduce`."""
+    method_named(method)
+    states = record(recorder, pairs, layers=layers, pooling=pooling, batch_tokens=batch_tokens, progress=progress)
+    return reduce(states, method, normalise=normalise)
 
-    Each answer follows the question in the model's chat template, without an end token, so pooling "last" takes
-    the token before it. batch_tokens: tokens run at once, at least one pair. normalise: scale to norm 1.
-    Where an architecture cannot share the question, each answer is run alone with it, and the log says so.
-    Errors: VectorError for no pairs, a layer that is not there, an unknown method or pooling, or a direction of
-    norm 0 to normalise; RequestError for answers of equal tokens, or too long for the context.
+
+def record(
+    recorder: Recorder,
+    pairs: Sequence[Pair],
+    *,
+    layers: Sequence[int] | None = None,
+    pooling: str = "last",
+    batch_tokens: int = 1024,
+    progress: Progress | None = None,
+) -> PairStates:
+    """The state of every answer at `layers` (None: every block), pooled over its tokens as `methods.pooling_named`.
+
+    Each answer follows its prompt (in the model's chat template, unless the pair is raw) without an end token, so
+    pooling "last" takes the token before it. batch_tokens: tokens run at once, about. The states take 8 bytes for
+    each pair, layer and hidden dimension; more than HELD_BYTES of them are kept in a temporary file.
+    Errors: VectorError for no pairs, a layer that is not there or an unknown pooling; RequestError for answers of
+    equal tokens, too short for the pooling or too long for the context; EdgeSteerError for a disk that is too full.
     """
     if not pairs:
         raise VectorError("no pairs; at least one is needed")
-    if method not in METHODS or pooling not in POOLINGS:
-        raise VectorError(
-            f"no method {method!r} with pooling {pooling!r}; "
-            f"methods are {', '.join(METHODS)}, poolings {', '.join(POOLINGS)}"
-        )
-    wanted = tuple(sorted(set(range(reference.model.block_count) if layers is None else layers)))
-    reference.check_layers(wanted)
-    items = [_item(reference, pair, index) for index, pair in enumerate(pairs)]
-    pool = POOLINGS[pooling]
-    shared = _sharing_holds(reference, items[0], wanted)
-
-    states = np.empty((2, len(wanted), len(pairs), reference.model.hidden_size), dtype=np.float32)
+    wanted = tuple(sorted(set(range(recorder.model.block_count) if layers is None else layers)))
+    recorder.model.check_layers(wanted)
+    span = pooling_named(pooling)
+    forks = [_fork(recorder, pair, pair.id or f"pair {number}", span) for number, pair in enumerate(pairs, 1)]
+    states = _room((2, len(wanted), len(pairs), recorder.model.hidden_size))
     done = 0
-    for batch in _batches(items, batch_tokens):
-        packed = [item for item in batch if shared and item.longest <= reference.window]
-        if packed:
-            found = _pool_packed(reference, packed, wanted, pool)
-            for column, item in enumerate(packed):
-                states[:, :, item.index] = found[:, 2 * column : 2 * column + 2].swapaxes(0, 1)
-        for item in batch:
-            if not shared or item.longest > reference.window:
-                states[:, :, item.index] = _pool_alone(reference, item, wanted, pool).swapaxes(0, 1)
-        done += len(batch)
+
+    def take(index: int, found: Array) -> None:
+        nonlocal done
+        states[:, :, index] = found.swapaxes(0, 1)
+        done += 1
         if progress:
             progress(done, len(pairs))
 
+    recorder.answer_states(forks, wanted, take, batch_tokens=batch_tokens)
+    return PairStates(states[0], states[1], wanted, recorder.model, pooling, digest(pairs))
+
+
+def reduce(states: PairStates, method: str = "mean_difference", *, normalise: bool = False) -> SteeringVector:
+    """The vector of recorded states by one of METHODS. normalise: scale each direction to norm 1.
+
+    Errors: VectorError for an unknown method, or a direction of norm 0 to normalise.
+    """
+    direct = method_named(method)
     directions: dict[int, Array] = {}
-    for row, layer in enumerate(wanted):
-        direction = METHODS[method](states[0, row], states[1, row])
+    for row, layer in enumerate(states.layers):
+        direction = direct(states.positive[row], states.negative[row])
         if normalise:
             if not (norm := np.linalg.norm(direction)):
                 raise VectorError(f"the direction of layer {layer} is zero; it cannot be normalised")
@@ -93,106 +108,45 @@ def extract(
         directions[layer] = direction.astype(np.float32)
     return SteeringVector(
         directions,
-        reference.model,
+        states.model,
         method=method,
-        pooling=pooling,
-        pairs=len(pairs),
-        pairs_digest=digest(pairs),
+        pooling=states.pooling,
+        pairs=states.pairs,
+        pairs_digest=states.pairs_digest,
         normalised=normalise,
     )
 
 
-@dataclass(frozen=True)
-class _Item:
-    """A pair as token ids."""
-
-    index: int
-    prompt: Tokens
-    positive: Tokens
-    negative: Tokens
-
-    @property
-    def members(self) -> tuple[Tokens, Tokens]:
-        return self.positive, self.negative
-
-    @property
-    def longest(self) -> int:
-        return len(self.prompt) + max(map(len, self.members))
-
-    @property
-    def total(self) -> int:
-        return len(self.prompt) + sum(map(len, self.members))
-
-
-def _item(reference: Reference, pair: Pair, index: int) -> _Item:
-    item = _Item(
-        index,
-        reference.chat([{"role": "user", "content": pair.question}]),
-        reference.encode(pair.positive, start=False),
-        reference.encode(pair.negative, start=False),
-    )
-    name = pair.id or f"pair {index + 1}"
-    if item.positive == item.negative:
-        raise RequestError(f"{name}: both answers are the same tokens; a pair needs two different answers")
-    if item.longest > reference.context:
+def _fork(recorder: Recorder, pair: Pair, name: str, span: Callable[[int], tuple[int, int]]) -> Fork:
+    """Positive and negative behind what their prompts have in common, each as far as the last token averaged."""
+    (prompt, answer), (other, other_answer) = (side.tokens(recorder) for side in pair.sides)
+    if (*prompt, *answer) == (*other, *other_answer):
+        raise RequestError(f"{name}: both sides are the same tokens; a pair needs two different ones")
+    longest = max(len(prompt) + len(answer), len(other) + len(other_answer))
+    if longest > recorder.context:
         raise RequestError(
-            f"{name} has {item.longest} tokens with its question; the context holds {reference.context}; shorten it"
+            f"{name} has {longest} tokens with its question; the context holds {recorder.context}; shorten it"
         )
-    return item
+    common = 0
+    while common < min(len(prompt), len(other)) and prompt[common] == other[common]:
+        common += 1
+    try:
+        spans = [span(len(tokens)) for tokens in (answer, other_answer)]
+    except RequestError as error:
+        raise RequestError(f"{name}: {error}; use another pooling or leave the pair out") from None
+    branches = ((*prompt[common:], *answer[: spans[0][1]]), (*other[common:], *other_answer[: spans[1][1]]))
+    return Fork(prompt[:common], branches, tuple(end - first for first, end in spans))
 
 
-def _batches(items: Sequence[_Item], batch_tokens: int) -> Iterator[list[_Item]]:
-    """Items of like length, the longest first, so that too little memory shows at once."""
-    batch: list[_Item] = []
-    for item in sorted(items, key=lambda item: item.total, reverse=True):
-        if batch and (len(batch) + 1) * batch[0].total > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(item)
-    yield batch
-
-
-def _pool_packed(reference: Reference, items: Sequence[_Item], layers: Sequence[int], pool: Pool) -> Array:
-    """Rows of prompt, positive, negative, where negative does not see positive: (layers, 2 * items, hidden)."""
-    columns = max(item.total for item in items)
-    ids = np.zeros((len(items), columns), dtype=np.int64)
-    positions = np.zeros_like(ids)
-    visible = np.tril(np.ones((columns, columns), dtype=np.bool_))[None].repeat(len(items), axis=0)
-    targets: list[Span] = []
-    for row, item in enumerate(items):
-        first, second = len(item.prompt), len(item.prompt) + len(item.positive)
-        ids[row, : item.total] = (*item.prompt, *item.positive, *item.negative)
-        positions[row, :second] = np.arange(second)
-        positions[row, second : item.total] = np.arange(first, first + len(item.negative))
-        visible[row, second:, first:second] = False
-        targets += [(row, first, second), (row, second, item.total)]
-    return reference.pooled(ids, targets, layers, pool, positions=positions, visible=visible)
-
-
-def _pool_alone(reference: Reference, item: _Item, layers: Sequence[int], pool: Pool) -> Array:
-    """Each answer in a row of its own behind its prompt, the plain way: (layers, 2, hidden)."""
-    found = []
-    for member in item.members:
-        ids = np.array([(*item.prompt, *member)], dtype=np.int64)
-        found.append(reference.pooled(ids, [(0, len(item.prompt), ids.shape[1])], layers, pool))
-    return np.concatenate(found, axis=1)
-
-
-def _sharing_holds(reference: Reference, item: _Item, layers: Sequence[int]) -> bool:
-    """Whether the model gives in packed rows what it gives alone, tried on the first tokens of a pair."""
-    reason = "its rows depend on each other"
-    if reference.batchable:
-        probe = _Item(0, item.prompt[:PROBE_TOKENS], item.positive[:PROBE_TOKENS], item.negative[:PROBE_TOKENS])
-        try:
-            packed = _pool_packed(reference, [probe], layers, POOLINGS["last"])
-            alone = _pool_alone(reference, probe, layers, POOLINGS["last"])
-            error = np.linalg.norm(packed - alone, axis=-1) / np.linalg.norm(alone, axis=-1)
-            if error.max() <= PROBE_TOLERANCE:
-                return True
-            reason = f"a packed row is off by {error.max():.1%}"
-        except EdgeSteerError:
-            raise
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as failure:
-            reason = f"it does not take a mask of its own: {failure}"
-    _log.warning("%s cannot share a question between two answers (%s); each is run alone", reference.model.name, reason)
-    return False
+def _room(shape: tuple[int, ...]) -> Array:
+    """An array of this shape, in a temporary file that is gone with it if it is large."""
+    size = 4 * int(np.prod(shape))
+    if size <= HELD_BYTES:
+        return np.empty(shape, dtype=np.float32)
+    if size > (free := shutil.disk_usage(tempfile.gettempdir()).free):
+        raise EdgeSteerError(
+            f"the states of {shape[2]} pairs at {shape[1]} layers take {size / 1e9:.1f} GB; {tempfile.gettempdir()} "
+            f"has {free / 1e9:.1f} GB free; give fewer pairs or layers, or another folder as TMPDIR"
+        )
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
