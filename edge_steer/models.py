@@ -1,6 +1,6 @@
 """From Hugging Face weights to a quantised GGUF, by llama.cpp's own converter and quantiser.
 
-Takes a folder, a hub id or a GGUF; gives GGUF files, whole or not at all. The converter is that of the installed
+Takes what sources.py knows as a model; gives GGUF files, whole or not at all. The converter is that of the installed
 llama-cpp-python, fetched once from its source distribution. Results without a target of their own are cached under
 a digest of everything they were made from. It reads no weights itself, and no pickles are ever opened.
 """
@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_steer import convert_driver, hub
+from edge_steer import convert_driver, hub, sources
 from edge_steer.errors import EdgeSteerError, ModelError, need
 from edge_steer.files import cache_folder, digest, readable, replacing
 from edge_steer.gguf_header import BF16, F16, F32, Header, read_header
@@ -43,12 +43,12 @@ def gguf_for(
     threads: int | None = None,
     progress: Progress = _silent,
 ) -> Path:
-    """A GGUF of `source` (folder, hub id or GGUF) in the type `quant`, from the cache where it is there.
+    """A GGUF of `source`, as sources.py has it, in the type `quant`, from the cache where it is there.
 
     quant: None is the GGUF itself, or for Hugging Face weights the type that loses nothing. Errors: ModelError.
     """
     quant = None if quant is None else _known(quant, tuple(QUANTS))
-    if (path := Path(source)).is_file() or path.suffix == ".gguf":
+    if path := sources.gguf(source, quant, revision=revision, progress=progress):
         if quant in (None, quant_of(path)):
             return path
         return quantize(path, quant, threads=threads, progress=progress)
@@ -74,8 +74,8 @@ def convert(
     if outtype is not None:
         outtype = _known(outtype, OUTTYPES)
     need("convert")
-    name = Path(source).resolve().name
-    folder = hub.locate(source, revision).folder
+    located = sources.located(source, revision)
+    folder, name = located.folder, located.name.rpartition("/")[2]
     readable(folder / "config.json", "a model's config.json")
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{source} holds no .safetensors; weights in other formats are not read")

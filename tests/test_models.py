@@ -297,8 +297,16 @@ MODEL_RECIPE = {
         ({"strength": "nan"}, "strength: nan is not a finite number"),
         ({"quants": "[1]"}, r"quants: \[1\] is not a list of strings"),
         ({"name": "1"}, "name: 1 is not a string"),
-        ({"source": '"a/b"'}, "revision: a source other than '.' needs a full commit hash, not None"),
-        ({"colour": '"red"'}, "colour: no such key; allowed are gguf, layer, layers, name"),
+        (
+            {"source": '"a/b"', "revision": '"main"'},
+            "revision: 'main' is no full commit hash of a hub id; leave it out",
+        ),
+        ({"revision": f'"{"a" * 40}"'}, "revision: 'a+' is no full commit hash of a hub id; leave it out"),
+        ({"blocks": "3"}, "layers: 1-3 go beyond the last of 3 blocks"),
+        ({"blocks": "-1"}, "blocks: -1 is not a whole number"),
+        ({"quants": "[]"}, "quants: is empty; name at least one type"),
+        ({"ggufs": '"a/b"'}, "ggufs: 'a/b' is not a list of strings"),
+        ({"colour": '"red"'}, "colour: no such key; allowed are blocks, chat, gguf, ggufs, layer, layers, name"),
         ({"name": "'"}, "is not TOML"),
     ],
 )

@@ -9,7 +9,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -19,13 +19,15 @@ from rich.table import Table
 
 from edge_steer import export, models, pairs, wordproblems
 from edge_steer.backend import Backend, Request
+from edge_steer.demo import figures as kept_figures
 from edge_steer.engine import Engine
-from edge_steer.evaluate import Summary, evaluate, summarise
+from edge_steer.evaluate import UNSTEERED, Method, Summary, evaluate, summarise
 from edge_steer.extract import extract
 from edge_steer.files import replacing
+from edge_steer.grading import Graders
 from edge_steer.recipes import ModelRecipe, VectorRecipe
 from edge_steer.reference import Reference
-from edge_steer.tasks import count_steps, grade, word_problems
+from edge_steer.tasks import WORD_PROBLEMS, Task, count_steps, grade, load_task
 from edge_steer.vector import Steering
 
 HERE = Path(__file__).parent
@@ -49,7 +51,8 @@ def main() -> None:
 
 @main.command("pairs")
 @click.option("--count", default=50, show_default=True)
-def make_pairs(count: int) -> None:
+@click.option("--out", type=click.Path(path_type=Path), default=HERE / "pairs.jsonl", help="Default: pairs.jsonl here.")
+def make_pairs(count: int, out: Path) -> None:
     """Own greedy solutions to calibration problems against dense rewrites of the same computations."""
     reference = Reference.load(HERE)
     rng = random.Random(0)
@@ -63,7 +66,7 @@ def make_pairs(count: int) -> None:
             made.append(pairs.Pair(problem.question, _rewrite(problem, own, rng), own, answer))
     if len(made) < count:
         raise click.ClickException(f"only {len(made)} of {len(problems)} solutions are correct; {count} are needed")
-    pairs.write(HERE / "pairs.jsonl", made[:count])
+    pairs.write(out, made[:count])
     click.echo(f"{count} pairs; {len(made)} of {len(problems)} own solutions are right step by step")
 
 
@@ -84,14 +87,14 @@ def choose(quant: str, problems: int) -> None:
     recipe = ModelRecipe.load(HERE)
     reference = Reference.load(HERE)
     vector = extract(reference, pairs.read(HERE / "pairs.jsonl"))
-    samples = word_problems("dev", problems)
-    with Engine.load(models.gguf_for(recipe.gguf or HERE, quant), parallel=32) as engine:
-        plain = summarise(evaluate(engine, samples))
+    task = load_task(WORD_PROBLEMS, split="dev", limit=problems)
+    with Graders() as graders, Engine.load(models.gguf_for(recipe.gguf or HERE, quant), parallel=32) as engine:
+        plain = _measured(engine, task, UNSTEERED, graders)
         cells = []
         for layer in recipe.layers:
             for strength in STRENGTHS:
-                rows = evaluate(engine, samples, [Steering(vector, strength, (layer,))])
-                cells.append(Cell(layer, strength, summarise(rows)))
+                method = Method("steered", (Steering(vector, strength, (layer,)),))
+                cells.append(Cell(layer, strength, _measured(engine, task, method, graders)))
     _print(plain, cells, f"{quant}, {problems} dev problems, greedy, phase all")
     best = _best(plain, cells)
     rule = "most accurate of those dense enough, then mildest"
@@ -106,6 +109,10 @@ def choose(quant: str, problems: int) -> None:
         with replacing(path) as temporary:
             temporary.write_text(text)
     click.echo(f"chosen: layer {best.layer}, strength {best.strength:g}")
+
+
+def _measured(backend: Backend, task: Task, method: Method, graders: Graders) -> Summary:
+    return summarise(evaluate(backend, task, method, graders=graders, nll=False))
 
 
 def _best(plain: Summary, cells: Sequence[Cell]) -> Cell:
@@ -135,8 +142,8 @@ def measure(problems: int) -> None:
     """Accuracy, steps, tokens and density on the test split, unsteered and steered by the recipe."""
     recipe, dense = ModelRecipe.load(HERE), VectorRecipe.load(DENSE)
     vector = export.read(DENSE / dense.vector)
-    samples = word_problems("test", problems)
-    steered = [Steering(vector, dense.strength, (dense.layer,), dense.phase)]
+    task = load_task(WORD_PROBLEMS, split="test", limit=problems)
+    steered = Method("steered", (Steering(vector, dense.strength, (dense.layer,), dense.phase),))
     measured: dict[str, dict[str, Summary]] = {}
     figures: dict[str, object] = {
         "problems": problems,
@@ -148,17 +155,15 @@ def measure(problems: int) -> None:
     }
 
     def on(name: str, backend: Backend) -> None:
-        measured[name] = {
-            "unsteered": summarise(evaluate(backend, samples)),
-            "steered": summarise(evaluate(backend, samples, steered)),
-        }
-        figures[name] = {how: asdict(summary) for how, summary in measured[name].items()}
+        measured[name] = {m.name: _measured(backend, task, m, graders) for m in (UNSTEERED, steered)}
+        figures[name] = {how: kept_figures(summary) for how, summary in measured[name].items()}
         click.echo(json.dumps({name: figures[name]}))
 
-    on("torch float32", Reference.load(HERE))
-    for quant in ("F16", *recipe.quants):
-        with Engine.load(models.gguf_for(recipe.gguf or HERE, quant), parallel=32) as engine:
-            on(quant, engine)
+    with Graders() as graders:
+        on("torch float32", Reference.load(HERE))
+        for quant in ("F16", *recipe.quants):
+            with Engine.load(models.gguf_for(recipe.gguf or HERE, quant), parallel=32) as engine:
+                on(quant, engine)
     with replacing(HERE / "measured.json") as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")
     _fill_card(measured)
