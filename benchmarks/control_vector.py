@@ -5,7 +5,7 @@ likelihoods   llama-perplexity saves the unsteered model's log-probabilities and
               its own unsteered logits ("edge-steer") and once from the tool's file ("on the tool's base"). The same
               direction one layer off is shown too, as a measure of what a difference would look like.
 texts         llama-completion's greedy texts, unsteered and steered, against edge-steer's.
-direction.0   a file with this tensor is skipped by llama.cpp, which runs on unsteered; edge-steer refuses it.
+direction.0   a file with this tensor is skipped by llama.cpp, which runs on unsteered; edge-steer reads it.
 
 All in the phase "all", the only one those tools have; F32 KV cache, no flash attention. On an F32 model the numbers
 agree to what the tool prints; on F16 and quantised ones llama.cpp itself differs a little with the batch size.
@@ -203,7 +203,7 @@ def refusals(engine: Engine, path: Path, file: Path) -> dict[str, str]:
     )
     said = {"llama-completion": f"{complaint[0]}; runs on unsteered, status 0" if complaint else "taken"}
     try:
-        export.read(file)
+        export.load(file)
         said["edge-steer"] = "taken"
     except EdgeSteerError as error:
         said["edge-steer"] = f"refused: {str(error).removeprefix(str(file))}"

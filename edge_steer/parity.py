@@ -1,91 +1,97 @@
-"""The quantised engine against the reference: the same token ids through two Backends, the logits compared.
+"""The quantised engine against the reference: the same token ids through both, their distributions compared.
 
-`mechanism` asks whether both add the vector at the same place, `distribution` how far the next-token
-probabilities are apart and whether steering moves them alike. It loads nothing and prints nothing.
+Takes what the reference says of its texts (live or saved, see baseline.py) and another Backend; gives how far the
+next-token probabilities are apart, whether steering moves them alike, for an exact file whether it is added at the
+same place, and a verdict. It loads nothing and prints nothing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edge_steer import pairs
-from edge_steer.backend import Backend, Tokens
+from edge_steer.backend import Backend
+from edge_steer.baseline import EFFECT_TEXTS, Baseline, Live, Piece, Text, first_layer, shift
+from edge_steer.divergence import Divergence, Positions, compare, over_texts, summarise
 from edge_steer.errors import EdgeSteerError
 from edge_steer.files import read_lines
-from edge_steer.stats import Floats, cosine, kl_divergence, quantiles
-from edge_steer.vector import PHASES, Array, Phase, Steering, SteeringVector
+from edge_steer.mechanism import MechanismRow, everywhere, mechanism
+from edge_steer.stats import Floats, Interval
+from edge_steer.tolerances import (
+    KL_FLOOR,
+    MECHANISM,
+    MIN_POSITIONS,
+    PLACED,
+    RESIDUAL,
+    TOLERANCES,
+    Finding,
+    Tolerance,
+    Verdict,
+    finding,
+    overall,
+    tolerance_of,
+)
+from edge_steer.vector import Array, Steering
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
 
-MECHANISM_TOLERANCE = 1e-4  # median of max|delta logit|, F32 GGUF and KV, no flash attention, against torch float32
-# Mean KL in nats of quantised against reference. Three times what is published for Llama-3-8B on wikitext-2
-# (llama.cpp, tools/quantize/README.md), since smaller models suffer more; float types by what rounding costs.
-KL_TOLERANCE = {
-    "F32": 1e-6, "F16": 1e-3, "BF16": 1e-2, "Q8_0": 0.005, "Q6_K": 0.02, "Q5_K_M": 0.035, "Q4_K_M": 0.1,
-    "Q4_0": 0.2, "Q3_K_M": 0.3, "Q2_K": 1.35,
-}  # fmt: skip
+MECHANISM_TEXTS = 1
+EXACT = "F32"  # the type whose mechanism is checked
+_NO_PIECE: Piece = (np.empty((0, 0), dtype=np.float32), np.empty(0))
+KL_TOLERANCE = {quant: tolerance.kl for quant, tolerance in TOLERANCES.items()}
 
 
 @dataclass(frozen=True)
-class Text:
-    """Token ids to compare on; the first `prompt` of them are the prompt."""
+class Effect:
+    """What steering does, (steered - unsteered), in the other backend against the reference.
 
-    tokens: Tokens
-    prompt: int
-
-
-@dataclass(frozen=True)
-class MechanismRow:
-    """max|delta logit| of each position, with the vector at `layer` in both: its median and its maximum over positions.
-
-    neighbour: the median with the vector one layer off in the reference; None at strength 0.
+    cosine and norm, its relative length, with intervals over texts: of the logits and of the residual stream after
+    the last block, at some positions of some texts. placed_*: of the residual stream after the first steered block,
+    which is what was added there, and so is the same in a quantised model.
     """
 
-    layer: int
-    phase: Phase
-    strength: float
-    median: float
-    max: float
-    neighbour: float | None
-
-
-@dataclass(frozen=True)
-class Distribution:
-    """Divergence of the other backend from the reference over all positions of all texts.
-
-    kl: mean, median, p90, p99, max of KL(reference || other) in nats. top1: share of equal first choices.
-    effect_cosine, effect_norm: cosine and relative norm of (steered - unsteered) logits, other against
-    reference; None without steering.
-    """
-
+    texts: int
     positions: int
-    kl: dict[str, float]
-    top1: float
-    effect_cosine: float | None
-    effect_norm: float | None
+    cosine: float
+    cosine_interval: Interval | None
+    norm: float
+    norm_interval: Interval | None
+    placed_cosine: float
+    placed_norm: float
+    residual_cosine: float
+    residual_cosine_interval: Interval | None
+    residual_norm: float
+    residual_norm_interval: Interval | None
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found. `mechanism` is empty but for an F32 file; `steered` is None without steering."""
+    """What `check` found of one file. mechanism is empty but for an F32 file; the last three are None unsteered.
+
+    kl_ratio: median KL of the steered texts over that of the unsteered, each at least KL_FLOOR; mean_ratio: the ratio
+    of the means, None where rounding is all there is. Does quantising hurt steering more than it hurts the model?
+    """
 
     quant: str
+    tolerance: Tolerance
     mechanism: list[MechanismRow]
-    mechanism_tolerance: float
-    unsteered: Distribution
-    steered: Distribution | None
-    kl_tolerance: float
+    unsteered: Divergence
+    steered: Divergence | None
+    effect: Effect | None
+    kl_ratio: float | None
+    mean_ratio: float | None
+    findings: list[Finding]
+
+    @property
+    def verdict(self) -> Verdict:
+        return overall([found.verdict for found in self.findings])
 
     @property
     def passed(self) -> bool:
-        """Every mechanism median within its tolerance and its neighbour's outside, every mean KL within its own."""
-        return (
-            all(row.median <= self.mechanism_tolerance for row in self.mechanism)
-            and all(row.neighbour > self.mechanism_tolerance for row in self.mechanism if row.neighbour is not None)
-            and all(found.kl["mean"] <= self.kl_tolerance for found in (self.unsteered, self.steered) if found)
-        )
+        """Whether nothing is out of tolerance; too little data to say so is no failure."""
+        return self.verdict != "fail"
 
 
 def read_texts(path: Path, backend: Backend) -> list[Text]:
@@ -114,109 +120,221 @@ def check(
     tolerance: float | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """The distribution unsteered and steered and, for an F32 file, the mechanism at every layer of each vector.
+    """`against` a live reference, with the same texts unsteered and steered.
 
-    tolerance: allowed mean KL; None is KL_TOLERANCE of the quant. Errors: EdgeSteerError for a quant without one.
+    tolerance: allowed mean KL; None is that of the quant. Errors: EdgeSteerError for a quant without one.
     """
-    allowed = KL_TOLERANCE.get(quant) if tolerance is None else tolerance
-    if allowed is None:
-        raise EdgeSteerError(f"no tolerance is known for {quant}; give one with --tolerance")
-    report = progress or (lambda *_: None)
-    rows: list[MechanismRow] = []
-    if quant == "F32":
-        for one in steering:
-            layers = [layer for layer in one.vector.layers if layer]
-            strengths = sorted({0.0, 1.0, -1.0, one.strength})
-            for done, layer in enumerate(layers):
-                report("checking the mechanism", done, len(layers))
-                rows += mechanism(reference, other, one.vector, texts[:2], layers=[layer], strengths=strengths)
-    report("comparing distributions", 0, 2)
-    unsteered = distribution(reference, other, texts)
-    report("comparing distributions", 1, 2)
-    steered = distribution(reference, other, texts, steering) if steering else None
-    return Report(quant, rows, MECHANISM_TOLERANCE, unsteered, steered, allowed)
+    changes = {} if tolerance is None else {"kl": tolerance}
+    return against(
+        Live(reference, texts, texts if steering else (), steering),
+        other,
+        steering,
+        quant,
+        tolerance_of(quant, changes),
+        progress=progress,
+    )
 
 
-def mechanism(
-    reference: Backend,
+def against(
+    baseline: Baseline,
     other: Backend,
-    vector: SteeringVector,
-    texts: Sequence[Text],
+    steering: Sequence[Steering],
+    quant: str,
+    tolerance: Tolerance,
     *,
-    layers: Iterable[int],
-    strengths: Sequence[float],
-    phases: Sequence[Phase] = PHASES,
-) -> list[MechanismRow]:
-    """max|delta logit| for every layer, phase and strength, and how far a neighbouring layer is off.
+    progress: Progress | None = None,
+) -> Report:
+    """Everything that is asked of one file.
 
-    The verdict is on the median over positions: a misplaced vector moves them all, while float32 rounding alone
-    is amplified a hundredfold at the few positions where the model is undecided.
+    steering: what `other` is steered with; the baseline has its own. The mechanism is checked of an F32 file where
+    the reference is at hand. Errors: EdgeSteerError for another model.
     """
+    report = progress or (lambda *_: None)
+    if baseline.model.block_count != other.model.block_count or baseline.model.hidden_size != other.model.hidden_size:
+        raise EdgeSteerError(f"the file holds {other.model}, the reference {baseline.model}; compare the same model")
     rows: list[MechanismRow] = []
-    for layer in layers:
-        for phase in phases:
-            for strength in strengths:
-                right = [Steering(vector, strength, (layer,), phase)]
-                off = [Steering(_moved(vector, layer), strength, phase=phase)]
-                deltas, neighbours = [], []
-                for text in texts:
-                    theirs = other.logits(text.tokens, text.prompt, right)
-                    deltas.append(_delta(reference.logits(text.tokens, text.prompt, right), theirs))
-                    if strength:
-                        neighbours.append(_delta(reference.logits(text.tokens, text.prompt, off), theirs))
-                joined = np.concatenate(deltas)
-                median, largest = float(np.median(joined)), float(joined.max())
-                neighbour = float(np.median(np.concatenate(neighbours))) if strength else None
-                rows.append(MechanismRow(layer, phase, strength, median, largest, neighbour))
-    return rows
+    if quant == EXACT and isinstance(baseline, Live):
+        for one in steering:
+            rows += _mechanism(baseline, other, one, report)
+    unsteered = summarise(positions(baseline, other, (), steered=False, progress=report))
+    steered = effect = kl_ratio = mean_ratio = None
+    if steering and baseline.steered:
+        steered = summarise(positions(baseline, other, steering, steered=True, progress=report))
+        effect = effect_of(baseline, other, steering, report)
+        medians, means = ([d.kl[key] for d in (steered, unsteered)] for key in ("median", "mean"))
+        kl_ratio = max(medians[0], KL_FLOOR) / max(medians[1], KL_FLOOR)
+        mean_ratio = means[0] / means[1] if min(means) > 0 else None
+    found = _findings(tolerance, rows, unsteered, steered, effect, kl_ratio)
+    return Report(quant, tolerance, rows, unsteered, steered, effect, kl_ratio, mean_ratio, found)
 
 
 def distribution(
     reference: Backend, other: Backend, texts: Sequence[Text], steering: Sequence[Steering] = ()
-) -> Distribution:
-    """How far `other` is from `reference` on the given texts under the given steering.
+) -> Divergence:
+    """How far `other` is from `reference` on texts under a steering. Errors: EdgeSteerError for no texts."""
+    live = Live(reference, texts, texts, steering)
+    return summarise(positions(live, other, steering, steered=bool(steering)))
 
-    Errors: EdgeSteerError for no texts.
+
+def positions(
+    baseline: Baseline,
+    other: Backend,
+    steering: Sequence[Steering],
+    *,
+    steered: bool,
+    progress: Progress | None = None,
+) -> list[Positions]:
+    """What is kept of each position of the baseline's unsteered or steered texts, text by text.
+
+    Logits come in pieces: memory grows neither with the texts nor with their length.
     """
-    if not texts:
-        raise EdgeSteerError("no texts to compare on; at least one is needed")
-    divergences: list[Floats] = []
-    agreed: list[Floats] = []
-    effects: list[tuple[float, float, float]] = []
-    for text in texts:
-        ours, theirs = (b.logits(text.tokens, text.prompt, steering) for b in (reference, other))
-        divergences.append(kl_divergence(ours, theirs))
-        agreed.append((ours.argmax(axis=-1) == theirs.argmax(axis=-1)).astype(np.float64))
-        if steering:
-            our_effect = ours - reference.logits(text.tokens, text.prompt)
-            their_effect = theirs - other.logits(text.tokens, text.prompt)
-            effects.append(
-                (
-                    cosine(our_effect, their_effect),
-                    float(np.linalg.norm(their_effect) / np.linalg.norm(our_effect)),
-                    float(len(our_effect)),
-                )
-            )
-    values = np.concatenate(divergences)
-    weights = [rows for _, _, rows in effects]
-    return Distribution(
-        positions=len(values),
-        kl=quantiles(values),
-        top1=float(np.concatenate(agreed).mean()),
-        effect_cosine=float(np.average([c for c, _, _ in effects], weights=weights)) if effects else None,
-        effect_norm=float(np.average([n for _, n, _ in effects], weights=weights)) if effects else None,
+    texts = baseline.steered if steered else baseline.unsteered
+    found = []
+    for index, text in enumerate(texts):
+        if progress:
+            progress(f"comparing {'steered' if steered else 'unsteered'} texts", index, len(texts))
+        following = text.following
+        theirs = other.logit_rows(text.tokens[:-1], text.prompt, steering)
+        parts: list[Positions] = []
+        for ours, total, logits in _together(baseline.rows(index, steered), theirs):
+            parts.append(compare(ours, total, logits, following[: len(ours)]))
+            following = following[len(ours) :]
+        found.append(Positions.joined(parts))
+    return found
+
+
+def effect_of(
+    baseline: Baseline, other: Backend, steering: Sequence[Steering], progress: Progress | None = None
+) -> Effect:
+    """The effect of steering on the first EFFECT_TEXTS steered texts. Errors: EdgeSteerError if it has none."""
+    count, first = min(EFFECT_TEXTS, len(baseline.steered)), first_layer(baseline.steering)
+    sums, rows = [], 0
+    for index in range(count):
+        if progress:
+            progress("comparing the effect of steering", index, count)
+        ours, theirs = baseline.shift(index), shift(other, baseline.steered[index], steering, first)
+        sums.append(
+            [
+                *_products(ours.logits, theirs.logits),
+                *_products(ours.states, theirs.states),
+                *_products(ours.placed, theirs.placed),
+            ]
+        )
+        rows += len(ours.logits)
+    added = np.array(sums)
+    if not added.size or not (added.sum(axis=0)[[1, 4, 7]] > 0).all():
+        raise EdgeSteerError("the steering does nothing in the reference; give a strength other than 0")
+    logits, states, placed = added[:, :3], added[:, 3:6], added[:, 6:].sum(axis=0)
+    return Effect(
+        texts=count,
+        positions=rows,
+        cosine=float(_cosine(logits.sum(axis=0))),
+        cosine_interval=over_texts(logits, _cosine),
+        norm=float(_norm(logits.sum(axis=0))),
+        norm_interval=over_texts(logits, _norm),
+        placed_cosine=float(_cosine(placed)),
+        placed_norm=float(_norm(placed)),
+        residual_cosine=float(_cosine(states.sum(axis=0))),
+        residual_cosine_interval=over_texts(states, _cosine),
+        residual_norm=float(_norm(states.sum(axis=0))),
+        residual_norm_interval=over_texts(states, _norm),
     )
 
 
-def _delta(ours: Array, theirs: Array) -> Array:
-    """max|delta logit| of each position."""
-    largest: Array = np.abs(ours - theirs).max(axis=1)
-    return largest
+def _findings(
+    tolerance: Tolerance,
+    rows: Sequence[MechanismRow],
+    unsteered: Divergence,
+    steered: Divergence | None,
+    effect: Effect | None,
+    kl_ratio: float | None,
+) -> list[Finding]:
+    """Each figure that has a tolerance, with its verdict."""
+    found = []
+    if rows:
+        off = [row.neighbour for row in rows if row.neighbour is not None]
+        found += [
+            finding("mechanism: median max|delta logit|", max(r.median for r in rows), None, MECHANISM, sure=True),
+            finding("mechanism: residual stream", max(r.residual for r in rows), None, RESIDUAL, sure=True),
+            finding("mechanism: one layer off", min(off), None, MECHANISM, at_most=False, sure=True),
+        ]
+    for name, divergence in (("unsteered", unsteered), ("steered", steered)):
+        if divergence:
+            enough = divergence.kl_interval if divergence.positions >= MIN_POSITIONS else None
+            found.append(finding(f"{name}: mean KL", divergence.kl["mean"], enough, tolerance.kl))
+    if effect and kl_ratio is not None:
+        several = steered is not None and min(steered.texts, unsteered.texts) > 1
+        found += [
+            finding("steered / unsteered: median KL", kl_ratio, None, tolerance.kl_ratio, sure=several),
+            finding("what is added: cosine", effect.placed_cosine, None, 1 - PLACED, at_most=False, sure=True),
+            finding("what is added: length off by", abs(effect.placed_norm - 1), None, PLACED, sure=True),
+            finding("effect: cosine", effect.cosine, effect.cosine_interval, tolerance.cosine, at_most=False),
+            *_length("effect: length", effect.norm, effect.norm_interval, tolerance.norm),
+            finding(
+                "effect on the residual stream: cosine",
+                effect.residual_cosine,
+                effect.residual_cosine_interval,
+                tolerance.cosine,
+                at_most=False,
+            ),
+            *_length(
+                "effect on the residual stream: length",
+                effect.residual_norm,
+                effect.residual_norm_interval,
+                tolerance.norm,
+            ),
+        ]
+    return found
 
 
-def _moved(vector: SteeringVector, layer: int) -> SteeringVector:
-    """The vector with the direction of `layer` at a neighbouring layer instead."""
-    last = vector.model.block_count - 1
-    neighbour = layer + 1 if layer < last else layer - 1
-    moved = {neighbour: vector.directions[layer]}
-    return SteeringVector(moved, vector.model, vector.method, vector.pooling)
+def _length(name: str, value: float, interval: Interval | None, tolerance: float) -> list[Finding]:
+    """A relative length may be off to either side."""
+    return [
+        finding(f"{name}, at most", value, interval, 1 + tolerance),
+        finding(f"{name}, at least", value, interval, 1 - tolerance, at_most=False),
+    ]
+
+
+def _mechanism(baseline: Live, other: Backend, steering: Steering, report: Progress) -> list[MechanismRow]:
+    """At every block of the model: a layer the vector lacks is steered by the direction of its nearest."""
+    blocks = range(baseline.model.block_count)
+    vector = everywhere(steering.vector, len(blocks))
+    strengths = sorted({0.0, steering.strength, -steering.strength})
+    rows = []
+    for block in blocks:
+        report("checking the mechanism", block, len(blocks))
+        texts = (baseline.steered or baseline.unsteered)[:MECHANISM_TEXTS]
+        here = strengths if block == 0 else [strength for strength in strengths if strength]
+        rows += mechanism(baseline.backend, other, vector, texts, layers=[block], strengths=here)
+    return rows
+
+
+def _together(ours: Iterator[Piece], theirs: Iterator[Array]) -> Iterator[tuple[Array, Floats, Array]]:
+    """Two streams of rows cut to pieces of the same rows; a piece of neither is kept past its end."""
+    logits, total = next(ours, _NO_PIECE)
+    while len(logits):
+        other = next(theirs)
+        while len(other):
+            if not len(logits):
+                logits, total = next(ours)
+            count = min(len(logits), len(other))
+            yield logits[:count], total[:count], other[:count]
+            logits, total, other = logits[count:], total[count:], other[count:]
+        if not len(logits):
+            logits, total = next(ours, _NO_PIECE)
+
+
+def _products(ours: Array, theirs: Array) -> list[float]:
+    """ours . theirs, ours . ours, theirs . theirs."""
+    a, b = ours.astype(np.float64).ravel(), theirs.astype(np.float64).ravel()
+    return [float(a @ b), float(a @ a), float(b @ b)]
+
+
+def _cosine(products: Floats) -> Floats:
+    found: Floats = products[..., 0] / np.sqrt(np.maximum(products[..., 1] * products[..., 2], np.finfo(float).tiny))
+    return found
+
+
+def _norm(products: Floats) -> Floats:
+    found: Floats = np.sqrt(products[..., 2] / products[..., 1])
+    return found

@@ -1,50 +1,92 @@
 """GGUF against torch on the bundled model: the same place, the same phase, the same strength, and nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edge_steer import pairs
 from edge_steer.backend import Request
+from edge_steer.baseline import Live, Text
 from edge_steer.engine import Engine
 from edge_steer.errors import EdgeSteerError
+from edge_steer.extract import extract
+from edge_steer.mechanism import everywhere, mechanism
 from edge_steer.models import quantize
-from edge_steer.parity import MECHANISM_TOLERANCE, Text, check, distribution, mechanism, read_texts
+from edge_steer.parity import Report, against, check, distribution, read_texts
 from edge_steer.recipes import VectorRecipe
 from edge_steer.reference import Reference
-from edge_steer.stats import kl_divergence
+from edge_steer.stats import log_softmax
 from edge_steer.tasks import word_problems
+from edge_steer.tolerances import MECHANISM, tolerance_of
 from edge_steer.vector import Steering, SteeringVector
 
 ABACUS = Path(__file__).parents[1] / "models" / "abacus"
 DENSE = VectorRecipe.load(Path(__file__).parents[1] / "export" / "abacus" / "dense")
+MIDDLE = 3  # a layer where the phases differ: at the last one they are the same thing
 
 
 @pytest.fixture(scope="module")
 def exact(bundled_f32: Path) -> Iterator[Engine]:
-    with Engine.load(bundled_f32, kv_type="f32", flash_attention="off") as engine:
+    with Engine.load(bundled_f32, kv_type="f32", flash_attention="off", threads=1) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def q4(bundled_f16: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    path = quantize(bundled_f16, "Q4_K_M", tmp_path_factory.mktemp("q4") / "q4.gguf")
+    with Engine.load(path, threads=1) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
 def texts(bundled: Reference) -> list[Text]:
-    prompts = [bundled.chat(sample.messages) for sample in word_problems("dev", 4)]
-    completions = bundled.generate([Request(prompt, 200) for prompt in prompts])
+    return told(bundled, 5, ())
+
+
+@pytest.fixture(scope="module")
+def steered_texts(bundled: Reference, right: Sequence[Steering]) -> list[Text]:
+    return told(bundled, 5, right)
+
+
+@pytest.fixture(scope="module")
+def right(bundled_vector: SteeringVector) -> list[Steering]:
+    return [Steering(bundled_vector, DENSE.strength, (MIDDLE,))]
+
+
+@pytest.fixture(scope="module")
+def live(
+    bundled: Reference, texts: list[Text], steered_texts: list[Text], right: Sequence[Steering]
+) -> Live:  # fmt: skip
+    return Live(bundled, texts, steered_texts, right)
+
+
+def told(reference: Reference, count: int, steering: Sequence[Steering]) -> list[Text]:
+    prompts = [reference.chat(sample.messages) for sample in word_problems("dev", count)]
+    completions = reference.generate([Request(prompt, 200, tuple(steering)) for prompt in prompts])
     return [Text(p + c.tokens, len(p)) for p, c in zip(prompts, completions, strict=True)]
 
 
-def test_mechanism_at_every_layer_phase_and_strength(
+def test_mechanism_at_every_block_phase_and_sign(
     bundled: Reference, exact: Engine, bundled_vector: SteeringVector, texts: list[Text]
 ) -> None:
-    strengths = (0.0, 1.0, -1.0, DENSE.strength)
-    rows = mechanism(bundled, exact, bundled_vector, texts[:1], layers=range(1, 6), strengths=strengths)
+    strengths = (0.0, DENSE.strength, -DENSE.strength)
+    rows = mechanism(bundled, exact, bundled_vector, texts[:1], layers=range(6), strengths=strengths)
     assert {(row.layer, row.phase, row.strength) for row in rows} == {
-        (layer, phase, strength) for layer in range(1, 6) for phase in ("all", "generated") for strength in strengths
+        (layer, phase, strength) for layer in range(6) for phase in ("all", "generated") for strength in strengths
     }
-    assert max(row.median for row in rows) <= MECHANISM_TOLERANCE / 2
-    assert max(row.max for row in rows) <= 20 * MECHANISM_TOLERANCE
-    assert min(row.neighbour for row in rows if row.neighbour is not None) > 100 * MECHANISM_TOLERANCE
+    assert max(row.median for row in rows) <= MECHANISM / 2
+    assert max(row.max for row in rows) <= 20 * MECHANISM
+    assert max(row.residual for row in rows) <= 1e-4
+    assert min(row.neighbour for row in rows if row.neighbour is not None) > 100 * MECHANISM
+
+
+def test_a_vector_of_one_layer_is_tried_at_every_block(bundled_vector: SteeringVector) -> None:
+    spread = everywhere(bundled_vector.restrict([1, 5]), 6)
+    assert spread.layers == tuple(range(6))
+    for block, nearest in enumerate((1, 1, 1, 1, 5, 5)):
+        assert (spread.directions[block] == bundled_vector.directions[nearest]).all()
 
 
 def test_what_is_left_is_float32_rounding(
@@ -60,64 +102,109 @@ def test_what_is_left_is_float32_rounding(
             assert np.median(off[1]) <= 2 * np.median(off[0])
 
 
-def test_the_other_phase_and_another_strength_do_not_match(
+def test_both_record_the_same_steered_residual_stream(
     bundled: Reference, exact: Engine, bundled_vector: SteeringVector, texts: list[Text]
 ) -> None:
     text = texts[0]
-    right = exact.logits(text.tokens, text.prompt, [Steering(bundled_vector, DENSE.strength, (3,), "all")])
-    for wrong in (
-        Steering(bundled_vector, DENSE.strength, (3,), "generated"),
-        Steering(bundled_vector, 1.1 * DENSE.strength, (3,), "all"),
-    ):
-        assert np.abs(bundled.logits(text.tokens, text.prompt, [wrong]) - right).max() > 100 * MECHANISM_TOLERANCE
+    chosen = [text.prompt + 3, 0, text.prompt - 1]
+    for phase in ("all", "generated"):
+        for steered in (0, 2, 5):
+            steering = [Steering(bundled_vector, 1.0, (steered,), phase)]
+            ours, theirs = (
+                b.record(text.tokens, [0, 2, 4, 5], chosen, prompt=text.prompt, steering=steering)
+                for b in (bundled, exact)
+            )
+            for block in (0, 2, 4, 5):
+                assert theirs[block].shape == (3, bundled.model.hidden_size)
+                assert np.abs(ours[block] - theirs[block]).max() <= 1e-4 * np.abs(ours[block]).max()
+    plain = exact.record(text.tokens, [1], chosen, prompt=text.prompt, steering=[Steering(bundled_vector, 9.0, (5,))])
+    assert (plain[1] == exact.record(text.tokens, [1], chosen)[1]).all()
+    with pytest.raises(EdgeSteerError, match="position 9999"):
+        exact.record(text.tokens, [1], [9999])
 
 
 def test_distribution_is_that_of_the_logits(
-    bundled: Reference, bundled_f16: Path, bundled_vector: SteeringVector, texts: list[Text], tmp_path: Path
+    bundled: Reference, q4: Engine, right: Sequence[Steering], texts: list[Text]
 ) -> None:
-    steering = [Steering(bundled_vector, DENSE.strength, (DENSE.layer,))]
-    with Engine.load(quantize(bundled_f16, "Q4_K_M", tmp_path / "q4.gguf")) as engine:
-        found = distribution(bundled, engine, texts, steering)
-        slow = np.concatenate(
-            [
-                kl_divergence(bundled.logits(t.tokens, t.prompt, steering), engine.logits(t.tokens, t.prompt, steering))
-                for t in texts
-            ]
-        )
-    assert found.positions == sum(len(t.tokens) - t.prompt + 1 for t in texts)
-    assert found.kl["mean"] == pytest.approx(slow.mean(), rel=1e-3)
-    assert 0 < found.kl["mean"] < 0.1
-    assert found.effect_cosine is not None
-    assert found.effect_cosine > 0.95
-    assert found.effect_norm == pytest.approx(1, abs=0.1)
+    found = distribution(bundled, q4, texts, right)
+    slow = []
+    for t in texts:
+        p, q = (log_softmax(b.logits(t.tokens, t.prompt, right)[:-1]) for b in (bundled, q4))
+        slow += (np.exp(p) * (p - q)).sum(axis=1).tolist()
+    assert found.positions == sum(len(t.tokens) - t.prompt for t in texts) == len(slow)
+    assert found.kl["mean"] == pytest.approx(np.mean(slow), rel=1e-3)
+    nll = [np.concatenate([b.nll(t.tokens, t.prompt, right) for t in texts]).mean() for b in (bundled, q4)]
+    assert found.perplexity_ratio == pytest.approx(np.exp(nll[1] - nll[0]), rel=1e-4)
 
 
-def test_check_passes_the_right_file_and_fails_a_wrong_vector(
-    bundled: Reference, exact: Engine, bundled_vector: SteeringVector, texts: list[Text]
+def test_the_right_vector_passes(live: Live, exact: Engine, q4: Engine, right: Sequence[Steering]) -> None:
+    for engine, quant in ((exact, "F16"), (q4, "Q4_K_M")):
+        report = against(live, engine, right, quant, tolerance_of(quant))
+        assert report.verdict == "pass", failures(report)
+        assert report.effect
+        assert report.effect.placed_cosine == pytest.approx(1, abs=1e-6)
+        assert report.effect.placed_norm == pytest.approx(1, abs=1e-5)
+        assert report.effect.cosine > 0.9
+        assert report.steered
+        assert report.kl_ratio == pytest.approx(1, abs=3)
+
+
+@pytest.fixture(scope="module")
+def wrong(bundled: Reference, bundled_vector: SteeringVector, right: Sequence[Steering]) -> dict[str, list[Steering]]:
+    one = right[0]
+    layers = {MIDDLE + 1: bundled_vector.directions[MIDDLE]}
+    rng = np.random.default_rng(1)
+    every = pairs.read(ABACUS / "pairs.jsonl")
+    drawn = [every[i] for i in rng.choice(len(every), len(every) // 5, replace=False)]
+    return {
+        "shifted by one layer": [Steering(SteeringVector(layers, bundled_vector.model), one.strength)],
+        "scaled by 1.1": [Steering(bundled_vector, 1.1 * one.strength, one.layers)],
+        "in the other phase": [Steering(bundled_vector, one.strength, one.layers, "generated")],
+        "of another seed": [Steering(extract(bundled, drawn), one.strength, one.layers)],
+    }
+
+
+@pytest.mark.parametrize("how", ["shifted by one layer", "scaled by 1.1", "in the other phase", "of another seed"])
+@pytest.mark.parametrize("quant", ["F32", "Q4_K_M"])
+def test_a_wrong_vector_fails(
+    live: Live, exact: Engine, q4: Engine, wrong: dict[str, list[Steering]], how: str, quant: str
 ) -> None:
-    steering = [Steering(bundled_vector.restrict([DENSE.layer]), DENSE.strength)]
-    report = check(bundled, exact, texts[:1], steering, "F32")
-    assert report.passed
-    assert report.steered
+    engine = {"F32": exact, "Q4_K_M": q4}[quant]
+    # the exact file as another type, since the mechanism takes one steering for both sides
+    report = against(live, engine, wrong[how], "F16" if quant == "F32" else quant, tolerance_of(quant))
+    assert report.verdict == "fail", failures(report)
+    assert not report.passed
+    assert any(found.verdict == "fail" for found in report.findings if found.name.startswith("what is added"))
+    assert not any(found.verdict == "fail" for found in report.findings if found.name.startswith("unsteered"))
 
-    class Shifted(Reference):
-        """The real reference, asked for a vector that is one layer off."""
 
-        def logits(self, tokens, prompt, steering=()):  # type: ignore[no-untyped-def]
-            moved = {layer - 1: direction for s in steering for layer, direction in s.vector.directions.items()}
-            wrong = [Steering(SteeringVector(moved, s.vector.model), s.strength, phase=s.phase) for s in steering]
-            return super().logits(tokens, prompt, wrong)
-
-    shifted = Shifted.load(ABACUS)
-    assert not check(shifted, exact, texts[:1], steering, "F32").passed
+def test_another_model_or_no_tolerance_is_refused(
+    live: Live, tiny_engine: Engine, right: Sequence[Steering], bundled: Reference, exact: Engine, texts: list[Text]
+) -> None:
+    with pytest.raises(EdgeSteerError, match="compare the same model"):
+        against(live, tiny_engine, (), "F32", tolerance_of("F32"))
     with pytest.raises(EdgeSteerError, match="no tolerance is known for IQ1_S"):
-        check(bundled, exact, texts[:1], steering, "IQ1_S")
+        check(bundled, exact, texts[:1], right, "IQ1_S")
+    few = check(bundled, exact, texts[:1], right, "IQ1_S", tolerance=1.0)
+    assert (few.verdict, few.passed) == ("not enough data", True)
+
+
+@pytest.fixture(scope="module")
+def tiny_engine(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    from edge_steer.models import convert
+
+    with Engine.load(convert(tiny_folder, tmp_path_factory.mktemp("tiny") / "tiny.gguf"), threads=1) as engine:
+        yield engine
 
 
 def test_texts_are_pairs_or_lines(bundled: Reference, tmp_path: Path) -> None:
     lines = tmp_path / "texts.txt"
     lines.write_text("Mia has 3 apples.\n\nBen has 4.\n")
     assert [bundled.decode(text.tokens) for text in read_texts(lines, bundled)] == ["Mia has 3 apples.", "Ben has 4."]
-    told = read_texts(ABACUS / "pairs.jsonl", bundled)
-    assert len(told) == 50
-    assert all(1 < text.prompt < len(text.tokens) for text in told)
+    answers = read_texts(ABACUS / "pairs.jsonl", bundled)
+    assert len(answers) == 50
+    assert all(1 < text.prompt < len(text.tokens) for text in answers)
+
+
+def failures(report: Report) -> list[object]:
+    return [found for found in report.findings if found.verdict != "pass"]
