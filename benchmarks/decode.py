@@ -119,7 +119,7 @@ def ours(engine: Engine, sequences: int, tokens: int, steerings: tuple[Steering,
     return sequences * tokens / (seconds(tokens + 1) - prefill)
 
 
-def load_llama(path: Path, threads: int) -> llama_cpp.Llama:
+def load_llama(path: Path, threads: int, context: int = CONTEXT) -> llama_cpp.Llama:
     """The high-level class, with the engine's settings; repacking it has no argument for."""
     defaults = llama_cpp.llama_cpp.llama_model_default_params
 
@@ -130,7 +130,7 @@ def load_llama(path: Path, threads: int) -> llama_cpp.Llama:
 
     with mock.patch.object(llama_cpp.llama_cpp, "llama_model_default_params", params):
         return llama_cpp.Llama(
-            str(path), n_ctx=CONTEXT, n_batch=BATCH, n_threads=threads, n_threads_batch=threads,
+            str(path), n_ctx=context, n_batch=BATCH, n_threads=threads, n_threads_batch=threads,
             flash_attn=True, verbose=False,
         )  # fmt: skip
 

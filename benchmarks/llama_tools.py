@@ -22,7 +22,7 @@ import llama_cpp
 from edge_steer.errors import EdgeSteerError
 from edge_steer.files import cache_folder
 
-TOOLS = ("llama-completion", "llama-perplexity", "llama-bench", "llama-batched-bench")
+TOOLS = ("llama-completion", "llama-perplexity", "llama-bench", "llama-batched-bench", "llama-cvector-generator")
 VERSION = importlib.metadata.version("llama-cpp-python")
 LIBRARIES = Path(llama_cpp.__file__).parent / "lib"
 

@@ -10,18 +10,24 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from edge_steer import export, models, pairs
 from edge_steer.backend import Backend, Completion, Request
+from edge_steer.baseline import Text
+from edge_steer.divergence import Divergence
 from edge_steer.engine import Engine
-from edge_steer.evaluate import Row, Summary, evaluate, summarise
+from edge_steer.errors import EdgeSteerError
+from edge_steer.evaluate import UNSTEERED, Method, Row, Summary, evaluate, summarise
 from edge_steer.extract import extract
 from edge_steer.files import cache_folder, digest, replacing
-from edge_steer.parity import Distribution, Progress, Text, answered, distribution
+from edge_steer.grading import Graders
+from edge_steer.parity import Progress, answered, distribution
 from edge_steer.recipes import ModelRecipe, VectorRecipe
 from edge_steer.reference import Reference
 from edge_steer.report import plot_response
-from edge_steer.tasks import Sample, word_problems
+from edge_steer.store import Store
+from edge_steer.tasks import WORD_PROBLEMS, Sample, Task, load_task
 from edge_steer.vector import Steering, SteeringVector
 
 FRACTIONS = (-1.0, -0.5, 0.0, 0.5, 0.75, 1.0, 1.25)  # of the recipe's strength
@@ -41,7 +47,7 @@ class Cell:
     backend: str
     strength: float
     summary: Summary
-    parity: Distribution | None
+    parity: Divergence | None
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class Outcome:
 def demo(model_folder: Path, out: Path, *, problems: int, threads: int | None, progress: Progress) -> Outcome:
     """Run the main path; the same figures on each run of the same machine and build. Errors: EdgeSteerError."""
     recipe, dense = ModelRecipe.load(model_folder), VectorRecipe.load(out)
+    if dense.pairs is None:
+        raise EdgeSteerError(f"{out / 'recipe.toml'} names no pairs; the demo extracts its vector from pairs")
     progress("loading the reference", 0, 1)
     reference = Reference.load(recipe.source, revision=recipe.revision, threads=threads)
     made_from = pairs.read(dense.pairs)
@@ -71,20 +79,35 @@ def demo(model_folder: Path, out: Path, *, problems: int, threads: int | None, p
         progress("quantising", done, len(recipe.quants))
         files[quant] = models.gguf_for(files["F16"], quant, threads=threads)
 
-    samples = word_problems("test", problems)
-    run = _Table(vector=exported, recipe=dense, samples=samples, progress=progress, backends=1 + len(files))
-    cells = run.of(REFERENCE, reference, "float32 weights of the recipe's source")
-    for name, path in files.items():
-        with Engine.load(path, parallel=32, threads=threads) as engine:
-            cells += run.of(name, engine, digest(path), reference)
-            if name == recipe.quants[-1]:
-                shown = _shown(samples, run.rows[name, 0.0], run.rows[name, dense.strength])
-                unsteered, steered = engine.generate(
-                    [Request(engine.chat(shown.messages), 400, steering) for steering in ((), run.at(dense.strength))]
-                )
-    _write(out, dense, exported, files, samples, cells)
+    task = load_task(WORD_PROBLEMS, split="test", limit=problems)
+    with Graders() as graders:
+        run = _Table(exported, dense, task, graders, progress, backends=1 + len(files))
+        cells = run.of(REFERENCE, reference, "float32 weights of the recipe's source")
+        for name, path in files.items():
+            with Engine.load(path, parallel=32, threads=threads) as engine:
+                cells += run.of(name, engine, digest(path), reference)
+                if name == recipe.quants[-1]:
+                    shown = _shown(task.samples, run.rows[name, 0.0], run.rows[name, dense.strength])
+                    prompt = engine.chat(task.messages(shown))
+                    both = (UNSTEERED, run.at(dense.strength))
+                    unsteered, steered = engine.generate(
+                        [Request(prompt, task.settings.max_tokens, method.steering) for method in both]
+                    )
+    _write(out, dense, exported, files, len(task.samples), cells)
     run.forget()
     return Outcome(out, dense.layer, dense.strength, shown, unsteered, steered, cells)
+
+
+def figures(summary: Summary) -> dict[str, object]:
+    """What the table keeps of a summary."""
+    return {
+        "samples": summary.samples,
+        "accuracy": summary.accuracy,
+        "accuracy_interval": summary.accuracy_interval,
+        "steps": summary.steps,
+        "tokens": summary.tokens,
+        "density": summary.density,
+    }
 
 
 class _Table:
@@ -92,39 +115,52 @@ class _Table:
 
     def __init__(
         self,
-        *,
         vector: SteeringVector,
         recipe: VectorRecipe,
-        samples: Sequence[Sample],
+        task: Task,
+        graders: Graders,
         progress: Progress,
+        *,
         backends: int,
     ) -> None:
-        self._vector, self._recipe, self._samples, self._progress = vector, recipe, samples, progress
-        self._total, self._done = backends * len(FRACTIONS) * len(samples), 0
+        self._vector, self._recipe, self._task, self._graders, self._progress = vector, recipe, task, graders, progress
+        self._total, self._done = backends * len(FRACTIONS) * len(task.samples), 0
         self._folder = cache_folder() / "demo" / hashlib.sha256(str(recipe.folder.resolve()).encode()).hexdigest()[:16]
         self._texts: dict[float, list[Text]] = {}
         self.rows: dict[tuple[str, float], list[Row]] = {}
 
-    def at(self, strength: float) -> tuple[Steering, ...]:
+    def at(self, strength: float) -> Method:
         if not strength:
-            return ()
-        return (Steering(self._vector, strength, (self._recipe.layer,), self._recipe.phase),)
+            return UNSTEERED
+        recipe = self._recipe
+        return Method("steered", (Steering(self._vector, strength, (recipe.layer,), recipe.phase),))
 
     def of(self, name: str, backend: Backend, identity: str, reference: Backend | None = None) -> list[Cell]:
         cells = []
         for fraction in FRACTIONS:
             strength = round(fraction * self._recipe.strength, 6)
-            made_from = [identity, self._vector.digest, strength, self._recipe.layer, self._recipe.phase]
-            key = hashlib.sha256(json.dumps([*made_from, [s.question for s in self._samples]]).encode()).hexdigest()
-            path = self._folder / f"{name}-{strength:g}.jsonl"
+            header = {
+                "model": identity,
+                "vector": self._vector.digest,
+                "strength": strength,
+                "layer": self._recipe.layer,
+                "phase": self._recipe.phase,
+                "task": self._task.digest,
+                "settings": asdict(self._task.settings),
+            }
+            key = hashlib.sha256(json.dumps(header).encode()).hexdigest()[:16]
+            method = self.at(strength)
             before = self._done
-            rows = evaluate(backend, self._samples, self.at(strength), path=path, key=key, on_row=self._count)
+            with Store.open(self._folder / f"{name}-{key}.jsonl", header) as store:
+                rows = evaluate(
+                    backend, self._task, method, graders=self._graders, store=store, on_row=self._count, nll=False
+                )
             self._done = before + len(rows)
             self.rows[name, strength] = rows
             if reference is None:
-                told = list(zip(self._samples, rows, strict=True))[:KL_TEXTS]
+                told = list(zip(self._task.samples, rows, strict=True))[:KL_TEXTS]
                 self._texts[strength] = [answered(backend, sample.question, row.text) for sample, row in told]
-            parity = distribution(reference, backend, self._texts[strength], self.at(strength)) if reference else None
+            parity = distribution(reference, backend, self._texts[strength], method.steering) if reference else None
             cells.append(Cell(name, strength, summarise(rows), parity))
         return cells
 
@@ -147,7 +183,7 @@ def _write(
     recipe: VectorRecipe,
     vector: SteeringVector,
     files: Mapping[str, Path],
-    samples: Sequence[Sample],
+    problems: int,
     cells: Sequence[Cell],
 ) -> None:
     table = {
@@ -156,9 +192,9 @@ def _write(
         "layer": recipe.layer,
         "strength": recipe.strength,
         "phase": recipe.phase,
-        "problems": {"task": "word problems", "split": "test", "count": len(samples), "decoding": "greedy"},
+        "problems": {"task": "word problems", "split": "test", "count": problems, "decoding": "greedy"},
         "files": {name: digest(path) for name, path in files.items()},
-        "cells": [asdict(cell) for cell in cells],
+        "cells": [_record(cell) for cell in cells],
     }
     with replacing(out / "table.json") as temporary:
         temporary.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
@@ -167,5 +203,14 @@ def _write(
         title: {name: [(c.strength, value(c.summary)) for c in cells if c.backend == name] for name in names}
         for title, value in PANELS.items()
     }
-    title = f"{vector.model.name}, layer {recipe.layer}, {len(samples)} held-out problems, greedy"
+    title = f"{vector.model.name}, layer {recipe.layer}, {problems} held-out problems, greedy"
     plot_response(panels, recipe.strength, title, out / "response.png")
+
+
+def _record(cell: Cell) -> dict[str, Any]:
+    return {
+        "backend": cell.backend,
+        "strength": cell.strength,
+        "summary": figures(cell.summary),
+        "parity": asdict(cell.parity) if cell.parity else None,
+    }

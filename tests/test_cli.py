@@ -50,13 +50,13 @@ def test_extract_export_run(vector: Path, tmp_path: Path, bundled_f16: Path) -> 
 def test_run_reads_arguments_files_and_standard_input(tmp_path: Path, bundled_f16: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{QUESTION}\n\n{word_problems('dev', 2)[1].question}\n")
-    argument = edge_steer("run", bundled_f16, QUESTION, "--json")
-    standard = edge_steer("run", bundled_f16, "--json", input=QUESTION)
-    assert argument.stdout == standard.stdout
+    argument = json.loads(edge_steer("run", bundled_f16, QUESTION, "--json").stdout)
+    standard = json.loads(edge_steer("run", bundled_f16, "--json", input=QUESTION).stdout)
+    assert {**argument, "seconds": 0} == {**standard, "seconds": 0}
     several = edge_steer("run", bundled_f16, "-f", prompts, "--json")
     rows = [json.loads(line) for line in several.stdout.splitlines()]
     assert len(rows) == 2
-    assert rows[0]["text"] == json.loads(argument.stdout)["text"]
+    assert rows[0]["text"] == argument["text"]
     assert rows[0]["finish"] == "stop"
     assert edge_steer("run", bundled_f16, QUESTION).stdout == rows[0]["text"] + "\n"
 
@@ -68,18 +68,6 @@ def test_compare_puts_both_side_by_side(vector: Path, bundled_f16: Path) -> None
     assert "steered" in table
     row = json.loads(edge_steer(*arguments, "--json").stdout)
     assert row["unsteered"]["text"] != row["steered"]["text"]
-
-
-def test_parity_status(vector: Path, bundled_f32: Path, bundled_f16: Path) -> None:
-    options = ("--reference", ABACUS, "--texts", ABACUS / "pairs.jsonl", "--limit", 2, "--vector", f"{vector}:0.2")
-    exact = edge_steer("parity", bundled_f32, *options, "--layers", "3")
-    assert exact.exit_code == 0, exact.output
-    assert "within tolerance" in exact.output
-    strict = edge_steer("parity", bundled_f16, *options, "--layers", "3", "--tolerance", "1e-12", "--json")
-    assert strict.exit_code == 1
-    report = json.loads(strict.stdout)
-    assert report["quant"] == "F16"
-    assert 0 < report["steered"]["kl"]["mean"] < 1e-3
 
 
 def test_quantize_and_info(tmp_path: Path, bundled_f16: Path, vector: Path) -> None:
@@ -115,7 +103,7 @@ def test_pairs_show_and_check(tmp_path: Path, bundled_f16: Path) -> None:
         (["run", "{vector_gguf}", "x"], "cannot load"),
         (["run", "{model}", "x", "--vector", "{model}"], "not 'controlvector'"),
         (["run", "{model}", "x", "--vector", "{vector}", "--layers", "6"], "layer 6 asked"),
-        (["run", "{model}", "x", "--vector", "{vector}", "--layers", "0"], "no layer 0"),
+        (["run", "{model}", "x", "--vector", "{vector_gguf}", "--layers", "0"], "layer 0 asked"),
         (["run", "{model}", "x", "--vector", "{vector}", "--layers", "a-b"], "cannot read layers"),
         (["run", "{model}", "x", "--vector", "{vector}:nan"], "must be a finite number"),
         (["run", "{model}", "{long}"], "the context holds"),

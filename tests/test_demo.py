@@ -32,7 +32,7 @@ def test_the_demo_writes_vector_table_and_plot(out: Path) -> None:
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in out.iterdir()) == ["recipe.toml", "response.png", "table.json", "vector.gguf"]
     table = json.loads((out / "table.json").read_text())
-    vector = export.read(out / "vector.gguf")
+    vector = export.load(out / "vector.gguf")
     assert vector.layers == (table["layer"],)
     assert vector.pairs == 50
     cells = {(cell["backend"], cell["strength"]): cell for cell in table["cells"]}
@@ -49,7 +49,7 @@ def test_steering_works_in_the_shipped_figures() -> None:
     measured = json.loads((ROOT / "models" / "abacus" / "measured.json").read_text())
     table = json.loads((ROOT / "export" / "abacus" / "dense" / "table.json").read_text())
     assert (
-        measured["vector"] == table["vector"]["digest"] == export.read(ROOT / "export/abacus/dense/vector.gguf").digest
+        measured["vector"] == table["vector"]["digest"] == export.load(ROOT / "export/abacus/dense/vector.gguf").digest
     )
     assert measured["problems"] == 500
     for backend in ("torch float32", "F16", "Q8_0", "Q4_K_M"):
