@@ -30,7 +30,7 @@ from edge_steer.vector import Array, ModelIdentity, Steering
 
 FORMAT = b"edge-steer reference 1\n"
 CUT = -16.0  # nats; less likely tokens are not saved
-EFFECT_TEXTS = 8  # of the steered ones
+EFFECT_TEXTS = 16  # of the steered ones
 EFFECT_POSITIONS = 8  # of each, evenly spaced
 PIECE_BYTES = 2**26  # of logits that are made from a file at a time
 MAX_HEADER = 2**26

@@ -18,7 +18,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from edge_steer import chat_template, export, files
+from edge_steer import chat_template, export, files, models
 from edge_steer.backend import Completion, Request, Sampling
 from edge_steer.engine import Engine
 from edge_steer.errors import ModelError, RequestError
@@ -96,7 +96,7 @@ class EdgeSteerLM(TemplateLM):  # type: ignore[misc]
         if isinstance(batch_size, int) and batch_size > 1 and parallel is None:
             parallel = batch_size
         steering = _steering(vector, strength, layers, phase)
-        file = LlamaModel(Path(model), 0 if device == "cpu" else gpu_layers)
+        file = LlamaModel(models.gguf_for(model), 0 if device == "cpu" else gpu_layers)
         self.max_length = max_length or file.trained_context
         self.max_gen_toks = max_gen_toks
         self.engine = Engine(

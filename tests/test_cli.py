@@ -81,19 +81,6 @@ def test_quantize_and_info(tmp_path: Path, bundled_f16: Path, vector: Path) -> N
     assert set(described["norms"]) == set("012345")
 
 
-def test_pairs_show_and_check(tmp_path: Path, bundled_f16: Path) -> None:
-    shown = edge_steer("pairs", "show", ABACUS / "pairs.jsonl", "--limit", 1)
-    assert "1 of 50 pairs shown" in shown.stdout
-    checked = edge_steer("pairs", "check", ABACUS / "pairs.jsonl", "--model", bundled_f16)
-    assert checked.exit_code == 0
-    assert "50 of 50 pairs are right and denser" in checked.stdout
-    wrong = tmp_path / "wrong.jsonl"
-    wrong.write_text(
-        '{"question": "q", "positive": "\\\\boxed{2}", "negative": "a b\\n\\n\\\\boxed{3}", "answer": "2"}\n'
-    )
-    assert edge_steer("pairs", "check", wrong).exit_code == 1
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -53,7 +53,7 @@ def test_rows_and_summary(folder: Path) -> None:
     assert header["steering"][0]["strength"] == 0.4
     assert header["steering"][0]["layers"] == [5]
     assert header["tasks"]["wordproblems"]["settings"]["sampling"]["temperature"] == 0
-    assert header["backend"] | {"parallel": 8, "threads": 1, "kv_type": "f16"} == header["backend"]
+    assert header["backend"] | {"parallel": 16, "threads": 1, "kv_type": "f16"} == header["backend"]
     assert {"edge-steer", "llama-cpp-python", "cpu features", "math-verify"} <= {*header["versions"]}
 
     summary = json.loads((folder / "summary.json").read_text())
