@@ -118,9 +118,10 @@ class LlamaModel:
         self.close()
 
     def close(self) -> None:
-        if self.handle:
-            llama_cpp.llama_model_free(self.handle)
-            self.handle = None
+        handle, self.handle = self.handle, None
+        if handle:
+            with _interrupts_wait():
+                llama_cpp.llama_model_free(handle)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -282,9 +283,10 @@ class LlamaContext:
         self.close()
 
     def close(self) -> None:
-        if self.handle:
-            llama_cpp.llama_free(self.handle)
-            self.handle = None
+        handle, self.handle = self.handle, None
+        if handle:
+            with _interrupts_wait():
+                llama_cpp.llama_free(handle)
 
     def decode(
         self,
@@ -310,8 +312,7 @@ class LlamaContext:
         self._outputs = int(self._wanted[:count].sum())
         if self._hook:
             self._hook.mark(self._wanted[:count].astype(np.bool_))
-        interruptible = _interrupts_wait() if self._hook else contextlib.nullcontext()
-        with interruptible, _complaining("llama.cpp could not decode"):
+        with _complaining("llama.cpp could not decode"):
             status = llama_cpp.llama_decode(self.handle, self._batch)
             if status == NO_RESULT_SPACE:
                 raise ModelError("the KV cache is full")
@@ -342,7 +343,8 @@ class LlamaContext:
         # llama_set_adapter_cvec(ctx, const float * data, size_t len, n_embd, il_start, il_end)
         width, blocks = self.model.hidden_size, self.model.block_count
         if not offsets:
-            llama_cpp.llama_set_adapter_cvec(self.handle, None, 0, width, 0, 0)
+            with _interrupts_wait():
+                llama_cpp.llama_set_adapter_cvec(self.handle, None, 0, width, 0, 0)
             return
         check_steerable(offsets, self.model.identity)
         # The buffer starts at layer 1 and is always whole: a shorter one would leave old values behind it.
@@ -489,10 +491,11 @@ def _importance_of(source: Path, importance: Mapping[str, Array]) -> "ctypes.Arr
 
 @contextlib.contextmanager
 def _complaining(what: str) -> Iterator[None]:
-    """Turn an error raised inside into one line that ends with llama.cpp's own last words."""
+    """Turn an error raised inside into one line that ends with llama.cpp's own last words; interrupts wait."""
     _complaints.clear()
     try:
-        yield
+        with _interrupts_wait():
+            yield
     except EdgeSteerError as error:
         words = str(error) or next(iter(_complaints), "it gave no reason")
         raise type(error)(f"{what}: {words}") from None
@@ -500,7 +503,7 @@ def _complaining(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Ctrl-C during a C call that calls back into Python would be lost in the callback: it takes effect afterwards."""
+    """Ctrl-C in a C call that calls back into Python, as llama.cpp's log does, would be lost; it takes effect after."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield

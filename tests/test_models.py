@@ -1,10 +1,13 @@
 """models.py, convert_driver.py, recipes.py: a small real model through llama.cpp's own converter and quantiser."""
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -249,6 +252,19 @@ def test_quantize_refuses(f16: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such file"):
         models.gguf_for(tmp_path / "absent.gguf", "Q8_0")
     assert {path.name for path in tmp_path.iterdir()} == {"q8.gguf", "cut.gguf", "bad.gguf"}
+
+
+def test_an_interrupt_while_llama_cpp_quantises_is_an_interrupt(bundled_f16: Path, tmp_path: Path) -> None:
+    """llama.cpp logs every tensor through Python, where an exception would be lost."""
+    for quant, delay in (("Q2_K", 0.005), ("Q2_K", 0.02), ("Q3_K_M", 0.04), ("IQ3_S", 0.04)):
+        timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            for _ in range(20):
+                models.quantize(bundled_f16, quant, tmp_path / "q.gguf")
+    for left in tmp_path.iterdir():
+        assert left.name == "q.gguf"
+        assert read_header(left).tensors
 
 
 def test_pre_tokenizers_are_recognised_by_their_whole_definition() -> None:
