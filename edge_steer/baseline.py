@@ -210,7 +210,7 @@ class Saved:
 
 def save(
     path: Path,
-    live: Live,
+    live: Baseline,
     source: Mapping[str, object],
     answers: Mapping[str, Sequence[Mapping[str, object]]],
 ) -> None:

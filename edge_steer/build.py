@@ -167,8 +167,8 @@ class Build:
     @property
     def failures(self) -> tuple[str, ...]:
         """The types whose parity is out of tolerance."""
-        passed = self.steps.get("parity", {}).get("found", {}).get("passed", {})
-        return tuple(quant for quant, well in passed.items() if not well)
+        verdicts = self.steps.get("parity", {}).get("found", {}).get("verdicts", {})
+        return tuple(quant for quant, verdict in verdicts.items() if verdict == "fail")
 
     def task_name(self, given: str) -> str:
         """A task as load_task knows it, its file looked for in the recipe's folder first."""
@@ -200,8 +200,12 @@ class Build:
         layer, strength = self.at
         if step == "export":
             return {"vector": self._output("extract", VECTOR), "layer": layer}
-        return {"vector": self._output("export"), "pairs": digest(self.pairs_file), "model": self._made_from(None),
-                "quants": self.quants, "texts": recipe.comparison.texts,
+        compared = recipe.comparison
+        on: dict[str, object] = {"pairs": digest(self.pairs_file)}
+        if compared.task:
+            on = {"task": self._task_id(compared.task), "split": compared.split, "problems": compared.problems}
+        return {"vector": self._output("export"), **on, "model": self._made_from(None),
+                "quants": self.quants, "texts": compared.texts,
                 "layer": layer, "strength": strength, "phase": recipe.phase}  # fmt: skip
 
     def _near(self, name: str) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from edge_steer import generate as solutions
 from edge_steer import hub, models, pairs
 from edge_steer import rewrite as dense
+from edge_steer.behaviour import DOSES
 from edge_steer.build import STEPS, Build
 from edge_steer.build_recipe import MadePairs
 from edge_steer.chat_api import PUBLIC
@@ -127,9 +128,14 @@ def _work(build: Build, step: str) -> tuple[str, float, float]:
         return work, rows * SOLUTION_TOKENS, rows * SOLUTION_TOKENS * search.nll
     if step == "export":
         return recipe.vector, 0, 0
-    compared = min(count, recipe.comparison.texts)
-    read = (1 + len(build.quants)) * 4 * compared * (SOLUTION_TOKENS + PROMPT_TOKENS)
-    return f"{', '.join(build.quants)} against PyTorch on {compared} texts", 0, read
+    compared, sides = recipe.comparison, 1 + len(build.quants)
+    number = min(compared.problems if compared.task else count, compared.texts)
+    read = sides * 4 * number * (SOLUTION_TOKENS + PROMPT_TOKENS)
+    work = f"{', '.join(build.quants)} against PyTorch on {number} texts"
+    if not compared.task:
+        return work, 0, read
+    rows = sides * len(DOSES) * compared.problems
+    return f"{work}; {rows:,} rows on {compared.task}", rows * SOLUTION_TOKENS, read + rows * SOLUTION_TOKENS
 
 
 def _rewriting(build: Build, made: MadePairs, count: int, tokens: float) -> tuple[str, float, float]:

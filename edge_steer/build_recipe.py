@@ -3,7 +3,7 @@
     [pairs]     solutions of the model itself, and who rewrites them densely; or `pairs = FILE` for pairs at hand
     [extract]   method, pooling, and in which form the model is read
     [sweep]     layers, strengths and problems to choose on; without it layer and strength are given
-    [parity]    which types are held against the reference
+    [parity]    which types are held against the reference, and on which texts or problems
 
 Takes a folder, gives a frozen value with every key checked. It opens no model and knows no task.
 """
@@ -65,10 +65,16 @@ class Search:
 
 @dataclass(frozen=True)
 class Comparison:
-    """[parity]: texts of the pairs to compare on. quants: None is those of the model recipe."""
+    """[parity]: as the options of `edge-steer parity`. quants: None is those of the model recipe.
+
+    texts: how many to compare on: the reference's answers to a task, or without one solutions of the pairs.
+    """
 
     quants: tuple[str, ...] | None = None
     texts: int = 16
+    task: str | None = None
+    split: str | None = None
+    problems: int = 100
 
 
 @dataclass(frozen=True)
@@ -174,7 +180,13 @@ def _comparison(table: TomlTable | None) -> Comparison:
     if table is None:
         return Comparison()
     quants = table.texts("quants") if table.has("quants") else None
-    found = Comparison(quants, _count(table, "texts", Comparison.texts))
+    found = Comparison(
+        quants=quants,
+        texts=_count(table, "texts", Comparison.texts),
+        task=table.text("task", optional=True) or None,
+        split=table.text("split", optional=True) or None,
+        problems=_count(table, "problems", Comparison.problems),
+    )
     table.finish()
     return found
 

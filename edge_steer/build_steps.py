@@ -1,11 +1,12 @@
 """The steps of a build: solutions, rewrites, checked pairs, a vector, a sweep, its export, parity.
 
-Takes a Build, does what is to do, and leaves vector.gguf and parity.json beside the recipe, what led there in build/.
-A stopped step goes on where it was. What a step does is the business of the modules it calls; each is asked here once.
+Takes a Build, does what is to do, leaves vector.gguf and its certificate beside the recipe, what led there in build/. A
+stopped step goes on where it was. What a step does is the business of the modules it calls; each is asked here once.
 """
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -14,11 +15,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_steer import checks, export, hub, models, pairs, parity
+from edge_steer import certificate_page, checks, export, hub, models, pairs, parity
 from edge_steer import generate as solutions
 from edge_steer import rewrite as dense
+from edge_steer.behaviour import DOSES
 from edge_steer.build import REWRITTEN, STEPS, VECTOR, Build, Step, rules_of
 from edge_steer.build_recipe import MadePairs, Search
+from edge_steer.certificate import CERTIFICATE, ROWS
+from edge_steer.certify import Behaviour, ask, certify, file_of
 from edge_steer.chat_api import Endpoint
 from edge_steer.engine import Engine
 from edge_steer.errors import EdgeSteerError
@@ -39,7 +43,6 @@ if TYPE_CHECKING:
 
 LAYERS = Path("build", "layers.json")
 CHECKS = Path("build", "checks.json")
-PARITY = Path("parity.json")
 REWRITE_TOKENS = 8192  # of a rewrite at most, thinking included
 
 Progress = Callable[[str, int, int], None]
@@ -219,18 +222,38 @@ def _export(build: Build, _means: Means) -> Made:
 
 def _parity(build: Build, means: Means) -> Made:
     layer, strength = build.at
-    vector = export.load(build.folder / build.recipe.vector)
-    steering = [Steering(vector, strength, (layer,), build.recipe.phase)]
+    compared = build.recipe.comparison
+    vector = build.folder / build.recipe.vector
+    steering = [Steering(export.load(vector), strength, (layer,), build.recipe.phase)]
+    if (kept := build.steps.get("parity")) and kept["inputs"] != build.inputs("parity"):
+        shutil.rmtree(build.folder / ROWS, ignore_errors=True)
+        build.forget("parity")
+        build.save()
+    files = [
+        file_of(build.model.folder, quant, build.folder, means.engine, revision=build.revision, progress=means.say)
+        for quant in build.quants
+    ]
     reference = _reference(build, means)
-    texts = parity.read_texts(build.pairs_file, reference)[: build.recipe.comparison.texts]
-    reports: dict[str, Mapping[str, object]] = {}
-    for quant in build.quants:
-        exact = {"kv_type": "f32", "flash_attention": "off"} if quant == "F32" else {}
-        with Engine.load(_gguf(build, quant, means), **{**means.engine, **exact}) as engine:
-            report = parity.check(reference, engine, texts, steering, quant, progress=means.progress)
-        reports[quant] = {"passed": report.passed, **asdict(report)}
-    _write(build, PARITY, reports)
-    return Made((PARITY,), {"passed": {quant: report["passed"] for quant, report in reports.items()}})
+    with ExitStack() as stack:
+        asked = None
+        if compared.task:
+            task = load_task(build.task_name(compared.task), split=compared.split, limit=compared.problems)
+            asked = Behaviour(task, DOSES, stack.enter_context(Graders()))
+        said = ask(
+            reference,
+            build.folder,
+            steering,
+            asked or parity.read_texts(build.pairs_file, reference),
+            named=str(build.model.folder),
+            limit=compared.texts,
+            threads=means.engine.get("threads"),
+            progress=means.progress,
+        )
+        told = certify(
+            build.folder, said, files, steering, asked, vectors=[str(vector)], changes={}, progress=means.progress
+        )
+        certificate_page.write(build.folder, told, said.answers, asked.task.samples if asked else ())
+    return Made((Path(CERTIFICATE),), {"verdicts": {entry["quant"]: entry["verdict"] for entry in told["files"]}})
 
 
 _STEPS: dict[Step, Callable[[Build, Means], Made]] = {

@@ -58,7 +58,7 @@ def build(folder: Path, model: Path | None, dry_run: bool, first: Any, as_json: 
     else:
         click.echo(f"built {folder / made.recipe.vector}: layer {layer}, strength {strength:g}, {made.recipe.phase}")
     if made.failures:
-        say(f"parity OUT OF TOLERANCE: {', '.join(made.failures)}; see {folder / 'parity.json'}")
+        say(f"parity OUT OF TOLERANCE: {', '.join(made.failures)}; see {folder / 'certificate.json'}")
         sys.exit(1)
 
 

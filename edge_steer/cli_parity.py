@@ -4,12 +4,10 @@ Takes click's strings, loads both sides one after the other, prints figures and 
 """
 
 import contextlib
-import importlib.metadata
 import json
-import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +18,10 @@ from edge_steer.errors import EdgeSteerError
 from edge_steer.options import FILE, FOLDER, engine_options, steering_from, steering_options
 
 if TYPE_CHECKING:
-    from edge_steer.backend import Backend
-    from edge_steer.certificate import Again, File
+    from edge_steer.certificate import Again
+    from edge_steer.certify import Behaviour, File, Said
     from edge_steer.tasks import Task
     from edge_steer.vector import Steering
-
-EXACT = {"kv_type": "f32", "flash_attention": "off"}  # of an F32 file: nothing but rounding is left
-PLOT = "response.png"
-REPACK = "repack"  # whether llama.cpp lays weights out for this CPU, which changes logits; it is not chosen
 
 
 @click.command()
@@ -47,7 +41,7 @@ REPACK = "repack"  # whether llama.cpp lays weights out for this CPU, which chan
 @click.option("--tolerance", type=click.FloatRange(0, min_open=True), help="Mean KL allowed.  [default: by quant]")
 @click.option("--allow", multiple=True, metavar="NAME=VALUE",
               help="Another tolerance: kl, kl_ratio, cosine, norm or accuracy; repeatable.")  # fmt: skip
-@click.option("-o", "--out", type=FOLDER, help="Write certificate.json, its texts and rows into this folder.")
+@click.option("-o", "--out", type=FOLDER, help="Write certificate.json, report.html, texts and rows here.")
 @click.option("--save-reference", type=FILE, help="Save what the reference says, for --saved-reference elsewhere.")
 @click.option("--saved-reference", type=FILE, help="Compare with a saved reference in place of --reference.")
 @click.option("--check", "checked", type=FILE, help="Run a certificate again and compare; status 1 if it differs.")
@@ -120,9 +114,9 @@ _WORDS = {"pass": "within tolerance", "fail": "OUT OF TOLERANCE", "not enough da
 
 
 def _certify(options: Mapping[str, Any], progress: Any) -> dict[str, Any] | None:
-    from edge_steer import baseline, behaviour, certificate
+    from edge_steer import baseline, certificate_page, certify
+    from edge_steer.certificate import CERTIFICATE
     from edge_steer.grading import Graders
-    from edge_steer.parity import read_texts
 
     if bool(options["reference"]) == bool(options["saved_reference"]):
         raise click.UsageError("give a --reference, or a --saved-reference made with --save-reference")
@@ -140,87 +134,67 @@ def _certify(options: Mapping[str, Any], progress: Any) -> dict[str, Any] | None
     with contextlib.ExitStack() as stack:
         folder = options["out"] or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         task = _task(options)
-        graders = stack.enter_context(Graders()) if task else None
-        answers: behaviour.Rows = {}
-        side: baseline.Baseline
+        asked = certify.Behaviour(task, doses, stack.enter_context(Graders())) if task else None
         if options["saved_reference"]:
-            saved = baseline.Saved(options["saved_reference"])
-            side, source = saved, saved.source
-            if task and source.get("task") != task.digest:
-                raise EdgeSteerError(f"{saved.path} holds no answers to these problems; save it with the same --task")
-            answers = certificate.answers_of(saved.answers) if task else {}
-            if saved.steering != baseline.described(steering):
+            said = certify.recall(baseline.Saved(options["saved_reference"]), task)
+            if said.baseline.steering != baseline.described(steering):
                 say("the saved reference is steered otherwise than the files; the certificate says how")
         else:
-            from edge_steer.reference import Reference
-
-            progress("loading the reference", 0, 1)
-            reference = Reference.load(
-                options["reference"], revision=options["revision"], threads=options["threads"]
-            )  # fmt: skip
-            source = {
-                "name": reference.model.name,
-                "source": _stated(options["reference"], folder),
-                "revision": reference.model.revision,
-                "dtype": "float32",
-                "versions": _versions("edge-steer", "torch", "transformers", "numpy"),
-                "task": task.digest if task else None,
-            }
-            if task and graders:
-                runs = {"backend": "torch", "dtype": "float32", "threads": options["threads"]}
-                header = certificate.rows_header(
-                    str(reference.model.revision), task, baseline.described(ours), doses, runs
-                )  # fmt: skip
-                from edge_steer.store import Store
-
-                with Store.open(folder / certificate.ROWS / "reference.jsonl", header) as store:
-                    answers = behaviour.rows_of(
-                        reference, task, ours, doses, store=store, graders=graders, progress=progress
-                    )  # fmt: skip
-                texts = {dose: behaviour.texts_of(reference, task, rows) for dose, rows in answers.items()}
-                unsteered, steered = texts[0.0][: options["limit"]], texts.get(1.0, [])[: options["limit"]]
-            else:
-                unsteered = read_texts(options["texts"], reference)[: options["limit"]]
-                steered = unsteered if ours else []
-            live = baseline.Live(reference, unsteered, steered, ours)
-            side = live
-            if options["save_reference"]:
-                records = {f"{dose:g}": [row.record() for row in rows] for dose, rows in answers.items()}
-                baseline.save(options["save_reference"], live, source, records)
-                say(f"wrote {options['save_reference']}")
+            said = _ask(options, folder, ours, asked, progress)
         if not options["files"]:
             return None
-        files = _files(options, folder)
-        conditions = {file.quant: _conditions(file, options) for file in files}
-        stated = {
-            "reference": source,
-            "vectors": [_stated(_path_of(given), folder) for given in options["vectors"]],
-            "reference_vectors": [_stated(_path_of(theirs), folder)] if theirs else None,
-            "versions": _llama_versions(),
-        }
-        found = certificate.certify(
+        found = certify.certify(
             folder,
-            side,
-            answers,
-            task,
-            files,
+            said,
+            _files(options, folder),
             steering,
-            stated=stated,
-            conditions=conditions,
+            asked,
+            vectors=[_path_of(given) for given in options["vectors"]],
+            reference_vectors=[_path_of(theirs)] if theirs else None,
             changes=changes,
-            open_file=lambda file: _open(file.path, conditions[file.quant]),
-            graders=graders,
             progress=progress,
         )
         if options["out"]:
-            _plot(found, folder)
-            say(f"wrote {folder / certificate.CERTIFICATE}")
+            page = certificate_page.write(folder, found, said.answers, task.samples if task else ())
+            say(f"wrote {folder / CERTIFICATE} and {page.name}")
         return found
+
+
+def _ask(
+    options: Mapping[str, Any],
+    folder: Path,
+    steering: "Sequence[Steering]",
+    asked: "Behaviour | None",
+    progress: Any,
+) -> "Said":
+    """The reference at hand, saved if asked."""
+    from edge_steer import baseline, certify
+    from edge_steer.parity import read_texts
+    from edge_steer.reference import Reference
+
+    progress("loading the reference", 0, 1)
+    reference = Reference.load(options["reference"], revision=options["revision"], threads=options["threads"])
+    said = certify.ask(
+        reference,
+        folder,
+        steering,
+        asked or read_texts(options["texts"], reference),
+        named=options["reference"],
+        limit=options["limit"],
+        threads=options["threads"],
+        progress=progress,
+    )
+    if target := options["save_reference"]:
+        records = {f"{dose:g}": [row.record() for row in rows] for dose, rows in said.answers.items()}
+        baseline.save(target, said.baseline, said.source, records)
+        say(f"wrote {target}")
+    return said
 
 
 def _again(path: Path, options: Mapping[str, Any], progress: Any) -> "list[Again]":
     from edge_steer import certificate, models
     from edge_steer.baseline import Live
+    from edge_steer.certify import opened
     from edge_steer.importers import read
     from edge_steer.parity import against
     from edge_steer.reference import Reference
@@ -268,7 +242,7 @@ def _again(path: Path, options: Mapping[str, Any], progress: Any) -> "list[Again
     live = Live(reference, unsteered, with_vector, ours)
     found: list[Again] = []
     for file, entry in zip(paths, entries, strict=True):
-        with _open(file, {**entry["conditions"], "threads": options["threads"]}) as backend:
+        with opened(file, {**entry["conditions"], "threads": options["threads"]}) as backend:
             report = against(
                 live, backend, steering, entry["quant"], Tolerance(**entry["tolerance"]), progress=progress
             )  # fmt: skip
@@ -276,33 +250,14 @@ def _again(path: Path, options: Mapping[str, Any], progress: Any) -> "list[Again
     return found
 
 
-@contextlib.contextmanager
-def _open(path: Path, conditions: Mapping[str, Any]) -> "Iterator[Backend]":
-    from edge_steer.engine import Engine
-
-    with Engine.load(path, **{name: value for name, value in conditions.items() if name != REPACK}) as engine:
-        yield engine
-
-
-def _conditions(file: "File", options: Mapping[str, Any]) -> dict[str, Any]:
-    """How a file is run: what is asked, but for F32, whose mechanism is checked; and whether weights are repacked."""
-    from edge_steer.llama import default_threads, repacking_is_safe
-
-    names = ("kv_type", "flash_attention", "parallel", "context", "gpu_layers")
-    asked = {name: options[name] for name in names} | {"threads": options["threads"] or default_threads()}
-    return {**asked, **(EXACT if file.quant == "F32" else {}), REPACK: repacking_is_safe(file.path)}
-
-
 def _files(options: Mapping[str, Any], folder: Path) -> "list[File]":
-    from edge_steer import models
-    from edge_steer.certificate import File
+    from edge_steer.certify import file_of
 
     given = options["files"]
     quants = options["quants"].split(",") if options["quants"] else [None]
     if len(given) > 1 and options["quants"]:
         raise click.UsageError("--quants are made of one MODEL; name several without it")
-    paths = [(source, models.gguf_for(source, quant, progress=say)) for source in given for quant in quants]
-    return [File(path, models.quant_of(path), _stated(source, folder)) for source, path in paths]
+    return [file_of(source, quant, folder, options, progress=say) for source in given for quant in quants]
 
 
 def _steering(options: Mapping[str, Any], vectors: Sequence[str]) -> "tuple[Steering, ...]":
@@ -344,44 +299,6 @@ def _path_of(given: str) -> str:
     with contextlib.suppress(ValueError):
         return name if name and float(factor) is not None else given
     return given
-
-
-def _stated(source: str, folder: Path) -> str:
-    """A file or folder as seen from the certificate's; a hub id as it is."""
-    return Path(os.path.relpath(source, folder)).as_posix() if Path(source).exists() else source
-
-
-def _versions(*packages: str) -> dict[str, str]:
-    return {package: importlib.metadata.version(package) for package in packages}
-
-
-def _llama_versions() -> dict[str, str]:
-    from edge_steer.llama import system_info
-
-    return {**_versions("edge-steer"), **system_info()}
-
-
-def _plot(certificate: Mapping[str, Any], folder: Path) -> None:
-    """The doses of all files and of the reference in one plot, where matplotlib is installed."""
-    from importlib.util import find_spec
-
-    from edge_steer.report import plot_response
-
-    if len(certificate["doses"]) < 2 or not certificate["files"][0]["behaviour"] or not find_spec("matplotlib"):
-        return
-    sides = {"reference": (certificate["files"][0], "reference")} | {
-        entry["quant"]: (entry, "other") for entry in certificate["files"]
-    }
-    panels = {
-        title: {
-            name: [(told["dose"], told[side]["figures"][figure]["mean"]) for told in entry["behaviour"]]
-            for name, (entry, side) in sides.items()
-        }
-        for title, figure in {
-            "density (tokens per step)": "density", "steps": "steps", "accuracy": "accuracy", "NLL (nats)": "nll"
-        }.items()
-    }  # fmt: skip
-    plot_response(panels, 1.0, f"{certificate['reference']['name']}: response to the dose", folder / PLOT)
 
 
 def _print_again(found: "Sequence[Again]", as_json: bool) -> None:

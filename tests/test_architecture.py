@@ -26,7 +26,7 @@ DOORS = {
         "options",
     },
     "rich": {"console"},
-    "jinja2": {"chat_template"},
+    "jinja2": {"certificate_page", "chat_template"},
     "lm_eval": {"lm_eval_model"},
     "tqdm": {"lm_eval_model"},
     "gguf": {"export"},

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from endpoint import Endpoint, dense_rewriter
 from hub_server import COMMIT, printed, serving
 
-from edge_steer import build_plan, cli_build, pairs
+from edge_steer import build_plan, certificate, cli_build, pairs, store
 from edge_steer.build import STEPS, Build
 from edge_steer.build_steps import Means, run
 from edge_steer.cli import main
@@ -66,6 +66,8 @@ quant = "F16"
 [parity]
 quants = ["Q8_0"]
 texts = 2
+task = "wordproblems"
+problems = 4
 """
 
 
@@ -143,8 +145,17 @@ def test_a_build_from_nothing_but_a_model_and_an_endpoint(folder: Path) -> None:
         kept, dropped = (build.steps["check"]["found"][key] for key in ("pairs", "dropped"))
         assert (len(found), kept + dropped) == (kept, 6)
         assert build.steps["extract"]["found"]["pairs"] == kept
+        assert certificate.load(folder / "certificate.json")["task"]["problems"] == 4
+        assert "wordproblems" in (folder / "report.html").read_text()
 
         recipe = folder / "recipe.toml"
+        recipe.write_text(recipe.read_text().replace("problems = 4", "problems = 5"))
+        assert built(folder)[1] == ["parity: its problems changed"]
+        [entry] = certificate.load(folder / "certificate.json")["files"]
+        assert {dose["other"]["samples"] for dose in entry["behaviour"]} == {5}
+        _, rows = store.read(folder / "rows" / "reference.jsonl")
+        assert len({(row["method"], row["id"]) for row in rows}) == 5 * len(entry["behaviour"])
+
         recipe.write_text(recipe.read_text().replace("count = 6", "count = 7"))
         assert built(folder)[1][:2] == ["generate: its count changed", "rewrite: its solutions changed"]
         assert endpoint.answered == 7

@@ -84,7 +84,7 @@ def test_the_rows_of_both_sides_lie_beside_it(folder: Path, told: dict[str, Any]
     summary = (folder / "summary.md").read_text()
     assert summary == certificate.markdown(told)
     assert "| F16 |" in summary
-    assert (folder / "response.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
 def test_run_again_it_holds(folder: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edge_steer import pairs
-from edge_steer.backend import Request
+from edge_steer.backend import Backend, Request
 from edge_steer.baseline import EFFECT_TEXTS, Live, Saved, Text, save
 from edge_steer.engine import Engine
 from edge_steer.errors import EdgeSteerError
@@ -104,12 +104,13 @@ def test_what_is_left_is_float32_rounding(
     Over all layers: at one of them the order in which a processor sums decides which of the two is nearer.
     """
     double = Reference.load(ABACUS, dtype="float64")
+    backends: tuple[Backend, ...] = (bundled, exact)
     off: list[list[float]] = [[], []]
     for layer in range(1, 6):
         steering = [Steering(bundled_vector, DENSE.strength, (layer,))]
         for text in texts[:2]:
             exactly = double.logits(text.tokens, text.prompt, steering)
-            for found, backend in zip(off, (bundled, exact), strict=True):
+            for found, backend in zip(off, backends, strict=True):
                 found += np.abs(backend.logits(text.tokens, text.prompt, steering) - exactly).max(1).tolist()
     assert np.median(off[1]) <= 2 * np.median(off[0])
 

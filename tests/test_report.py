@@ -1,7 +1,9 @@
 """Plots: PNG files with what the figures say in them, seen by the colours that are drawn."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib.image
 import numpy as np
@@ -13,12 +15,17 @@ from edge_steer.report import (
     COLOURS,
     LIGHTEST,
     Grid,
+    Measured,
     Point,
     Sized,
+    colour_of,
     plot_heat,
     plot_response,
     plot_sizes,
     plot_strengths,
+    power_of_ten,
+    svg_measured,
+    svg_response,
 )
 
 Colour = tuple[int, ...]
@@ -110,3 +117,46 @@ def test_nothing_to_plot_is_said(tmp_path: Path) -> None:
     with pytest.raises(EdgeSteerError, match="cannot write"):
         plot_strengths([grid((1,), (1,))], "", tmp_path / "nowhere" / "x.png")
     assert not list(tmp_path.iterdir())
+
+
+def places(svg: str) -> tuple[dict[str, float], list[float]]:
+    """How far across an SVG its words and its round points stand."""
+    elements = [(element.tag.rpartition("}")[2], element) for element in ElementTree.fromstring(svg).iter()]
+    words = {"".join(text.itertext()): float(text.get("x", "nan")) for tag, text in elements if tag == "text"}
+    round_ones = {f"#{path.get('id')}" for tag, path in elements if tag == "path" and "C" in path.get("d", "")}
+    uses = [(use.get("{http://www.w3.org/1999/xlink}href"), use) for tag, use in elements if tag == "use"]
+    return words, [float(use.get("x", "nan")) for target, use in uses if target in round_ones]
+
+
+def test_an_svg_suits_the_page_it_stands_in() -> None:
+    curve = [(0.0, Point(0.5, 0.4, 0.6)), (1.0, Point(0.75, 0.7, 0.8))]
+    svgs = [svg_response(name, curve, [curve, curve], "share") for name in ("first", "second")]
+    for svg in svgs:
+        root = ElementTree.fromstring(svg)
+        assert root.tag.endswith("svg")
+        assert root.get("viewBox")
+        assert root.get("width") is None
+        assert "currentColor" in svg
+        assert "font-family" not in svg
+        assert not re.search("#000000|#0b0b0c|#fdfdfc|<style|<metadata", svg)
+        assert all(colour_of(i).lower() in svg for i in range(2))
+        assert colour_of(2).lower() not in svg
+        words, _ = places(svg)
+        assert {"0", "1", "dose", "60%"} <= {*words}
+    ids = [{*re.findall(r'\bid="([^"]*)"', svg)} for svg in svgs]
+    assert all(ids)
+    assert not ids[0] & ids[1]
+    assert all({*re.findall(r"#([\w-]+-[mp][0-9a-f]+)", svg)} <= of for svg, of in zip(svgs, ids, strict=True))
+    assert svgs[0] == svg_response("first", curve, [curve, curve], "share")
+
+
+def test_measured_points_stand_where_their_values_are() -> None:
+    rows = [
+        Measured("<a> $x_1$ & $", [Point(1e-4, 1e-5, 1e-3), Point(1e-2, 1e-2, 1e-2)], (None, 1e-1)),
+        Measured("below 0", [Point(-1e-9, -1e-8, 1e-6), None], (None, 1e-1)),
+    ]
+    words, points = places(svg_measured("kl", rows, log=True))
+    assert {"<a> $x_1$ & $", "below 0"} <= {*words}
+    ticks = [words[power_of_ten(exponent)] for exponent in range(-6, 0)]
+    assert points == pytest.approx([ticks[2], ticks[4], ticks[0]], abs=0.01)
+    assert power_of_ten(-4) == "10⁻⁴"
