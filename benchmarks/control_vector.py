@@ -62,7 +62,7 @@ def main(
         layer = recipe.layer if layer is None else layer
         strength = recipe.strength if strength is None else strength
     path = models.gguf_for(model, quant)
-    steered = Steering(export.read(vector), strength, (layer,))
+    steered = Steering(export.load(vector), strength, (layer,))
     flags = ("--control-vector-scaled", f"{vector}:{strength}", "--control-vector-layer-range", layer, layer)
     result: dict[str, object] = {"model": path.name, "layer": layer, "strength": strength}
     with (

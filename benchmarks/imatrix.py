@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from edge_steer import parity
+from edge_steer.architectures import gguf_name
 from edge_steer.errors import EdgeSteerError
 from edge_steer.files import replacing
 from edge_steer.reference import Reference
@@ -67,9 +68,9 @@ def measure(folder: Path, texts: list[tuple[int, ...]], target: Path) -> None:
 def gguf_names(network: torch.nn.Module) -> dict[str, str]:
     """Linear layers of the blocks -> llama.cpp's names of their weights. Errors: EdgeSteerError for another kind."""
     config = network.config.get_text_config(decoder=True)
-    architecture = next(
-        (a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == config.model_type), gguf.MODEL_ARCH.LLAMA
-    )
+    named = {name: architecture for architecture, name in gguf.MODEL_ARCH_NAMES.items()}
+    if (architecture := named.get(gguf_name(config.model_type))) is None:
+        raise EdgeSteerError(f"llama.cpp has no name for {config.model_type}; measure this model with llama-imatrix")
     mapped = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     found = {}
     for name, module in network.get_decoder().named_modules(prefix="model"):

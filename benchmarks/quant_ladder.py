@@ -1,72 +1,78 @@
-"""How much each quant moves the bundled model, unsteered and steered: a table, a plot and a line of JSON.
+"""How far each quant moves the bundled model and what steering does in it: two tables, a plot and a line of JSON.
 
 Every type is quantised from the F16 weights and read by llama.cpp; the reference is PyTorch in float32 on the same
 weights. Both sides score the reference's own answers to problems that no vector or setting was chosen on: unsteered
-its unsteered answers, steered its steered ones. Columns: size of the file; KL(reference || quant) in nats, its mean,
-median and 99th percentile over positions; share of equal first choices; perplexity over the reference's. Types marked
-* are quantised with an importance matrix, measured on the calibration pairs by benchmarks/imatrix.py.
+its unsteered answers, steered its steered ones. All figures are those of edge_steer.parity. First table: size of the
+file; KL(reference || quant) in nats, its mean, median and 99th percentile over positions; share of equal first choices;
+perplexity over the reference's. Second: what steering adds to the logits, to the residual stream after the last block
+and to that after the steered block, quant against reference: cosine and relative length, with 95% intervals over texts,
+and whether these are within the type's tolerances. Types marked * are quantised with an importance matrix, measured on
+the calibration pairs by benchmarks/imatrix.py.
 
     python benchmarks/quant_ladder.py -o docs/quants.png
+    python benchmarks/quant_ladder.py --layer 3        a middle layer, by the vector of the calibration pairs there
 """
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from imatrix import measure
 
-from edge_steer import importance, importers, models
+from edge_steer import importance, models, pairs
 from edge_steer.backend import Request
-from edge_steer.baseline import Text
+from edge_steer.baseline import Live, Text
+from edge_steer.divergence import summarise
 from edge_steer.engine import Engine
+from edge_steer.extract import extract
+from edge_steer.importers import read
 from edge_steer.llama import default_threads, quantize_file
-from edge_steer.parity import read_texts
+from edge_steer.parity import effect_of, positions, read_texts
 from edge_steer.recipes import ModelRecipe, VectorRecipe, bundled_model
 from edge_steer.reference import Reference
-from edge_steer.stats import kl_divergence, quantiles
+from edge_steer.stats import Interval
 from edge_steer.tasks import word_problems
-from edge_steer.vector import Array, Steering
+from edge_steer.tolerances import TOLERANCES
+from edge_steer.vector import Steering
 
 PLAIN = ("F32", "BF16", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K")
 IMPORTANT = ("Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "IQ3_XXS", "Q2_K", "IQ2_M", "IQ2_XS", "IQ1_M")
+EXACT: dict[str, Any] = {"kv_type": "f32", "flash_attention": "off"}  # how an F32 file is run
 VECTOR = Path(__file__).parents[1] / "export" / "abacus" / "dense"
+SIDES = {"unsteered": "#0072B2", "steered": "#D55E00"}
+
+Row = dict[str, Any]
 
 
 @click.command(help=__doc__)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Where to plot, as PNG.")
+@click.option("--layer", type=int, help="Steer there.  [default: the recipe's layer and vector]")
 @click.option("--problems", default=40, show_default=True)
 @click.option("--threads", default=default_threads, type=int, help="Default: the cores this process may use.")
-def main(out: Path | None, problems: int, threads: int) -> None:
+def main(out: Path | None, layer: int | None, problems: int, threads: int) -> None:
     torch.set_num_threads(threads)
     model, recipe = ModelRecipe.load(bundled_model()), VectorRecipe.load(VECTOR)
     reference = Reference.load(model.source)
-    steered = (Steering(importers.load(VECTOR / recipe.vector), recipe.strength, (recipe.layer,), recipe.phase),)
-    texts = {way: answers(reference, steering, problems) for way, steering in (("unsteered", ()), ("steered", steered))}
-    exact = {
-        way: [reference.logits(text.tokens, text.prompt, steered if way == "steered" else ()) for text in found]
-        for way, found in texts.items()
-    }
-    rows = []
+    calibration = model.folder / "pairs.jsonl"
+    if layer is None:
+        layer, vector = recipe.layer, read(VECTOR / recipe.vector).vector
+    else:
+        vector = extract(reference, pairs.read(calibration), layers=[layer])
+    steering = (Steering(vector, recipe.strength, (layer,), recipe.phase),)
+    live = Live(reference, answers(reference, (), problems), answers(reference, steering, problems), steering)
     with tempfile.TemporaryDirectory() as scratch:
-        source, matrix = model.gguf or models.convert(model.source), Path(scratch) / "imatrix.gguf"
-        measure(model.folder, [text.tokens for text in read_texts(model.folder / "pairs.jsonl", reference)], matrix)
-        important = importance.read(matrix)
-        for quant, counts in [*((quant, None) for quant in PLAIN), *((quant, important) for quant in IMPORTANT)]:
-            path = Path(scratch) / "model.gguf"
-            quantize_file(source, path, quant, threads, counts)
-            row: dict[str, object] = {"quant": quant + "*" * bool(counts), "bytes": path.stat().st_size}
-            with Engine.load(path, threads=threads) as engine:
-                for way, found in texts.items():
-                    steering = steered if way == "steered" else ()
-                    row[way] = compare(exact[way], [engine.logits(t.tokens, t.prompt, steering) for t in found], found)
-            rows.append(row)
-    print_table(rows)
-    click.echo(json.dumps({"problems": problems, "threads": threads, "rows": rows}))
+        matrix = Path(scratch) / "imatrix.gguf"
+        measure(model.folder, [text.tokens for text in read_texts(calibration, reference)], matrix)
+        source = model.gguf or models.convert(model.source)
+        rows = list(ladder(live, steering, source, matrix, threads))
+    print_tables(rows)
+    click.echo(json.dumps({"layer": layer, "problems": problems, "threads": threads, "rows": rows}))
     if out:
         plot(rows, out)
 
@@ -75,84 +81,99 @@ def answers(reference: Reference, steering: Sequence[Steering], problems: int) -
     """The reference's own greedy answers."""
     prompts = [reference.chat(sample.messages) for sample in word_problems("test", problems)]
     completions = reference.generate([Request(prompt, 200, tuple(steering)) for prompt in prompts])
-    return [Text(p + c.tokens, len(p)) for p, c in zip(prompts, completions, strict=True) if c.tokens]
+    return [Text(p + c.tokens, len(p)) for p, c in zip(prompts, completions, strict=True)]
 
 
-def compare(exact: Sequence[Array], found: Sequence[Array], texts: Sequence[Text]) -> dict[str, float]:
-    """Figures over all positions of the answers."""
-    divergences = np.concatenate([kl_divergence(ours, theirs) for ours, theirs in zip(exact, found, strict=True)])
-    same = np.concatenate([a.argmax(1) == b.argmax(1) for a, b in zip(exact, found, strict=True)])
-    ours, theirs = (
-        float(np.mean(np.concatenate([nll(r, t) for r, t in zip(side, texts, strict=True)]))) for side in (exact, found)
-    )
-    figures = quantiles(divergences)
-    return {
-        "positions": len(divergences),
-        "mean": figures["mean"],
-        "median": figures["median"],
-        "p99": figures["p99"],
-        "top1": float(same.mean()),
-        "ppl_ratio": float(np.exp(theirs - ours)),
-    }
+def ladder(live: Live, steering: Sequence[Steering], source: Path, matrix: Path, threads: int) -> Iterator[Row]:
+    """A row for each type: its name and size, both distributions and the effect, as parity has them."""
+    important = importance.read(matrix)
+    path = matrix.with_name("model.gguf")
+    for quant, counts in [*((quant, None) for quant in PLAIN), *((quant, important) for quant in IMPORTANT)]:
+        quantize_file(source, path, quant, threads, counts)
+        with Engine.load(path, threads=threads, **(EXACT if quant == "F32" else {})) as engine:
+            yield {
+                "quant": quant,
+                "importance": counts is not None,
+                "bytes": path.stat().st_size,
+                "unsteered": asdict(summarise(positions(live, engine, (), steered=False))),
+                "steered": asdict(summarise(positions(live, engine, steering, steered=True))),
+                "effect": asdict(effect_of(live, engine, steering)),
+            }
 
 
-def nll(rows: Array, text: Text) -> Array:
-    """Negative log-likelihood of each token of the answer, in nats."""
-    chosen = np.asarray(text.tokens[text.prompt :])
-    wide = rows[: len(chosen)].astype(np.float64)
-    shifted = wide - wide.max(axis=1, keepdims=True)
-    result: Array = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(chosen)), chosen]
-    return result
-
-
-def print_table(rows: Sequence[dict[str, object]]) -> None:
-    names = ("KL mean", "median", "p99", "first choices", "perplexity")
-    click.echo(
-        "| quant | MB | "
-        + " | ".join(f"{way}: {n}" if not i else n for way in ("unsteered", "steered") for i, n in enumerate(names))
-        + " |"
-    )
-    click.echo("|---|" + "---:|" * 11)
+def print_tables(rows: Sequence[Row]) -> None:
+    rest = "median | p99 | first choices | perplexity"
+    click.echo("| type | MB | " + " | ".join(f"{side}: mean KL | {rest}" for side in SIDES) + " |")
+    click.echo("|---|---:|" + "---:|" * 10)
     for row in rows:
         cells = []
-        for way in ("unsteered", "steered"):
-            f = row[way]
-            cells += [f"{f['mean']:.2g}", f"{f['median']:.2g}", f"{f['p99']:.2g}", f"{f['top1']:.2%}"]
-            cells.append(f"x {f['ppl_ratio']:.4f}")
-        click.echo(f"| {row['quant']} | {row['bytes'] / 1e6:.2f} | " + " | ".join(cells) + " |")
-
-
-def plot(rows: Sequence[dict[str, object]], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for way, colour in (("unsteered", "#0072B2"), ("steered", "#D55E00")):
-        for marked, marker in ((False, "o"), (True, "^")):
-            chosen = [row for row in rows if row["quant"].endswith("*") == marked and row["quant"] != "F32"]
-            label = f"{way}, importance matrix" if marked else way
-            axes.plot(
-                [r["bytes"] / 1e6 for r in chosen],
-                [r[way]["mean"] for r in chosen],
-                marker,
-                ms=6,
-                color=colour,
-                mfc="none" if marked else colour,
-                label=label,
-            )
+        for told in (row[side] for side in SIDES):
+            cells += [f"{told['kl'][key]:.2g}" for key in ("mean", "median", "p99")]
+            cells += [f"{told['top1']:.2%}", f"x {told['perplexity_ratio']:.4f}"]
+        click.echo(f"| {name(row)} | {row['bytes'] / 1e6:.2f} | " + " | ".join(cells) + " |")
+    click.echo("\n| type | logits: cosine | length | last block: cosine | length | tolerance: cosine, length |")
+    click.echo("|---|---:|---:|---:|---:|---|")
     for row in rows:
-        if row["quant"] != "F32":
-            low = min(row["unsteered"]["mean"], row["steered"]["mean"])
-            axes.annotate(
-                row["quant"].rstrip("*"),
-                (row["bytes"] / 1e6, low),
-                (0, -11),
-                textcoords="offset points",
-                ha="center",
-                fontsize=6,
-                color="#555555",
-            )
-    axes.set(xlabel="file in MB", ylabel="mean KL(reference || quant), nats", xscale="log", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+        effect = row["effect"]
+        cells = [
+            ranged(effect[figure], effect[f"{figure}_interval"])
+            for figure in ("cosine", "norm", "residual_cosine", "residual_norm")
+        ]
+        click.echo(f"| {name(row)} | " + " | ".join(cells) + f" | {held(row)} |")
+    cosine = min(row["effect"]["placed_cosine"] for row in rows)
+    length = max(abs(row["effect"]["placed_norm"] - 1) for row in rows)
+    click.echo(f"\nwhat is added after the steered block: cosine at least {cosine:.7f}, length within {length:.1g}\n")
+
+
+def name(row: Row) -> str:
+    return row["quant"] + "*" * row["importance"]
+
+
+def ranged(value: float, interval: Interval) -> str:
+    return f"{value:.4f} ({interval[0]:.4f}..{interval[1]:.4f})"
+
+
+def held(row: Row) -> str:
+    """Whether the intervals of the effect lie within the type's tolerances; - if it has none."""
+    allowed, effect = TOLERANCES.get(row["quant"]), row["effect"]
+    if not allowed:
+        return "-"
+    low = min(effect[f"{of}cosine_interval"][0] for of in ("", "residual_"))
+    off = max(abs(end - 1) for of in ("", "residual_") for end in effect[f"{of}norm_interval"])
+    verdict = "within" if low >= allowed.cosine and off <= allowed.norm else "beyond"
+    return f"{verdict} {allowed.cosine:g}, {allowed.norm:g}"
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """A line for each type, the largest file on top: KL of both sides, and the cosine of the effect."""
+    shown = sorted((row for row in rows if row["quant"] != "F32"), key=lambda row: row["bytes"])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 6), layout="constrained", sharey=True)
+    for at, row in enumerate(shown):
+        for shift, (side, colour) in zip((0.12, -0.12), SIDES.items(), strict=True):
+            told = row[side]
+            draw(left, at + shift, told["kl"]["mean"], told["kl_interval"], colour, filled=not row["importance"])
+        effect = row["effect"]
+        ends = [1 - end for end in effect["cosine_interval"]]
+        draw(right, at, 1 - effect["cosine"], ends, "#333333", filled=not row["importance"])
+    left.set_yticks(range(len(shown)), [f"{name(row)}   {row['bytes'] / 1e6:.1f} MB" for row in shown])
+    left.set(xlabel="mean KL(reference || file), nats", xscale="log")
+    right.set(xlabel="1 - cosine of the effect of steering on logits", xscale="log")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    for side, colour in SIDES.items():
+        left.plot([], [], "o", color=colour, label=side)
+    left.plot([], [], "o", color="#333333", mfc="white", label="*: with an importance matrix")
+    left.legend(loc="lower left", fontsize=9)
     figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw(axes: Any, at: float, value: float, ends: Sequence[float], colour: str, *, filled: bool) -> None:
+    """A point with its interval; a logarithmic axis has no room for what is not above 0."""
+    if value > 0:
+        axes.plot([max(end, value / 1e3) for end in ends], [at, at], color=colour, lw=1.2, alpha=0.6)
+        axes.plot(value, at, "o", ms=6, color=colour, mfc=colour if filled else "white")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Which architectures llama.cpp can steer, read from the model graphs of the installed version's sources.
 
-Takes no model: it reads the C++ and holds `UNSTEERABLE` in edge_steer/architectures.py against it. An architecture is
+Takes no model: it reads the C++ and holds the tables of edge_steer/architectures.py against it. An architecture is
 plain if in its graph every block adds the control vector to the sum that ends the block, names the result l_out and
 hands on just that. Every other one must be in UNSTEERABLE or, where a person has read it and found it right, in READ.
-The sources are fetched once by pip into the cache folder.
+One that can be steered is in HALF_GELU if its graph has a GELU; and GGUF_NAMES must name every causal language model of
+transformers as llama.cpp's converter does. The sources are fetched once by pip into the cache folder.
 
     python benchmarks/steerable.py          exits 1 and says what does not agree
     python benchmarks/steerable.py --all    lists every architecture
@@ -18,7 +19,7 @@ from pathlib import Path
 import click
 from llama_tools import source
 
-from edge_steer.architectures import UNSTEERABLE
+from edge_steer.architectures import HALF_GELU, UNSTEERABLE, gguf_name
 
 READ = {  # not plain by the rule, and right all the same
     "bitnet": "the sum is named l_out before and after the control vector, which is one node without one",
@@ -30,16 +31,18 @@ READ = {  # not plain by the rule, and right all the same
 }
 NOT_MODELS = {"(unknown)", "gptj"}  # names llama.cpp has no graph for
 
+_GELU = re.compile(r"\bLLM_FFN_(?:GELU|GEGLU)\b|\bggml_(?:gelu|geglu)(?:_split)?\(")
 _VECTOR = re.compile(r"(\w+) = build_cvec\((\w+), (\w+)\); ")
 _LOOP = re.compile(r"for \((?:int|uint32_t) (?:il|i) = 0; (?:il|i) < n_layer; \+\+(?:il|i)\)$")
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph as the sources have it: whether it keeps a cache, and what is not plain in it."""
+    """A graph as the sources have it: whether it keeps a cache, what is not plain in it, whether it has a GELU."""
 
     cached: bool
     odd: tuple[str, ...]
+    gelu: bool
 
 
 @click.command()
@@ -50,7 +53,7 @@ def main(every: bool) -> None:
     if every:
         for name, graph in sorted(graphs.items()):
             click.echo(f"{name:18} {UNSTEERABLE.get(name) or READ.get(name) or 'plain'}  {'; '.join(graph.odd)}")
-    wrong = list(disagreements(graphs))
+    wrong = [*disagreements(graphs), *misnamed(source())]
     for line in wrong:
         click.echo(line)
     refused = len(set(UNSTEERABLE) & set(graphs))
@@ -68,6 +71,30 @@ def disagreements(graphs: dict[str, Graph]) -> Iterator[str]:
             yield f"{name}: {'; '.join(doubts)}"
         if not doubts and name in READ:
             yield f"{name}: listed as read, but it is plain"
+        if name not in UNSTEERABLE and graph.gelu != (name in HALF_GELU):
+            yield f"{name}: it has {'a' if graph.gelu else 'no'} GELU"
+
+
+def misnamed(sources: Path) -> Iterator[str]:
+    """One line for each model_type of transformers that llama.cpp's converter names otherwise than `gguf_name`.
+
+    Of several models in one, transformers' name of the text model counts.
+    """
+    sys.path[:0] = [str(sources), str(sources / "gguf-py")]  # the converter has a gguf of its own
+    import conversion
+    import gguf
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    conversion.load_all_models()
+    known = conversion.ModelBase._model_classes[conversion.ModelType.TEXT]
+    for model_type, found in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()):
+        classes = [found] if isinstance(found, str) else found
+        names = {gguf.MODEL_ARCH_NAMES[known[one].model_arch] for one in classes if one in known}
+        if not names or names == {gguf_name(model_type)}:
+            continue
+        if AutoConfig.for_model(model_type).get_text_config(decoder=True).model_type == model_type:
+            yield f"{model_type}: llama.cpp's converter names it {', '.join(sorted(names))}"
 
 
 def read_graphs(sources: Path) -> dict[str, Graph]:
@@ -89,8 +116,9 @@ def read_graphs(sources: Path) -> dict[str, Graph]:
         if constant in classes:
             written = borrowed.get(classes[constant], classes[constant]).removeprefix("llama_model_")
             path = sources / "models" / f"{written.replace('_', '-')}.cpp"
-            odd = tuple(_odd(_plain_text(path))) if path.is_file() else ("it has no graph",)
-            graphs[name] = Graph(constant not in uncached, odd)
+            code = _plain_text(path) if path.is_file() else ""
+            odd = tuple(_odd(code)) if code else ("it has no graph",)
+            graphs[name] = Graph(constant not in uncached, odd, bool(_GELU.search(code)))
     return graphs
 
 

@@ -7,28 +7,61 @@ Takes names and a model's config, gives names and reasons. The reasons are read 
 from collections.abc import Mapping
 
 GGUF_NAMES = {  # where llama.cpp's name for an architecture is not Hugging Face's model_type
+    "bamba": "granitehybrid",
     "cohere": "command-r",
+    "cohere2_moe": "cohere2moe",
     "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2",
+    "deepseek_v32": "deepseek32",
+    "deepseek_v4": "deepseek4",
+    "dots3_note_text": "dots3note",
+    "ernie4_5_moe": "ernie4_5-moe",
+    "exaone_moe": "exaone-moe",
     "falcon_h1": "falcon-h1",
+    "falcon_mamba": "mamba",
     "gemma3_text": "gemma3",
     "gemma3n_text": "gemma3n",
+    "gemma4_assistant": "gemma4-assistant",
+    "gemma4_text": "gemma4",
     "glm": "chatglm",
+    "glm4_moe": "glm4moe",
+    "glm4_moe_lite": "deepseek2",
+    "glm_moe_dsa": "glm-dsa",
     "gpt_bigcode": "starcoder",
     "gpt_neox": "gptneox",
     "gpt_oss": "gpt-oss",
+    "granitemoe_swa": "granite_swa",
     "granitemoehybrid": "granitehybrid",
+    "granitemoeshared": "granitemoe",
     "hunyuan_v1_dense": "hunyuan-dense",
+    "hunyuan_v1_moe": "hunyuan-moe",
+    "internlm3": "llama",
+    "iquestcoder": "llama",
+    "kimi_linear": "kimi-linear",
+    "lfm2_moe": "lfm2moe",
+    "llama4_text": "llama4",
+    "mimo_v2_flash": "mimo2",
+    "minimax_m2": "minimax-m2",
     "ministral": "llama",
+    "ministral3": "mistral3",
     "mistral": "llama",
     "mixtral": "llama",
+    "olmo3": "olmo2",
     "phi": "phi2",
     "qwen2_5_vl_text": "qwen2vl",
     "qwen2_moe": "qwen2moe",
     "qwen2_vl_text": "qwen2vl",
+    "qwen3_5_moe_text": "qwen35moe",
+    "qwen3_5_text": "qwen35",
     "qwen3_moe": "qwen3moe",
+    "qwen3_next": "qwen3next",
     "qwen3_vl_text": "qwen3vl",
+    "qwen4_exp_text": "qwen4exp",
+    "solar_open": "glm4moe",
+    "youtu": "deepseek2",
 }
+
+_OWN = ("granitemoe", "mamba", "olmo2")  # names above that are a model_type as well
 
 _NO_VECTOR = "its graph takes no control vector"
 _NO_LEFT_TO_RIGHT = "it does not generate text from left to right"
@@ -72,8 +105,46 @@ UNSTEERABLE = {  # llama.cpp's name -> why it cannot be steered there at the lay
     "wavtokenizer-dec": _NO_LEFT_TO_RIGHT,
 }
 
+HALF_GELU = frozenset(  # llama.cpp's names of what has a GELU, which it reads from a table of float16 on a CPU
+    (
+        "bloom",
+        "codeshell",
+        "falcon",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "gemma4",
+        "gpt2",
+        "gptneox",
+        "grok",
+        "mpt",
+        "phi2",
+        "pockettts",
+        "spark2_5",
+        "starcoder",
+        "starcoder2",
+    )
+)
+
 _TOPK_NORMALISED = {"qwen3_moe": True, "olmoe": False, "qwen2_moe": False}  # what llama.cpp does, whatever the config
-_WINDOWLESS = ("mistral", "phi3", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "starcoder2")
+_WINDOWLESS = (
+    "dots1",
+    "iquestcoder",
+    "ministral",
+    "ministral3",
+    "mistral",
+    "mixtral",
+    "phi3",
+    "phimoe",
+    "qwen2",
+    "qwen2_5_vl_text",
+    "qwen2_moe",
+    "qwen2_vl_text",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+    "starcoder2",
+)
 
 
 def gguf_name(model_type: str) -> str:
@@ -84,7 +155,7 @@ def gguf_name(model_type: str) -> str:
 def model_type(gguf_name: str) -> str:
     """Hugging Face's model_type of llama.cpp's name. Where several share one, the name itself, as in "llama"."""
     types = [model_type for model_type, name in GGUF_NAMES.items() if name == gguf_name]
-    return types[0] if len(types) == 1 else gguf_name
+    return types[0] if len(types) == 1 and gguf_name not in _OWN else gguf_name
 
 
 def departure(config: Mapping[str, object]) -> str:
@@ -97,6 +168,8 @@ def departure(config: Mapping[str, object]) -> str:
     if normalised is not None and bool(config.get("norm_topk_prob", False)) != normalised:
         does = "always" if normalised else "never"
         return f"llama.cpp {does} normalises the weights of {kind}'s chosen experts; norm_topk_prob says otherwise"
+    if kind == "phimoe":
+        return "llama.cpp divides by the root mean square where phimoe has LayerNorm, and weighs its experts otherwise"
     return ""
 
 

@@ -133,6 +133,12 @@ class Backend(Protocol):
     @property
     def model(self) -> ModelIdentity: ...
 
+    def check_steering(self, steering: Sequence[Steering]) -> None:
+        """Errors: VectorError for a steering that does not fit, ModelError for a model that cannot be steered here."""
+
+    def check_comparable(self, longest: int) -> None:
+        """Errors: ModelError where llama.cpp computes otherwise than this model on texts of up to `longest` tokens."""
+
     def encode(self, text: str, *, start: bool = True) -> Tokens:
         """Token ids of `text`, special tokens parsed; at a `start` a BOS comes first exactly if the model wants one."""
 

@@ -32,7 +32,7 @@ FORMAT = b"edge-steer reference 1\n"
 CUT = -16.0  # nats; less likely tokens are not saved
 EFFECT_TEXTS = 16  # of the steered ones
 EFFECT_POSITIONS = 8  # of each, evenly spaced
-PIECE_BYTES = 2**26  # of logits that are made from a file at a time
+PIECE_BYTES = 2**22  # of logits that are made from a file at a time; so few stay in the cache of the processor
 MAX_HEADER = 2**26
 
 Piece = tuple[Array, Floats]  # logits (positions, vocabulary), and log(sum(exp(logits))) of each position
@@ -104,10 +104,14 @@ class Live:
     def __init__(
         self, backend: Backend, unsteered: Sequence[Text], steered: Sequence[Text], steering: Sequence[Steering]
     ) -> None:
-        """Texts without a token after their prompt are left out. Errors: EdgeSteerError if none is left."""
+        """Texts without a token after their prompt are left out.
+
+        Errors: EdgeSteerError if none is left, ModelError where llama.cpp computes otherwise than the backend's model.
+        """
         self.unsteered, self.steered = ([t for t in texts if len(t.following)] for texts in (unsteered, steered))
         if not self.unsteered:
             raise EdgeSteerError("no texts to compare on; at least one with a token after its prompt is needed")
+        backend.check_comparable(max(len(text.tokens) for text in (*self.unsteered, *self.steered)))
         self.backend, self._with = backend, steering
 
     @property

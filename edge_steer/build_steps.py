@@ -22,7 +22,7 @@ from edge_steer.behaviour import DOSES
 from edge_steer.build import REWRITTEN, STEPS, VECTOR, Build, Step, rules_of
 from edge_steer.build_recipe import MadePairs, Search
 from edge_steer.certificate import CERTIFICATE, ROWS
-from edge_steer.certify import Behaviour, ask, certify, file_of
+from edge_steer.certify import Behaviour, ask, certify, check_files, file_of
 from edge_steer.chat_api import Endpoint
 from edge_steer.engine import Engine
 from edge_steer.errors import EdgeSteerError
@@ -233,6 +233,7 @@ def _parity(build: Build, means: Means) -> Made:
         file_of(build.model.folder, quant, build.folder, means.engine, revision=build.revision, progress=means.say)
         for quant in build.quants
     ]
+    check_files(files, steered=True)
     reference = _reference(build, means)
     with ExitStack() as stack:
         asked = None

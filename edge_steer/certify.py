@@ -22,9 +22,10 @@ from edge_steer.engine import Engine
 from edge_steer.errors import EdgeSteerError
 from edge_steer.evaluate import Row
 from edge_steer.files import digest, replacing
+from edge_steer.gguf_header import read_header
 from edge_steer.grading import Graders
-from edge_steer.llama import default_threads, repacking_is_safe, system_info
-from edge_steer.parity import Progress, against
+from edge_steer.llama import check_architecture, default_threads, repacking_is_safe, system_info
+from edge_steer.parity import Progress, against, check_exact
 from edge_steer.store import Store
 from edge_steer.tasks import Task
 from edge_steer.tolerances import overall, tolerance_of
@@ -76,8 +77,10 @@ def ask(
 ) -> Said:
     """The reference at hand, its answers to problems (in folder/rows) or the texts given.
 
-    named: where it was loaded from. limit: how many texts to compare on. Errors: EdgeSteerError for no texts.
+    named: where it was loaded from. limit: how many texts to compare on. Errors: EdgeSteerError for no texts, or
+    where llama.cpp computes otherwise than the model.
     """
+    reference.check_comparable(1)
     task = asked.task if isinstance(asked, Behaviour) else None
     source = {
         "name": reference.model.name,
@@ -118,6 +121,15 @@ def file_of(source: str | Path, quant: str | None, folder: Path, options: Mappin
     return File(
         path, found, stated(str(source), folder), {**asked, **threads, **exact, REPACK: repacking_is_safe(path)}
     )  # fmt: skip
+
+
+def check_files(files: Sequence[File], steered: bool) -> None:
+    """Errors: ModelError for a file that cannot be compared, told from its header before anything is computed."""
+    for file in files:
+        architecture = read_header(file.path).architecture
+        check_exact(file.quant, architecture)
+        if steered:
+            check_architecture(architecture)
 
 
 @contextlib.contextmanager

@@ -135,18 +135,20 @@ def _certify(options: Mapping[str, Any], progress: Any) -> dict[str, Any] | None
         folder = options["out"] or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         task = _task(options)
         asked = certify.Behaviour(task, doses, stack.enter_context(Graders())) if task else None
+        files = _files(options, folder) if options["files"] else []
+        certify.check_files(files, bool(steering))
         if options["saved_reference"]:
             said = certify.recall(baseline.Saved(options["saved_reference"]), task)
             if said.baseline.steering != baseline.described(steering):
                 say("the saved reference is steered otherwise than the files; the certificate says how")
         else:
             said = _ask(options, folder, ours, asked, progress)
-        if not options["files"]:
+        if not files:
             return None
         found = certify.certify(
             folder,
             said,
-            _files(options, folder),
+            files,
             steering,
             asked,
             vectors=[_path_of(given) for given in options["vectors"]],

@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from edge_steer.backend import Completion, Fork, Message, OnDone, OnStates, OnText, Request, Tokens
 from edge_steer.errors import ModelError, OutOfMemory, RequestError
-from edge_steer.llama import FlashAttention, KvType, LlamaContext, LlamaModel, default_threads
+from edge_steer.llama import FlashAttention, KvType, LlamaContext, LlamaModel, check_architecture, default_threads
 from edge_steer.scheduler import Codes, Job, Scheduler, Usage, codes, shared, steering_of
 from edge_steer.stats import logsumexp
 from edge_steer.vector import Array, ModelIdentity, Offsets, Steering
 
 LENGTH_STEP = 256  # contexts grow in steps, so that requests of like length share one
 _NOTHING: Codes = np.empty(0, dtype=np.int64)
-LOGITS_BYTES = 64 * 2**20  # how much of a teacher-forced text's logits is held at a time
+LOGITS_BYTES = 2**28  # how much of a teacher-forced text's logits is held at a time; each piece more costs time
 
 
 class Engine:
@@ -91,6 +91,13 @@ class Engine:
     @property
     def model(self) -> ModelIdentity:
         return self._model.identity
+
+    def check_steering(self, steering: Sequence[Steering]) -> None:
+        if self._offsets(steering)[0]:
+            check_architecture(self.model.architecture)
+
+    def check_comparable(self, longest: int) -> None:
+        """llama.cpp computes as llama.cpp does."""
 
     def encode(self, text: str, *, start: bool = True) -> Tokens:
         return self._model.tokenize(text, add_special=start)
@@ -311,7 +318,8 @@ class Engine:
         if self._probed or context.hooked:
             return
         seen = []
-        for offsets in (None, {self._model.block_count - 1: np.ones(self._model.hidden_size, dtype=np.float32)}):
+        slope = np.linspace(-1, 1, self._model.hidden_size, dtype=np.float32)  # LayerNorm would take out a constant
+        for offsets in (None, {self._model.block_count - 1: slope}):
             context.forget(0)
             context.steer(offsets)
             context.decode([0], [0], 0, 1)

@@ -44,10 +44,12 @@ QUANTS: dict[str, int] = {
     "IQ4_NL": 25, "IQ4_XS": 30, "IQ3_M": 27, "IQ3_S": 26, "IQ3_XS": 22,
     "IQ3_XXS": 23, "IQ2_M": 29, "IQ2_S": 28, "IQ2_XS": 20, "IQ2_XXS": 19, "IQ1_M": 31, "IQ1_S": 24, "Q2_K_S": 21,
 }  # fmt: skip
-NEED_IMPORTANCE = frozenset(("IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "Q2_K_S"))
+NEED_IMPORTANCE = frozenset(("IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "Q2_K_S"))
 MAX_THREADS = 512  # GGML_MAX_N_THREADS
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 NO_RESULT_SPACE = 1  # what llama_decode returns when the KV cache has no room
+
+GGML_LOG_LEVEL_ERROR = 4  # enum ggml_log_level, ggml.h
 
 _complaints: list[str] = []
 
@@ -55,8 +57,9 @@ _complaints: list[str] = []
 # typedef void (*ggml_log_callback)(enum ggml_log_level level, const char * text, void * user_data);
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _keep_complaints(level: int, text: bytes, _user_data: object) -> None:
-    if level == 3:
-        _complaints.append(text.decode(errors="replace").strip())
+    words = text.decode(errors="replace").strip("= \n")
+    if level == GGML_LOG_LEVEL_ERROR and words:
+        _complaints.append(words)
 
 
 llama_cpp.llama_log_set(_keep_complaints, ctypes.c_void_p(0))
@@ -240,7 +243,7 @@ class LlamaContext:
     ) -> None:
         """Errors: ModelError for settings llama.cpp cannot serve, OutOfMemory before it would run out."""
         if hooked:
-            check_architecture(model.identity)
+            check_architecture(model.identity.architecture)
         threads = default_threads() if threads is None else threads
         if not 1 <= threads <= MAX_THREADS:
             raise ModelError(f"{threads} threads asked; llama.cpp takes 1 to {MAX_THREADS}")
@@ -406,18 +409,16 @@ class LlamaContext:
         )
 
 
-def check_architecture(model: ModelIdentity) -> None:
+def check_architecture(name: str | None) -> None:
     """Errors: ModelError for an architecture whose residual stream llama.cpp does not offer as the layer law has it."""
-    if reason := UNSTEERABLE.get(model.architecture or ""):
-        raise ModelError(
-            f"llama.cpp can neither steer nor read the layers of {model.architecture}: {reason}; use another model"
-        )
+    if reason := UNSTEERABLE.get(name or ""):
+        raise ModelError(f"llama.cpp can neither steer nor read the layers of {name}: {reason}; use another model")
 
 
 def check_steerable(layers: Mapping[int, object], model: ModelIdentity) -> None:
     """Errors: ModelError for an architecture that llama.cpp cannot steer, VectorError for a layer that its native
     control vector cannot carry."""
-    check_architecture(model)
+    check_architecture(model.architecture)
     if 0 in layers:
         raise VectorError(
             f"llama.cpp's control vectors have no layer 0, only layers 1-{model.block_count - 1}; "

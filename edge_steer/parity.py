@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from edge_steer import pairs
+from edge_steer.architectures import HALF_GELU
 from edge_steer.backend import Backend
 from edge_steer.baseline import EFFECT_TEXTS, Baseline, Live, Piece, Text, first_layer, shift
 from edge_steer.divergence import Divergence, Positions, compare, over_texts, summarise
-from edge_steer.errors import EdgeSteerError
+from edge_steer.errors import EdgeSteerError, ModelError
 from edge_steer.files import read_lines
 from edge_steer.mechanism import MechanismRow, everywhere, mechanism
 from edge_steer.stats import Floats, Interval
@@ -147,11 +148,14 @@ def against(
     """Everything that is asked of one file.
 
     steering: what `other` is steered with; the baseline has its own. The mechanism is checked of an F32 file where
-    the reference is at hand. Errors: EdgeSteerError for another model.
+    the reference is at hand. Errors, before anything is computed: EdgeSteerError for another model, one that
+    cannot be steered, or an F32 file that llama.cpp does not compute exactly.
     """
     report = progress or (lambda *_: None)
     if baseline.model.block_count != other.model.block_count or baseline.model.hidden_size != other.model.hidden_size:
         raise EdgeSteerError(f"the file holds {other.model}, the reference {baseline.model}; compare the same model")
+    other.check_steering(steering)
+    check_exact(quant, other.model.architecture)
     rows: list[MechanismRow] = []
     if quant == EXACT and isinstance(baseline, Live):
         for one in steering:
@@ -166,6 +170,15 @@ def against(
         mean_ratio = means[0] / means[1] if min(means) > 0 else None
     found = _findings(tolerance, rows, unsteered, steered, effect, kl_ratio)
     return Report(quant, tolerance, rows, unsteered, steered, effect, kl_ratio, mean_ratio, found)
+
+
+def check_exact(quant: str, architecture: str | None) -> None:
+    """Errors: ModelError for an F32 file that llama.cpp does not compute to the tolerances of one."""
+    if quant == EXACT and architecture in HALF_GELU:
+        raise ModelError(
+            f"llama.cpp reads the GELU of {architecture} from a table of float16, which moves the logits of an {EXACT} "
+            "file more than its tolerances allow; compare an F16 file"
+        )
 
 
 def distribution(

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_steer import files, sources
-from edge_steer.architectures import gguf_name
+from edge_steer.architectures import departure, gguf_name, window
 from edge_steer.backend import Completion, Fork, Message, OnDone, OnStates, OnText, Request, Tokens
 from edge_steer.errors import ModelError, RequestError, need
 from edge_steer.packing import Span, packed_states
@@ -54,8 +54,10 @@ class Reference:
         self._tokenizer = tokenizer
         self._blocks = find_blocks(network, config.num_hidden_layers)
         self._model = ModelIdentity(name, gguf_name(config.model_type), config.hidden_size, len(self._blocks), revision)
+        self._config = config.to_dict()
         self._vocabulary: int = config.vocab_size
         self._keeps_logits = "logits_to_keep" in accepted
+        self._keeps_cache = "past_key_values" in accepted
         self._ends = _end_tokens(network, config, tokenizer)
         bos: int | None = tokenizer.bos_token_id
         self._bos = bos if bos is not None and tokenizer("").input_ids[:1] == [bos] else None
@@ -115,6 +117,20 @@ class Reference:
     @property
     def model(self) -> ModelIdentity:
         return self._model
+
+    def check_steering(self, steering: Sequence[Steering]) -> None:
+        Offsets.of(steering, self.model)
+
+    def check_comparable(self, longest: int) -> None:
+        """See Backend.check_comparable."""
+        if reason := departure(self._config):
+            raise ModelError(f"{self.model.name} cannot be compared with its GGUF: {reason}")
+        size = window(self._config)
+        if size is not None and longest > size:
+            raise ModelError(
+                f"{self.model.name} attends to {size} tokens, in llama.cpp to all; a text to compare on has {longest}: "
+                "give shorter ones"
+            )
 
     def encode(self, text: str, *, start: bool = True) -> Tokens:
         tokens = tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
@@ -334,6 +350,8 @@ class Reference:
 
     def _forward(self, ids: Tensor, additions: Additions, keep: int, **inputs: Any) -> Any:
         """One steered pass; of the logits only the last `keep` columns are sure to be there."""
+        if not self._keeps_cache:
+            raise ModelError(f"{self.model.name} keeps its state otherwise than in a KV cache; run it as a GGUF")
         if self._keeps_logits:
             inputs["logits_to_keep"] = keep
         with hooked(self._blocks, additions.hooks()):

@@ -12,7 +12,7 @@ from edge_steer import importance
 from edge_steer.cli import main
 from edge_steer.errors import EdgeSteerError, ModelError
 from edge_steer.gguf_header import read_header
-from edge_steer.llama import quantize_file
+from edge_steer.llama import NEED_IMPORTANCE, QUANTS, quantize_file
 from edge_steer.vector import Array
 
 KIND = key("general.type", STRING, text("imatrix"))
@@ -125,6 +125,23 @@ def test_the_smallest_types_need_one(bundled_f16: Path, tmp_path: Path) -> None:
     assert read_header(tmp_path / "q.gguf").metadata["general.file_type"] == 20
     assert (tmp_path / "q.gguf").stat().st_size < bundled_f16.stat().st_size / 4
     assert "give --out" in CliRunner().invoke(main, arguments).output
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+def test_no_other_type_needs_one(bundled_f16: Path, tmp_path: Path, quant: str) -> None:
+    if quant in NEED_IMPORTANCE:
+        with pytest.raises(ModelError, match=f"{quant} needs an importance matrix"):
+            quantize_file(bundled_f16, tmp_path / "q.gguf", quant, 1)
+        assert not list(tmp_path.iterdir())
+    else:
+        quantize_file(bundled_f16, tmp_path / "q.gguf", quant, 1)
+        assert read_header(tmp_path / "q.gguf").metadata["general.file_type"] == QUANTS[quant]
+
+
+def test_one_that_lacks_a_tensor_is_refused_in_llama_cpps_own_words(bundled_f16: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"cannot quantise .* to IQ2_XS: .*[Mm]issing importance matrix"):
+        quantize_file(bundled_f16, tmp_path / "q.gguf", "IQ2_XS", 1, {NAME: np.ones(256, np.float32)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_of_another_model_is_refused(bundled_f16: Path, tmp_path: Path) -> None:
