@@ -141,7 +141,7 @@ def _print(plain: Summary, cells: Sequence[Cell], title: str) -> None:
 def measure(problems: int) -> None:
     """Accuracy, steps, tokens and density on the test split, unsteered and steered by the recipe."""
     recipe, dense = ModelRecipe.load(HERE), VectorRecipe.load(DENSE)
-    vector = export.read(DENSE / dense.vector)
+    vector = export.load(DENSE / dense.vector)
     task = load_task(WORD_PROBLEMS, split="test", limit=problems)
     steered = Method("steered", (Steering(vector, dense.strength, (dense.layer,), dense.phase),))
     measured: dict[str, dict[str, Summary]] = {}
