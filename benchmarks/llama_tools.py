@@ -25,18 +25,20 @@ from edge_steer.files import cache_folder
 TOOLS = ("llama-completion", "llama-perplexity", "llama-bench", "llama-batched-bench", "llama-cvector-generator")
 VERSION = importlib.metadata.version("llama-cpp-python")
 LIBRARIES = Path(llama_cpp.__file__).parent / "lib"
+RECIPE = Path(__file__).parent / "tools"
 
 
 def tool(name: str) -> Path:
     """The program `name`, one of TOOLS, built if it is not there. Errors: EdgeSteerError when that fails."""
     if name not in TOOLS:
         raise EdgeSteerError(f"no tool {name!r}; built are {', '.join(TOOLS)}")
-    key = hashlib.sha256(f"{VERSION} {LIBRARIES}".encode()).hexdigest()[:12]
+    recipe = "".join(path.read_text() for path in sorted(RECIPE.iterdir()))
+    key = hashlib.sha256(f"{VERSION} {LIBRARIES} {recipe}".encode()).hexdigest()[:12]
     build = cache_folder() / f"llama.cpp-tools-{VERSION}-{key}"
     program = build / "bin" / name
     if not program.is_file():
         definitions = [f"-DSOURCE={source()}", f"-DLIBRARIES={LIBRARIES}", f"-DVERSION={VERSION}"]
-        run("cmake", "-S", Path(__file__).parent / "tools", "-B", build, *definitions)
+        run("cmake", "-S", RECIPE, "-B", build, *definitions)
         print(f"building {name} (the first tool takes some minutes)", file=sys.stderr)
         run("cmake", "--build", build, "--parallel", os.cpu_count() or 1, "--target", name)
     return program

@@ -173,13 +173,11 @@ class Saved:
         count, at_once = len(text.following), max(1, PIECE_BYTES // (4 * self._vocabulary))
         with self.path.open("rb") as file:
             file.seek(begin)
+            # room that is used again and again: new memory costs as much as what is done with it
+            logits, room = (np.empty((min(at_once, count), self._vocabulary), dtype=np.float32) for _ in range(2))
             for first in range(0, count, at_once):
-                rows = min(at_once, count - first)
-                logits = np.full((rows, self._vocabulary), -np.inf, dtype=np.float32)
-                totals = np.empty(rows)
-                for row in range(rows):
-                    totals[row] = self._row(file, logits[row])
-                yield logits, totals
+                piece = logits[: count - first]
+                yield piece, self._fill(piece, room.reshape(-1), file)
             if file.tell() != begin + length:
                 raise self._damaged(f"block {index} has another length than its text")
 
@@ -194,19 +192,23 @@ class Saved:
             file.seek(begin)
             return Shift(*(np.frombuffer(file.read(4 * r * w), "<f4").reshape(r, w) for r, w in shapes))
 
-    def _row(self, file: BinaryIO, logits: Array) -> float:
-        """Read one row into `logits`; gives its total."""
-        bits = (self._vocabulary + 7) // 8
-        head = file.read(12 + bits)
-        if len(head) < 12 + bits:
-            raise self._damaged("a row is cut off")
-        kept = np.unpackbits(np.frombuffer(head[12:], np.uint8), count=self._vocabulary).astype(np.bool_)
-        count = int.from_bytes(head[8:12], "little")
-        values = np.frombuffer(file.read(4 * count), "<f4")
-        if not count == len(values) == kept.sum():
+    def _fill(self, logits: Array, room: Array, file: BinaryIO) -> Floats:
+        """Read the next rows into `logits`; gives their totals. room: for as many numbers."""
+        width = 12 + (self._vocabulary + 7) // 8
+        heads, counts, end = [], [], 0
+        for _ in logits:
+            heads.append(head := file.read(width))
+            counts.append(count := int.from_bytes(head[8:12], "little"))
+            if len(head) < width or count > self._vocabulary:
+                raise self._damaged("a row is cut off, or has more logits than there are tokens")
+            end += file.readinto(memoryview(room[end : end + count]).cast("B")) // 4
+        head_bytes = np.frombuffer(b"".join(heads), np.uint8).reshape(len(logits), width)
+        kept = np.unpackbits(head_bytes[:, 12:], axis=1, count=self._vocabulary).view(np.bool_)
+        if [np.count_nonzero(row) for row in kept] != counts or end != sum(counts):
             raise self._damaged("a row has another number of logits than its bits say")
-        logits[kept] = values
-        return float(np.frombuffer(head[:8], "<f8")[0])
+        logits.fill(-np.inf)
+        logits[kept] = room[:end]
+        return np.ascontiguousarray(head_bytes[:, :8]).view("<f8")[:, 0]
 
     def _damaged(self, why: str) -> EdgeSteerError:
         return EdgeSteerError(f"{self.path} is damaged: {why}; make it anew")

@@ -84,7 +84,8 @@ def compare(reference: Logits, total: Floats, other: Logits, following: npt.NDAr
     total: log(sum(exp(reference))) of each position. Exponentials are taken in float32 and summed in float64, which
     leaves an error of less than 1e-6 nats. Where reference logits are left out, as by a saved reference, -inf stands
     for them and they add nothing, as in llama-perplexity, which leaves out log-probabilities below -16. As there, a
-    KL that is next to nothing may come out below 0 by rounding.
+    KL that is next to nothing may come out below 0 by rounding. Errors: EdgeSteerError for NaN, or where the other
+    model gives no probability to a token that the reference gives one.
     """
     count, vocabulary = other.shape
     kl, same = np.empty(count), np.empty(count)
@@ -99,12 +100,16 @@ def compare(reference: Logits, total: Floats, other: Logits, following: npt.NDAr
         with np.errstate(invalid="ignore"):
             distances = ours - theirs
             np.multiply(distances, weights, out=distances)
-        if np.isneginf(ours.min()):
+            products = distances.sum(axis=1, dtype=np.float64)
+        if not np.isfinite(products).all():  # -inf where the reference has no probability
             distances[weights == 0] = 0
+            products = distances.sum(axis=1, dtype=np.float64)
         shift = total[part] - theirs_total
-        sums = distances.sum(axis=1, dtype=np.float64) - shift * weights.sum(axis=1, dtype=np.float64)
+        sums = products - shift * weights.sum(axis=1, dtype=np.float64)
         kl[part] = sums * np.exp(peak - total[part])
         same[part] = ours.argmax(axis=1) == theirs.argmax(axis=1)
+    if not np.isfinite(kl).all():
+        raise EdgeSteerError("a logit is not a finite number, so the KL divergence is none; is the model damaged?")
     rows = np.arange(count)
     return Positions(
         kl=kl,

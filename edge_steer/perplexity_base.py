@@ -16,13 +16,15 @@ import numpy.typing as npt
 
 from edge_steer.errors import EdgeSteerError
 from edge_steer.files import readable, replacing
-from edge_steer.stats import Floats, logsumexp
+from edge_steer.stats import logsumexp
 
 Codes = npt.NDArray[np.uint16]
+Logits = npt.NDArray[np.float32]
 
 MAGIC = b"_logits_"
 RANGE = np.float32(16)  # in nats, below the likeliest token
 STEPS = np.float32(65535)
+PIECE_BYTES = 2**22  # of log-probabilities that are read at a time; so few stay in the cache of the processor
 
 
 def prompt_of(length: int) -> int:
@@ -30,9 +32,7 @@ def prompt_of(length: int) -> int:
     return length // 2 + 1
 
 
-def write(
-    path: Path, chunks: Sequence[Sequence[int]], vocabulary: int, rows: Iterable[Iterable[npt.NDArray[np.float32]]]
-) -> None:
+def write(path: Path, chunks: Sequence[Sequence[int]], vocabulary: int, rows: Iterable[Iterable[Logits]]) -> None:
     """Write a base file. rows: for each chunk its logits from position len / 2 on, in pieces; a last one is left out.
 
     Errors: EdgeSteerError for no chunks, chunks of unequal or odd length, or another number of rows or tokens.
@@ -55,8 +55,11 @@ def write(
                 raise EdgeSteerError(f"a chunk of {length} tokens lacks {left} rows of logits")
 
 
-def read(path: Path) -> tuple[npt.NDArray[np.int32], Iterator[Floats]]:
-    """Tokens (chunks, n_ctx), and each chunk's log-probabilities (rows, vocabulary). Errors: EdgeSteerError."""
+def read(path: Path) -> tuple[npt.NDArray[np.int32], Iterator[Iterator[Logits]]]:
+    """Tokens (chunks, n_ctx), and each chunk's log-probabilities (rows, vocabulary) in pieces.
+
+    Errors: EdgeSteerError for a file that is no base file, or not whole.
+    """
     with readable(path, "a base file of llama-perplexity").open("rb") as file:
         head = file.read(20)
         length, vocabulary, chunks = np.frombuffer(head[8:], "<i4") if len(head) == 20 else (0, 0, 0)
@@ -67,16 +70,16 @@ def read(path: Path) -> tuple[npt.NDArray[np.int32], Iterator[Floats]]:
             raise EdgeSteerError(f"{path} is no whole base file of llama-perplexity")
         tokens = np.frombuffer(file.read(4 * int(chunks) * int(length)), "<i4").reshape(int(chunks), int(length))
 
-    def decoded() -> Iterator[Floats]:
-        with path.open("rb") as file:
-            file.seek(20 + tokens.nbytes)
-            for _ in range(int(chunks)):
-                yield decode(np.frombuffer(file.read(2 * rows * width), "<u2").reshape(rows, width), int(vocabulary))
+    codes = np.memmap(path, "<u2", "r", 20 + tokens.nbytes, (int(chunks), rows, width))
+    at_once = max(1, PIECE_BYTES // (4 * int(vocabulary)))
 
-    return tokens, decoded()
+    def pieces(chunk: Codes) -> Iterator[Logits]:
+        return (decode(chunk[first : first + at_once], int(vocabulary)) for first in range(0, rows, at_once))
+
+    return tokens, map(pieces, codes)
 
 
-def encode(logits: npt.NDArray[np.float32]) -> Codes:
+def encode(logits: Logits) -> Codes:
     """Rows of the file, uint16 (rows, width), by the arithmetic of llama.cpp in float32."""
     count, vocabulary = logits.shape
     largest = logits.max(axis=1)
@@ -92,8 +95,10 @@ def encode(logits: npt.NDArray[np.float32]) -> Codes:
     return result
 
 
-def decode(codes: Codes, vocabulary: int) -> Floats:
-    """Log-probabilities, float64 (rows, vocabulary), as llama-perplexity has them: in float32 arithmetic."""
+def decode(codes: Codes, vocabulary: int) -> Logits:
+    """Log-probabilities (rows, vocabulary) by the arithmetic of llama.cpp in float32."""
     scale, minimum = np.ascontiguousarray(codes[:, :4]).view("<f4").T[..., None]
-    found: Floats = (scale * codes[:, 4 : 4 + vocabulary].astype(np.float32) + minimum).astype(np.float64)
+    found = codes[:, 4 : 4 + vocabulary].astype(np.float32)
+    found *= scale
+    found += minimum
     return found

@@ -31,13 +31,17 @@ def test_golden_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("vocabulary", [6, 7])
-def test_what_is_written_is_read_to_its_precision(tmp_path: Path, vocabulary: int) -> None:
+def test_what_is_written_is_read_to_its_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vocabulary: int
+) -> None:
+    monkeypatch.setattr(perplexity_base, "PIECE_BYTES", 4 * vocabulary * 3)  # a chunk of 4 rows is two pieces
     told = [logits(9 - 1 - 4, vocabulary) for _ in range(3)]
     chunks = RNG.integers(0, vocabulary, (3, 9)).tolist()
     perplexity_base.write(tmp_path / "base", chunks, vocabulary, ([rows[:2], rows[2:]] for rows in told))
     tokens, found = perplexity_base.read(tmp_path / "base")
     assert tokens.tolist() == chunks
-    for rows, back in zip(told, found, strict=True):
+    for rows, pieces in zip(told, found, strict=True):
+        back = np.concatenate(list(pieces))
         exact = log_softmax(rows)
         near = exact > exact.max(axis=1, keepdims=True) - 16
         assert np.abs(back - exact)[near].max() <= 0.51 * 16 / 65535
