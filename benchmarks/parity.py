@@ -131,7 +131,7 @@ def statistics(vector: Path, model: Path, quants: str, length: int, chunks: int,
 @click.option("--large", is_flag=True, help="In place of --model random weights of Qwen2.5-0.5B's shape.")
 @click.option("--quant", default="Q4_K_M", show_default=True)
 @click.option("--length", default=512, show_default=True, help="Tokens of a chunk.")
-@click.option("--chunks", default=8, show_default=True)
+@click.option("--chunks", default=40, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--threads", type=int, default=default_threads, show_default="the cores there are")
 @click.option("--json", "as_json", is_flag=True)

@@ -16,6 +16,7 @@ It compares nothing: divergence.py and parity.py do.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -174,7 +175,7 @@ class Saved:
         with self.path.open("rb") as file:
             file.seek(begin)
             # room that is used again and again: new memory costs as much as what is done with it
-            logits, room = (np.empty((min(at_once, count), self._vocabulary), dtype=np.float32) for _ in range(2))
+            logits, room = (np.empty((min(at_once, count), self._vocabulary), dtype="<f4") for _ in range(2))
             for first in range(0, count, at_once):
                 piece = logits[: count - first]
                 yield piece, self._fill(piece, room.reshape(-1), file)
@@ -192,7 +193,7 @@ class Saved:
             file.seek(begin)
             return Shift(*(np.frombuffer(file.read(4 * r * w), "<f4").reshape(r, w) for r, w in shapes))
 
-    def _fill(self, logits: Array, room: Array, file: BinaryIO) -> Floats:
+    def _fill(self, logits: Array, room: Array, file: BufferedReader) -> Floats:
         """Read the next rows into `logits`; gives their totals. room: for as many numbers."""
         width = 12 + (self._vocabulary + 7) // 8
         heads, counts, end = [], [], 0
@@ -201,7 +202,7 @@ class Saved:
             counts.append(count := int.from_bytes(head[8:12], "little"))
             if len(head) < width or count > self._vocabulary:
                 raise self._damaged("a row is cut off, or has more logits than there are tokens")
-            end += file.readinto(memoryview(room[end : end + count]).cast("B")) // 4
+            end += file.readinto(room[end : end + count].view(np.uint8).data) // 4
         head_bytes = np.frombuffer(b"".join(heads), np.uint8).reshape(len(logits), width)
         kept = np.unpackbits(head_bytes[:, 12:], axis=1, count=self._vocabulary).view(np.bool_)
         if [np.count_nonzero(row) for row in kept] != counts or end != sum(counts):

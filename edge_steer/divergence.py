@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_steer.errors import EdgeSteerError
-from edge_steer.stats import MIN_VALUES, Floats, Interval, bootstrap_groups, logsumexp, quantiles
+from edge_steer.stats import MIN_VALUES, Floats, Interval, bootstrap_groups, quantiles
 
 Logits = npt.NDArray[np.float32]
 
@@ -91,23 +91,27 @@ def compare(reference: Logits, total: Floats, other: Logits, following: npt.NDAr
     kl, same = np.empty(count), np.empty(count)
     other_total = np.empty(count)
     step = max(1, BLOCK // vocabulary)
+    # room that is used again and again: new memory costs as much as what is done with it
+    room = np.empty((2, min(step, count), vocabulary), dtype=np.float32)
     for first in range(0, count, step):
         part = slice(first, first + step)
         ours, theirs = reference[part], other[part]
-        peak = ours.max(axis=1)
-        weights = np.exp(ours - peak[:, None])
-        other_total[part] = theirs_total = logsumexp(theirs)
+        weights, distances = room[:, : len(ours)]
+        first_choice, others_choice = ours.argmax(axis=1), theirs.argmax(axis=1)
+        other_peak = _exponentials(theirs, others_choice, weights)
+        other_total[part] = np.log(weights.sum(axis=1, dtype=np.float64)) + other_peak
+        peak = _exponentials(ours, first_choice, weights)
         with np.errstate(invalid="ignore"):
-            distances = ours - theirs
+            np.subtract(ours, theirs, out=distances)
             np.multiply(distances, weights, out=distances)
             products = distances.sum(axis=1, dtype=np.float64)
         if not np.isfinite(products).all():  # -inf where the reference has no probability
             distances[weights == 0] = 0
             products = distances.sum(axis=1, dtype=np.float64)
-        shift = total[part] - theirs_total
+        shift = total[part] - other_total[part]
         sums = products - shift * weights.sum(axis=1, dtype=np.float64)
         kl[part] = sums * np.exp(peak - total[part])
-        same[part] = ours.argmax(axis=1) == theirs.argmax(axis=1)
+        same[part] = first_choice == others_choice
     if not np.isfinite(kl).all():
         raise EdgeSteerError("a logit is not a finite number, so the KL divergence is none; is the model damaged?")
     rows = np.arange(count)
@@ -160,6 +164,14 @@ def summarise(texts: Sequence[Positions], *, seed: int = 0) -> Divergence:
 def over_texts(sums: Floats, statistic: Callable[[Any], Any], seed: int = 0) -> Interval | None:
     """`bootstrap_groups`, or None for fewer than MIN_VALUES texts."""
     return bootstrap_groups(sums, statistic, seed=seed) if len(sums) >= MIN_VALUES else None
+
+
+def _exponentials(logits: Logits, largest: npt.NDArray[np.intp], out: Logits) -> Logits:
+    """Write exp(logits - peak) into `out`; gives the peak, which is where `largest` says."""
+    peak: Logits = logits[np.arange(len(logits)), largest]
+    np.subtract(logits, peak[:, None], out=out)
+    np.exp(out, out=out)
+    return peak
 
 
 def _error(values: Floats) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_steer import baseline
 from edge_steer.baseline import CUT, EFFECT_POSITIONS, Live, Saved, Text, save
 from edge_steer.engine import Engine
 from edge_steer.errors import EdgeSteerError
@@ -83,6 +84,18 @@ def test_a_file_is_compared_with_a_saved_reference_as_with_a_live_one(
     assert not report.mechanism
 
 
+def test_a_text_is_read_in_pieces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece is valid until the next, which takes its place in memory."""
+    saved = Saved(path)
+    [(whole, totals)] = saved.rows(0, False)
+    monkeypatch.setattr(baseline, "PIECE_BYTES", 4 * whole.shape[1] * 5)
+    pieces = [(rows.copy(), total) for rows, total in saved.rows(0, False)]
+    assert [len(rows) for rows, _ in pieces[:-1]] == [5] * (len(pieces) - 1)
+    assert len(pieces) > 2
+    assert np.array_equal(np.concatenate([rows for rows, _ in pieces]), whole)
+    assert np.array_equal(np.concatenate([total for _, total in pieces]), totals)
+
+
 def test_what_is_no_saved_reference_is_refused(path: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
     wrong = tmp_path / "wrong"
@@ -96,8 +109,9 @@ def test_what_is_no_saved_reference_is_refused(path: Path, tmp_path: Path) -> No
         with pytest.raises(EdgeSteerError, match=said):
             Saved(wrong)
     first = whole.index(b"\n", whole.index(b"\n") + 1) + 1
-    broken = bytearray(whole)
-    broken[first + 16] ^= 1  # the count of the first row
-    wrong.write_bytes(broken)
-    with pytest.raises(EdgeSteerError, match="damaged"):
-        list(Saved(wrong).rows(0, False))
+    for place in (16, 19, 20):
+        broken = bytearray(whole)
+        broken[first + place] ^= 1  # the count of the first row, then the bits that say which tokens it has
+        wrong.write_bytes(broken)
+        with pytest.raises(EdgeSteerError, match="is damaged: a row"):
+            list(Saved(wrong).rows(0, False))
