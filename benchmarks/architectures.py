@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import tiny_models
 
-from edge_steer.errors import EdgeSteerError
-from edge_steer.gguf_header import read_header
-from edge_steer.reference import Reference
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.reference.model import Reference
+from edge_steer.storage.gguf_header import read_header
 
 
 @click.command(help=__doc__)

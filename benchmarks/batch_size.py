@@ -13,19 +13,19 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from edge_steer.backend import Completion, Request
-from edge_steer.engine import Engine
-from edge_steer.llama import default_threads
-from edge_steer.models import gguf_for
-from edge_steer.recipes import ModelRecipe, bundled_model
-from edge_steer.tasks import grade, load_task
+from edge_steer.core.backend import Completion, EngineOptions, Request, available_cores
+from edge_steer.llama.engine import Engine
+from edge_steer.models.quantize import gguf_for
+from edge_steer.models.recipe import ModelRecipe, bundled_model
+from edge_steer.tasks.load import load_task
+from edge_steer.tasks.task import grade
 
 
 @click.command(help=__doc__)
 @click.option("--problems", default=200, show_default=True)
 @click.option("--quants", default="F32,F16,Q8_0,Q4_K_M", show_default=True)
 @click.option("--sequences", default="1,2,4,8,16,32", show_default=True)
-@click.option("--threads", default=default_threads, type=int, help="Default: the cores this process may use.")
+@click.option("--threads", default=available_cores, type=int, help="Default: the cores this process may use.")
 def main(problems: int, quants: str, sequences: str, threads: int) -> None:
     source = ModelRecipe.load(bundled_model()).gguf
     assert source
@@ -51,7 +51,7 @@ def main(problems: int, quants: str, sequences: str, threads: int) -> None:
 def run(path: Path, problems: int, sequences: int, threads: int) -> tuple[list[Completion], bool, float]:
     """The completions, whether a second run gives the same, and their accuracy."""
     task = load_task("wordproblems", limit=problems)
-    with Engine.load(path, parallel=sequences, threads=threads) as engine:
+    with Engine.load(path, EngineOptions(parallel=sequences, threads=threads)) as engine:
         requests = [Request(engine.chat(task.messages(sample)), 400, logprobs=0) for sample in task.samples]
         first, second = engine.generate(requests), engine.generate(requests)
     right = [grade(c.text, sample.answer) for c, sample in zip(first, task.samples, strict=True)]

@@ -28,14 +28,16 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from rich.console import Console
 from rich.table import Table
 
-from edge_steer import export, models, wordproblems
-from edge_steer.backend import Request
-from edge_steer.engine import Engine
-from edge_steer.errors import EdgeSteerError
-from edge_steer.llama import default_threads
-from edge_steer.recipes import VectorRecipe
-from edge_steer.stats import log_softmax
-from edge_steer.vector import Steering, SteeringVector
+from edge_steer.core.backend import EngineOptions, Request, available_cores
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.stats import log_softmax
+from edge_steer.core.steering import Steering
+from edge_steer.core.vector import SteeringVector
+from edge_steer.llama.engine import Engine
+from edge_steer.models import quantize
+from edge_steer.recipes.recipe import VectorRecipe
+from edge_steer.tasks import wordproblems
+from edge_steer.vectors import gguf_writer
 
 Floats = npt.NDArray[np.float64]
 
@@ -61,13 +63,13 @@ def main(
         recipe = VectorRecipe.load(vector.parent)
         layer = recipe.layer if layer is None else layer
         strength = recipe.strength if strength is None else strength
-    path = models.gguf_for(model, quant)
-    steered = Steering(export.load(vector), strength, (layer,))
+    path = quantize.gguf_for(model, quant)
+    steered = Steering(gguf_writer.load(vector), strength, (layer,))
     flags = ("--control-vector-scaled", f"{vector}:{strength}", "--control-vector-layer-range", layer, layer)
     result: dict[str, object] = {"model": path.name, "layer": layer, "strength": strength}
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Engine.load(path, context=1024, kv_type="f32", flash_attention="off") as engine,
+        Engine.load(path, EngineOptions(context=1024, kv_type="f32", flash_attention="off")) as engine,
     ):
         result["likelihoods"] = likelihoods(engine, path, steered, flags, Path(scratch))
         result["texts"] = texts(engine, path, steered, flags, problems)
@@ -89,7 +91,7 @@ def likelihoods(
     )
     text.write_text("".join(itertools.islice(told, CHUNKS * 2)))
     base = scratch / "base.dat"
-    common = ("-m", path, "-c", CHUNK, "-b", CHUNK, "-t", default_threads(), "--kl-divergence-base", base, *SETTINGS)
+    common = ("-m", path, "-c", CHUNK, "-b", CHUNK, "-t", available_cores(), "--kl-divergence-base", base, *SETTINGS)
     program = llama_tools.tool("llama-perplexity")
     llama_tools.run(program, "-f", text, "--chunks", CHUNKS, *common)
     printed = llama_tools.run(program, "--kl-divergence", *common, *flags)
@@ -179,7 +181,7 @@ def texts(
         mine = [completion.text for completion in engine.generate(requests)]
         theirs = []
         for prompt in prompts:
-            said = llama_tools.run(program, *common, "-n", MAX_TOKENS, "-t", default_threads(), *extra, "-p", prompt)
+            said = llama_tools.run(program, *common, "-n", MAX_TOKENS, "-t", available_cores(), *extra, "-p", prompt)
             theirs.append(said.rstrip("\n").removesuffix(" [end of text]"))
         counts[name] = {"texts": problems, "equal": sum(a == b for a, b in zip(mine, theirs, strict=True))}
         counts[name]["tokens"] = sum(len(engine.encode(text)) for text in mine)
@@ -203,7 +205,7 @@ def refusals(engine: Engine, path: Path, file: Path) -> dict[str, str]:
     )
     said = {"llama-completion": f"{complaint[0]}; runs on unsteered, status 0" if complaint else "taken"}
     try:
-        export.load(file)
+        gguf_writer.load(file)
         said["edge-steer"] = "taken"
     except EdgeSteerError as error:
         said["edge-steer"] = f"refused: {str(error).removeprefix(str(file))}"

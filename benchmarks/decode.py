@@ -30,11 +30,12 @@ import random_model
 from rich.console import Console
 from rich.table import Table
 
-from edge_steer.backend import Request
-from edge_steer.engine import Engine
-from edge_steer.errors import EdgeSteerError
-from edge_steer.llama import default_threads, repacking_is_safe
-from edge_steer.vector import Steering, SteeringVector
+from edge_steer.core.backend import EngineOptions, Request, available_cores
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.steering import Steering
+from edge_steer.core.vector import SteeringVector
+from edge_steer.llama.engine import Engine
+from edge_steer.llama.library import repacking_is_safe
 
 PROMPT = 16
 CONTEXT = 256
@@ -46,7 +47,7 @@ BATCH = 512
 @click.option("--sequences", multiple=True, type=int, default=(1, 8, 32), show_default=True)
 @click.option("--tokens", default=64, show_default=True, help="Tokens to decode per sequence.")
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--threads", default=default_threads, type=int, help="Default: the cores this process may use.")
+@click.option("--threads", default=available_cores, type=int, help="Default: the cores this process may use.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line a row instead of a table.")
 def main(
     models: tuple[Path, ...], sequences: tuple[int, ...], tokens: int, rounds: int, threads: int, as_json: bool
@@ -66,7 +67,7 @@ def main(
 def measure(path: Path, sequences: int, tokens: int, rounds: int, threads: int) -> dict[str, object]:
     """Tokens per second of every contestant, and the ratios that count."""
     contestants: dict[str, Callable[[], float]] = {}
-    with Engine.load(path, context=CONTEXT, parallel=sequences, threads=threads) as engine:
+    with Engine.load(path, EngineOptions(context=CONTEXT, parallel=sequences, threads=threads)) as engine:
         engine._model.ends = lambda _token: False  # type: ignore[method-assign]
         contestants["edge-steer"] = lambda: ours(engine, sequences, tokens, ())
         contestants["steered"] = lambda: ours(engine, sequences, tokens, (steering(engine),))

@@ -26,13 +26,14 @@ from decode import load_llama, repacking
 from rich.console import Console
 from rich.table import Table
 
-from edge_steer.engine import Engine
-from edge_steer.errors import EdgeSteerError
-from edge_steer.evaluate import evaluate
-from edge_steer.grading import Graders
-from edge_steer.llama import default_threads
-from edge_steer.store import Store
-from edge_steer.tasks import Task, load_task
+from edge_steer.core.backend import EngineOptions, available_cores
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.evaluation.evaluate import evaluate
+from edge_steer.llama.engine import Engine
+from edge_steer.storage.records import Store
+from edge_steer.tasks.grading import Graders
+from edge_steer.tasks.load import load_task
+from edge_steer.tasks.task import Task
 
 BATCH = 512
 
@@ -45,14 +46,14 @@ BATCH = 512
 @click.option("--alone", default=8, show_default=True, help="Problems for llama-cpp-python, which takes one at a time.")
 @click.option("--rounds", default=2, show_default=True, help="Rounds of edge-steer against llama-batched-bench.")
 @click.option("--batches", default="16,64", show_default=True, help="Batch sizes for Hugging Face.")
-@click.option("--threads", default=default_threads, type=int, help="Default: the cores this process may use.")
+@click.option("--threads", default=available_cores, type=int, help="Default: the cores this process may use.")
 def main(
     quant: str, problems: int, tokens: int, sequences: int, alone: int, rounds: int, batches: str, threads: int
 ) -> None:
     path = random_model.gguf(quant)
     task = load_task("wordproblems", limit=problems)
     task = replace(task, settings=replace(task.settings, max_tokens=tokens))
-    with Engine.load(path, parallel=sequences, threads=threads) as engine:
+    with Engine.load(path, EngineOptions(parallel=sequences, threads=threads)) as engine:
         prompts = [engine.chat(task.messages(sample)) for sample in task.samples]
     length = round(statistics.fmean(map(len, prompts)))
     ours, limit = [], []
@@ -87,7 +88,7 @@ def edge_steer(path: Path, task: Task, sequences: int, threads: int) -> float:
         tempfile.TemporaryDirectory() as folder,
         Store.open(Path(folder) / "rows.jsonl", {}) as store,
         Graders() as graders,
-        Engine.load(path, parallel=sequences, threads=threads) as engine,
+        Engine.load(path, EngineOptions(parallel=sequences, threads=threads)) as engine,
     ):
         engine._model.ends = lambda _token: False  # type: ignore[method-assign]
         start = time.perf_counter()

@@ -28,10 +28,10 @@ import random_model
 from rich.console import Console
 from rich.table import Table
 
-from edge_steer import wordproblems
-from edge_steer.files import cache_folder
-from edge_steer.llama import default_threads
-from edge_steer.stats import cosine
+from edge_steer.core.backend import available_cores
+from edge_steer.core.stats import cosine
+from edge_steer.storage.files import cache_folder
+from edge_steer.tasks import wordproblems
 
 REQUIREMENTS = {
     "steering-vectors": ("torch==2.13.0", "steering-vectors==0.12.*", "transformers<5"),
@@ -45,7 +45,7 @@ GIB = 2**30
 @click.option("--pairs", "count", default=50, show_default=True)
 @click.option("--tune-pairs", default=8, show_default=True, help="Pairs to choose the batch size with.")
 @click.option("--rounds", default=2, show_default=True)
-@click.option("--threads", default=default_threads, type=int, help="Default: the cores this process may use.")
+@click.option("--threads", default=available_cores, type=int, help="Default: the cores this process may use.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of a table.")
 def main(count: int, tune_pairs: int, rounds: int, threads: int, as_json: bool) -> None:
     pairs = make_pairs(count)

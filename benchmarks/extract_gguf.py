@@ -13,14 +13,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from edge_steer import models, pairs
-from edge_steer.engine import Engine
-from edge_steer.extract import PairStates, record, reduce
-from edge_steer.llama import default_threads
-from edge_steer.methods import METHODS
-from edge_steer.recipes import ModelRecipe, bundled_model
-from edge_steer.reference import Reference
-from edge_steer.stats import cosine
+from edge_steer.core.backend import EngineOptions, available_cores
+from edge_steer.core.stats import cosine
+from edge_steer.extraction.extract import PairStates, record, reduce
+from edge_steer.extraction.methods import METHODS
+from edge_steer.llama.engine import Engine
+from edge_steer.models import quantize
+from edge_steer.models.recipe import ModelRecipe, bundled_model
+from edge_steer.pairs import pair
+from edge_steer.reference.model import Reference
 
 
 @click.command(help=__doc__)
@@ -28,17 +29,17 @@ from edge_steer.stats import cosine
 @click.option("--pairs", "pairs_file", type=click.Path(path_type=Path), help="Default: the model's pairs.jsonl.")
 @click.option("--quants", default="F16,Q8_0,Q4_K_M", show_default=True)
 @click.option("--pooling", default="last", show_default=True)
-@click.option("--threads", default=default_threads, type=int, help="Default: the cores this process may use.")
+@click.option("--threads", default=available_cores, type=int, help="Default: the cores this process may use.")
 def main(model: Path | None, pairs_file: Path | None, quants: str, pooling: str, threads: int) -> None:
     recipe = ModelRecipe.load(model or bundled_model())
-    contrast = pairs.read(pairs_file or recipe.folder / "pairs.jsonl")
+    contrast = pair.read(pairs_file or recipe.folder / "pairs.jsonl")
     reference = Reference.load(recipe.source, revision=recipe.revision, threads=threads)
     exact = record(reference, contrast, pooling=pooling)
     result: dict[str, object] = {"model": recipe.name, "pairs": len(contrast), "pooling": pooling, "threads": threads}
     states = {}
     for quant in quants.split(","):
-        path = models.gguf_for(recipe.gguf or recipe.source, quant, revision=recipe.revision, threads=threads)
-        with Engine.load(path, threads=threads) as engine:
+        path = quantize.gguf_for(recipe.gguf or recipe.source, quant, revision=recipe.revision, threads=threads)
+        with Engine.load(path, EngineOptions(threads=threads)) as engine:
             states[quant] = record(engine, contrast, pooling=pooling)
     result["states"] = {quant: apart(found, exact) for quant, found in states.items()}
     show("states: median |difference| / |state|", exact.layers, result["states"])

@@ -27,9 +27,9 @@ import safetensors.numpy
 from rich.console import Console
 from rich.table import Table
 
-from edge_steer import export, importers
-from edge_steer.errors import EdgeSteerError
-from edge_steer.vector import ModelIdentity, SteeringVector
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.vector import ModelIdentity, SteeringVector
+from edge_steer.vectors import gguf_writer, native, read
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 NUMBERS = [0, 1, 2, 127, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
@@ -40,12 +40,12 @@ SPLICES += [b"[", b"{", b'"F32"', b"direction.", b"NaN", b"\x93NUMPY", b"PK\x03\
 @click.command(help=__doc__)
 @click.option("--count", default=100_000, show_default=True, help="Changed files of each kind.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--kind", "kinds", multiple=True, type=click.Choice(list(importers.FORMATS)), help="[default: all]")
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(list(read.FORMATS)), help="[default: all]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of a table.")
 def main(count: int, seed: int, kinds: tuple[str, ...], as_json: bool) -> None:
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for kind in kinds or importers.FORMATS:
+        for kind in kinds or read.FORMATS:
             found[kind] = fuzz(kind, count, seed, Path(scratch))
     if as_json:
         click.echo(json.dumps(found))
@@ -70,7 +70,7 @@ def fuzz(kind: str, count: int, seed: int, scratch: Path) -> dict[str, float]:
         path.write_bytes(content)
         began = time.process_time()
         try:
-            importers.read(path, convention=rng.choice((None, "block", "block+1")))
+            read.read(path, convention=rng.choice((None, "block", "block+1")))
             counts["read"] += 1
         except EdgeSteerError as error:
             counts["refused"] += 1
@@ -138,7 +138,7 @@ def vectors() -> Iterator[SteeringVector]:
 def gguf_seeds(scratch: Path) -> list[bytes]:
     contents = [(GOLDEN / "peers" / name).read_bytes() for name in ("repeng.gguf", "cvector.gguf")]
     for vector in vectors():
-        contents.append(export.write(vector, scratch / "seed.gguf").path.read_bytes())
+        contents.append(gguf_writer.write(vector, scratch / "seed.gguf").path.read_bytes())
         writer = gguf.GGUFWriter(scratch / "seed.gguf", "controlvector")
         writer.add_string("controlvector.method", "diffmean")
         writer.add_array("controlvector.names", ["a", "b"])
@@ -155,7 +155,7 @@ def gguf_seeds(scratch: Path) -> list[bytes]:
 def safetensors_seeds(scratch: Path) -> list[bytes]:
     contents = []
     for vector in vectors():
-        vector.save(scratch / "seed")
+        native.save(vector, scratch / "seed")
         contents.append((scratch / "seed").read_bytes())
         named = {f"layer.{layer}": direction.astype(np.float16) for layer, direction in vector.directions.items()}
         contents.append(safetensors.numpy.save(named))

@@ -16,10 +16,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from edge_steer.answers import stated
-from edge_steer.errors import EdgeSteerError
-from edge_steer.grading import Graders
-from edge_steer.tasks import TASKS, Task, load_task
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.tasks.answers import stated
+from edge_steer.tasks.grading import Graders
+from edge_steer.tasks.load import TASKS, load_task
+from edge_steer.tasks.task import Task
 
 FILES = {
     "gsm8k": "gsm8k_test.jsonl",

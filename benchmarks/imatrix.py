@@ -15,11 +15,11 @@ import numpy as np
 import torch
 import transformers
 
-from edge_steer import parity
-from edge_steer.architectures import gguf_name
-from edge_steer.errors import EdgeSteerError
-from edge_steer.files import replacing
-from edge_steer.reference import Reference
+from edge_steer.core.architectures import gguf_name
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.parity import texts as parity_texts
+from edge_steer.reference.model import Reference
+from edge_steer.storage.files import replacing
 
 
 @click.command(help=__doc__)
@@ -28,7 +28,7 @@ from edge_steer.reference import Reference
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
 def main(folder: Path, texts: Path, out: Path) -> None:
     reference = Reference.load(folder)
-    measure(folder, [text.tokens for text in parity.read_texts(texts, reference)], out)
+    measure(folder, [text.tokens for text in parity_texts.read_texts(texts, reference)], out)
     click.echo(out)
 
 

@@ -14,17 +14,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from edge_steer import export, models
-from edge_steer.backend import Request
-from edge_steer.baseline import Live, Text, first_layer, shift
-from edge_steer.engine import Engine
-from edge_steer.llama import default_threads
-from edge_steer.parity import positions
-from edge_steer.recipes import VectorRecipe
-from edge_steer.reference import Reference
-from edge_steer.stats import Floats, bootstrap_groups
-from edge_steer.tasks import load_task
-from edge_steer.vector import Steering
+from edge_steer.core.backend import EngineOptions, Request, available_cores
+from edge_steer.core.stats import Floats, bootstrap_groups
+from edge_steer.core.steering import Steering, first_layer
+from edge_steer.llama.engine import Engine
+from edge_steer.models import quantize
+from edge_steer.parity.baseline import Live, shift
+from edge_steer.parity.compare import positions
+from edge_steer.parity.texts import Text
+from edge_steer.recipes.recipe import VectorRecipe
+from edge_steer.reference.model import Reference
+from edge_steer.tasks.load import load_task
+from edge_steer.vectors import gguf_writer
 
 ROOT = Path(__file__).parents[1]
 ABACUS = ROOT / "models" / "abacus"
@@ -44,19 +45,21 @@ STATISTICS: dict[str, tuple[str, Callable[[Floats], Floats]]] = {
 @click.option("--quant", default="Q4_K_M", show_default=True)
 @click.option("--texts", "many", default=400, show_default=True)
 @click.option("--draws", default=300, show_default=True)
-@click.option("--threads", type=int, default=default_threads, show_default="the cores there are")
+@click.option("--threads", type=int, default=available_cores, show_default="the cores there are")
 @click.option("--json", "as_json", is_flag=True)
 def main(quant: str, many: int, draws: int, threads: int, as_json: bool) -> None:
     recipe = VectorRecipe.load(DENSE.parent)
-    steering = [Steering(export.load(DENSE), recipe.strength, (recipe.layer,))]
+    steering = [Steering(gguf_writer.load(DENSE), recipe.strength, (recipe.layer,))]
     reference = Reference.load(ABACUS, threads=threads)
     task = load_task("wordproblems", limit=many)
-    with Engine.load(models.gguf_for(ABACUS, "F32"), threads=threads) as exact:
+    with Engine.load(quantize.gguf_for(ABACUS, "F32"), EngineOptions(threads=threads)) as exact:
         prompts = [exact.chat(task.messages(sample)) for sample in task.samples]
         told = exact.generate([Request(p, task.settings.max_tokens, steering=tuple(steering)) for p in prompts])
     texts = [Text(p + done.tokens, len(p)) for p, done in zip(prompts, told, strict=True) if done.tokens]
     live = Live(reference, texts, texts, steering)
-    with Engine.load(models.gguf_for(ABACUS, quant), kv_type="f32", flash_attention="off", threads=threads) as engine:
+    with Engine.load(
+        quantize.gguf_for(ABACUS, quant), EngineOptions(kv_type="f32", flash_attention="off", threads=threads)
+    ) as engine:
         found = positions(live, engine, steering, steered=True)
         shifts = [
             (live.shift(index).logits, shift(engine, text, steering, first_layer(live.steering)).logits)

@@ -56,7 +56,7 @@ def main(
         scratch = Path(name)
         sizes = ("--dev", dev, "--test", test, "--parallel", parallel, "--threads", threads)
         source = vector or extracted(scratch / "vector.safetensors")
-        command = [sys.executable, "-m", "edge_steer.cli", "sweep", str(model), "--vector", str(source)]
+        command = [sys.executable, "-m", "edge_steer", "sweep", str(model), "--vector", str(source)]
         command += [*SETTINGS, "--task", "wordproblems", *map(str, sizes), "--out"]
         began = time.monotonic()
         finish([*command, str(scratch / "undisturbed")])
@@ -86,9 +86,7 @@ def main(
 
 
 def extracted(path: Path) -> Path:
-    finish(
-        [sys.executable, "-m", "edge_steer.cli", "extract", str(ABACUS), str(ABACUS / "pairs.jsonl"), "-o", str(path)]
-    )
+    finish([sys.executable, "-m", "edge_steer", "extract", str(ABACUS), str(ABACUS / "pairs.jsonl"), "-o", str(path)])
     return path
 
 

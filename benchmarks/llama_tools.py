@@ -19,8 +19,8 @@ from pathlib import Path
 import click
 import llama_cpp
 
-from edge_steer.errors import EdgeSteerError
-from edge_steer.files import cache_folder
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.storage.files import cache_folder
 
 TOOLS = ("llama-completion", "llama-perplexity", "llama-bench", "llama-batched-bench", "llama-cvector-generator")
 VERSION = importlib.metadata.version("llama-cpp-python")

@@ -20,10 +20,10 @@ import random_model
 from rich.console import Console
 from rich.table import Table
 
-from edge_steer.backend import Request
-from edge_steer.engine import Engine
-from edge_steer.llama import default_threads
-from edge_steer.vector import Steering, SteeringVector
+from edge_steer.core.backend import EngineOptions, Request, available_cores
+from edge_steer.core.steering import Steering
+from edge_steer.core.vector import SteeringVector
+from edge_steer.llama.engine import Engine
 
 STRENGTHS = [round(0.001 * i, 3) for i in range(-10, 11)]
 SHORT, LONG = 60, 500
@@ -35,11 +35,11 @@ SHORT, LONG = 60, 500
 @click.option("--tokens", default=32, show_default=True, help="Tokens to decode per sequence.")
 @click.option("--questions", default=8, show_default=True, help="Questions of the sweep, and its sequences.")
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--threads", default=default_threads, type=int, help="Default: the cores this process may use.")
+@click.option("--threads", default=available_cores, type=int, help="Default: the cores this process may use.")
 def main(model: Path | None, quant: str, tokens: int, questions: int, rounds: int, threads: int) -> None:
     path = model or random_model.gguf(quant)
     table = Table("", "seconds", "against", "seconds", "ratio of speeds", "prompt tokens computed", title=path.name)
-    with Engine.load(path, parallel=16, threads=threads) as engine:
+    with Engine.load(path, EngineOptions(parallel=16, threads=threads)) as engine:
         engine._model.ends = lambda _token: False  # type: ignore[method-assign]
         contests = {
             "16 strengths / 16 equal": mixed(engine, tokens),

@@ -14,18 +14,23 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from edge_steer import models, pairs
-from edge_steer.engine import Engine
-from edge_steer.evaluate import UNSTEERED, Figure, Method, Summary, evaluate, summarise
-from edge_steer.extract import extract
-from edge_steer.files import cache_folder
-from edge_steer.grading import Graders
-from edge_steer.llama import default_threads
-from edge_steer.recipes import ModelRecipe, bundled_model
-from edge_steer.reference import Reference
-from edge_steer.stats import cosine
-from edge_steer.tasks import WORD_PROBLEMS, load_task
-from edge_steer.vector import Steering, SteeringVector
+from edge_steer.core.backend import EngineOptions, available_cores
+from edge_steer.core.stats import cosine
+from edge_steer.core.steering import Steering
+from edge_steer.core.vector import SteeringVector
+from edge_steer.evaluation.evaluate import evaluate
+from edge_steer.evaluation.figures import Figure, Summary, summarise
+from edge_steer.extraction.extract import extract
+from edge_steer.llama.engine import Engine
+from edge_steer.models import quantize
+from edge_steer.models.recipe import ModelRecipe, bundled_model
+from edge_steer.pairs import pair
+from edge_steer.reference.model import Reference
+from edge_steer.storage.files import cache_folder
+from edge_steer.tasks.grading import Graders
+from edge_steer.tasks.load import load_task
+from edge_steer.tasks.rows import UNSTEERED, Method
+from edge_steer.tasks.task import WORD_PROBLEMS
 
 QUANT = "Q8_0"
 FIGURES = ("steps", "tokens", "density", "accuracy")
@@ -34,16 +39,16 @@ FIGURES = ("steps", "tokens", "density", "accuracy")
 @click.command(help=__doc__)
 @click.option("--counts", default="10,25,50,100", show_default=True)
 @click.option("--problems", default=100, show_default=True)
-@click.option("--threads", default=default_threads, type=int, help="Default: the cores this process may use.")
+@click.option("--threads", default=available_cores, type=int, help="Default: the cores this process may use.")
 def main(counts: str, problems: int, threads: int) -> None:
     sizes = sorted(map(int, counts.split(",")))
     recipe = ModelRecipe.load(bundled_model())
     contrast = make_pairs(recipe.folder, sizes[-1])
     reference = Reference.load(recipe.folder, threads=threads)
     task = load_task(WORD_PROBLEMS, split="dev", limit=problems)
-    path = models.gguf_for(recipe.gguf or recipe.folder, QUANT, threads=threads)
+    path = quantize.gguf_for(recipe.gguf or recipe.folder, QUANT, threads=threads)
     rows: list[dict[str, object]] = []
-    with Graders() as graders, Engine.load(path, threads=threads, parallel=32) as engine:
+    with Graders() as graders, Engine.load(path, EngineOptions(threads=threads, parallel=32)) as engine:
         torch = {size: extract(reference, contrast[:size]) for size in sizes}
         llama = {size: extract(engine, contrast[:size]) for size in sizes}
 
@@ -65,13 +70,13 @@ def main(counts: str, problems: int, threads: int) -> None:
     print(json.dumps({"layer": recipe.layer, "strength": recipe.strength, "problems": problems, "rows": rows}))
 
 
-def make_pairs(folder: Path, count: int) -> tuple[pairs.Pair, ...]:
+def make_pairs(folder: Path, count: int) -> tuple[pair.Pair, ...]:
     """Pairs of the bundled model, made once and kept in the cache."""
     file = cache_folder() / f"abacus-{count}-pairs.jsonl"
     if not file.is_file():
         command = [sys.executable, str(folder / "prepare.py"), "pairs", "--count", str(count), "--out", str(file)]
         subprocess.run(command, check=True, stdout=sys.stderr)
-    return pairs.read(file)
+    return pair.read(file)
 
 
 def at(layer: int, a: SteeringVector, b: SteeringVector) -> float:

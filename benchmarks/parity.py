@@ -34,17 +34,26 @@ import random_model
 from rich.console import Console
 from rich.table import Table
 
-from edge_steer import baseline, export, models, perplexity_base, wordproblems
-from edge_steer.baseline import Live, Piece, Saved, Shift, Text
-from edge_steer.divergence import Divergence, Positions, summarise
-from edge_steer.engine import Engine
-from edge_steer.errors import EdgeSteerError
-from edge_steer.llama import LlamaModel, default_threads, repacking_is_safe
-from edge_steer.parity import positions
-from edge_steer.recipes import VectorRecipe
-from edge_steer.reference import Reference
-from edge_steer.stats import Floats, logsumexp
-from edge_steer.vector import ModelIdentity, Steering
+from edge_steer.core.backend import EngineOptions, available_cores
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.stats import Floats, logsumexp
+from edge_steer.core.steering import Steering
+from edge_steer.core.vector import ModelIdentity
+from edge_steer.llama.engine import Engine
+from edge_steer.llama.library import repacking_is_safe
+from edge_steer.llama.model import LlamaModel
+from edge_steer.models import quantize
+from edge_steer.parity import perplexity_base
+from edge_steer.parity import saved as parity_saved
+from edge_steer.parity.baseline import Live, Piece, Shift
+from edge_steer.parity.compare import positions
+from edge_steer.parity.divergence import Divergence, Positions, summarise
+from edge_steer.parity.saved import Saved
+from edge_steer.parity.texts import Text
+from edge_steer.recipes.recipe import VectorRecipe
+from edge_steer.reference.model import Reference
+from edge_steer.tasks import wordproblems
+from edge_steer.vectors import gguf_writer
 
 ROOT = Path(__file__).parents[1]
 ABACUS = ROOT / "models" / "abacus"
@@ -85,7 +94,7 @@ def main() -> None:
 @click.option("--quants", default="F32,F16,Q8_0,Q6_K,Q4_K_M", show_default=True)
 @click.option("--length", default=256, show_default=True, help="Tokens of a chunk.")
 @click.option("--chunks", default=8, show_default=True)
-@click.option("--threads", type=int, default=default_threads, show_default="the cores there are")
+@click.option("--threads", type=int, default=available_cores, show_default="the cores there are")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of tables.")
 def statistics(vector: Path, model: Path, quants: str, length: int, chunks: int, threads: int, as_json: bool) -> None:
     """Every figure of llama-perplexity --kl-divergence, from it and from edge-steer."""
@@ -100,7 +109,7 @@ def statistics(vector: Path, model: Path, quants: str, length: int, chunks: int,
             base = Path(scratch, name)
             save(base, reference, texts, given)
             for quant in quants.split(","):
-                path = models.gguf_for(model, quant)
+                path = quantize.gguf_for(model, quant)
                 printed = perplexity(path, base, length, threads, (*extra, *EXACT, "--no-repack"))
                 model_file = LlamaModel(path, repack=False)
                 with Engine(model_file, kv_type="f32", flash_attention="off", threads=threads) as engine:
@@ -133,14 +142,14 @@ def statistics(vector: Path, model: Path, quants: str, length: int, chunks: int,
 @click.option("--length", default=512, show_default=True, help="Tokens of a chunk.")
 @click.option("--chunks", default=40, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--threads", type=int, default=default_threads, show_default="the cores there are")
+@click.option("--threads", type=int, default=available_cores, show_default="the cores there are")
 @click.option("--json", "as_json", is_flag=True)
 def speed(
     model: Path, large: bool, quant: str, length: int, chunks: int, rounds: int, threads: int, as_json: bool
 ) -> None:
     """Seconds to compare one GGUF with a reference that is saved already, by both."""
     model = random_model.folder() if large else model
-    path = models.gguf_for(model, quant)
+    path = quantize.gguf_for(model, quant)
     repack = () if repacking_is_safe(path) else ("--no-repack",)
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -148,11 +157,11 @@ def speed(
         reference = Reference.load(model, threads=threads)
         texts = chunked(reference, length, chunks)
         save(base, reference, texts, ())
-        baseline.save(saved, Live(reference, texts, (), ()), {}, {})
+        parity_saved.save(saved, Live(reference, texts, (), ()), {}, {})
         del reference
 
         def compared(found: Callable[[Engine], list[Positions]]) -> None:
-            with Engine.load(path, threads=threads) as engine:
+            with Engine.load(path, EngineOptions(threads=threads)) as engine:
                 summarise(found(engine))
 
         contestants: dict[str, Callable[[], object]] = {
@@ -182,7 +191,7 @@ def speed(
 @main.command()
 @click.argument("gguf", required=False, type=click.Path(exists=True, path_type=Path))
 @click.option("--positions", "count", default=4096, show_default=True)
-@click.option("--threads", type=int, default=default_threads, show_default="the cores there are")
+@click.option("--threads", type=int, default=available_cores, show_default="the cores there are")
 @click.option("--json", "as_json", is_flag=True)
 def memory(gguf: Path | None, count: int, threads: int, as_json: bool) -> None:
     """Peak memory above the loaded model, on one long text against a made-up reference.
@@ -191,7 +200,7 @@ def memory(gguf: Path | None, count: int, threads: int, as_json: bool) -> None:
     """
     gguf = gguf or random_model.gguf()
     rng = np.random.default_rng(0)
-    with Engine.load(gguf, threads=threads) as engine:
+    with Engine.load(gguf, EngineOptions(threads=threads)) as engine:
         vocabulary = engine.logits([0], 1).shape[1]
         text = Text(tuple(rng.integers(0, vocabulary, count + 1).tolist()), 1)
         before = resident("VmRSS")
@@ -241,7 +250,7 @@ class MadeUp:
         self.steering: list[dict[str, object]] = []
 
     def rows(self, index: int, steered: bool) -> Iterator[Piece]:
-        from edge_steer.reference import LOGITS_BYTES
+        from edge_steer.reference.model import LOGITS_BYTES
 
         rng, left = np.random.default_rng(1), len(self.unsteered[index].following)
         at_once = LOGITS_BYTES // (4 * self._vocabulary)
@@ -257,7 +266,7 @@ class MadeUp:
 def steered_by(vector: Path) -> list[Steering]:
     """The vector as the recipe beside it has it."""
     recipe = VectorRecipe.load(vector.parent)
-    return [Steering(export.load(vector), recipe.strength, (recipe.layer,))]
+    return [Steering(gguf_writer.load(vector), recipe.strength, (recipe.layer,))]
 
 
 def chunked(reference: Reference, length: int, chunks: int) -> list[Text]:

@@ -22,7 +22,8 @@ import torch
 import transformers
 from control_vector import CHUNK, read_base
 
-from edge_steer import export, importers, models
+from edge_steer.models import convert
+from edge_steer.vectors import gguf_writer, read
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "models" / "abacus"
@@ -43,7 +44,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch_name:
         scratch = Path(scratch_name)
         folder = model(scratch / "model")
-        gguf = models.convert(folder, GOLDEN / "model-F32.gguf", "F32")
+        gguf = convert.convert(folder, GOLDEN / "model-F32.gguf", "F32")
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         tokens = tokenizer(" ".join(positive for positive, _ in PAIRS), add_special_tokens=False).input_ids[:32]
         given = {"pairs": PAIRS, "tokens": tokens, "strength": STRENGTH}
@@ -90,8 +91,8 @@ def model(folder: Path) -> Path:
 
 def through_repeng(folder: Path, scratch: Path) -> None:
     """The file of steering-vectors, written by us for repeng with layer 0, steers in repeng as in steering-vectors."""
-    vector = importers.load(GOLDEN / "steering_vectors.pt")
-    export.write(vector, scratch / "for-repeng.gguf", layers=vector.layers, target="repeng", hint="mistral")
+    vector = read.load(GOLDEN / "steering_vectors.pt")
+    gguf_writer.write(vector, scratch / "for-repeng.gguf", layers=vector.layers, target="repeng", hint="mistral")
     worker, logits = Path(__file__).with_name("peer_worker.py"), scratch / "logits.npy"
     given = GOLDEN / "input.json"
     python = extract.environment("repeng")

@@ -26,9 +26,9 @@ Extract = Callable[[Pairs], Vector]
 
 
 def edge_steer(folder: str, batch: int) -> Extract:
-    from edge_steer.extract import extract
-    from edge_steer.pairs import Pair
-    from edge_steer.reference import Reference
+    from edge_steer.extraction.extract import extract
+    from edge_steer.pairs.pair import Pair
+    from edge_steer.reference.model import Reference
 
     reference = Reference.load(folder)
     return lambda pairs: dict(extract(reference, [Pair(*pair) for pair in pairs], batch_tokens=batch).directions)

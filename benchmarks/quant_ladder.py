@@ -25,21 +25,25 @@ import matplotlib.pyplot as plt
 import torch
 from imatrix import measure
 
-from edge_steer import importance, models, pairs
-from edge_steer.backend import Request
-from edge_steer.baseline import Live, Text
-from edge_steer.divergence import summarise
-from edge_steer.engine import Engine
-from edge_steer.extract import extract
-from edge_steer.importers import read
-from edge_steer.llama import default_threads, quantize_file
-from edge_steer.parity import effect_of, positions, read_texts
-from edge_steer.recipes import ModelRecipe, VectorRecipe, bundled_model
-from edge_steer.reference import Reference
-from edge_steer.stats import Interval
-from edge_steer.tasks import word_problems
-from edge_steer.tolerances import TOLERANCES
-from edge_steer.vector import Steering
+from edge_steer.core.backend import EngineOptions, Request, available_cores
+from edge_steer.core.stats import Interval
+from edge_steer.core.steering import Steering
+from edge_steer.extraction.extract import extract
+from edge_steer.llama.engine import Engine
+from edge_steer.llama.quantizer import quantize_file
+from edge_steer.models import convert, importance
+from edge_steer.models.recipe import ModelRecipe, bundled_model
+from edge_steer.pairs import pair
+from edge_steer.parity.baseline import Live
+from edge_steer.parity.compare import positions
+from edge_steer.parity.divergence import summarise
+from edge_steer.parity.effect import effect_of
+from edge_steer.parity.texts import Text, read_texts
+from edge_steer.parity.tolerances import TOLERANCES
+from edge_steer.recipes.recipe import VectorRecipe
+from edge_steer.reference.model import Reference
+from edge_steer.tasks.task import word_problems
+from edge_steer.vectors.read import read
 
 PLAIN = ("F32", "BF16", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K")
 IMPORTANT = ("Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "IQ3_XXS", "Q2_K", "IQ2_M", "IQ2_XS", "IQ1_M")
@@ -54,7 +58,7 @@ Row = dict[str, Any]
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Where to plot, as PNG.")
 @click.option("--layer", type=int, help="Steer there.  [default: the recipe's layer and vector]")
 @click.option("--problems", default=40, show_default=True)
-@click.option("--threads", default=default_threads, type=int, help="Default: the cores this process may use.")
+@click.option("--threads", default=available_cores, type=int, help="Default: the cores this process may use.")
 def main(out: Path | None, layer: int | None, problems: int, threads: int) -> None:
     torch.set_num_threads(threads)
     model, recipe = ModelRecipe.load(bundled_model()), VectorRecipe.load(VECTOR)
@@ -63,13 +67,13 @@ def main(out: Path | None, layer: int | None, problems: int, threads: int) -> No
     if layer is None:
         layer, vector = recipe.layer, read(VECTOR / recipe.vector).vector
     else:
-        vector = extract(reference, pairs.read(calibration), layers=[layer])
+        vector = extract(reference, pair.read(calibration), layers=[layer])
     steering = (Steering(vector, recipe.strength, (layer,), recipe.phase),)
     live = Live(reference, answers(reference, (), problems), answers(reference, steering, problems), steering)
     with tempfile.TemporaryDirectory() as scratch:
         matrix = Path(scratch) / "imatrix.gguf"
         measure(model.folder, [text.tokens for text in read_texts(calibration, reference)], matrix)
-        source = model.gguf or models.convert(model.source)
+        source = model.gguf or convert.convert(model.source)
         rows = list(ladder(live, steering, source, matrix, threads))
     print_tables(rows)
     click.echo(json.dumps({"layer": layer, "problems": problems, "threads": threads, "rows": rows}))
@@ -90,7 +94,7 @@ def ladder(live: Live, steering: Sequence[Steering], source: Path, matrix: Path,
     path = matrix.with_name("model.gguf")
     for quant, counts in [*((quant, None) for quant in PLAIN), *((quant, important) for quant in IMPORTANT)]:
         quantize_file(source, path, quant, threads, counts)
-        with Engine.load(path, threads=threads, **(EXACT if quant == "F32" else {})) as engine:
+        with Engine.load(path, EngineOptions(threads=threads, **EXACT if quant == "F32" else {})) as engine:
             yield {
                 "quant": quant,
                 "importance": counts is not None,

@@ -7,8 +7,8 @@ but only the bundled model's tokens have a text. Its answers mean nothing; use i
 import shutil
 from pathlib import Path
 
-from edge_steer import models
-from edge_steer.files import cache_folder
+from edge_steer.models import quantize
+from edge_steer.storage.files import cache_folder
 
 NAME = "random-qwen2.5-0.5b"
 TOKENIZER = Path(__file__).parents[1] / "models" / "abacus"
@@ -45,4 +45,4 @@ def folder() -> Path:
 
 def gguf(quant: str = "Q4_K_M") -> Path:
     """The same weights as a GGUF of the type `quant`."""
-    return models.gguf_for(folder(), quant)
+    return quantize.gguf_for(folder(), quant)

@@ -1,6 +1,6 @@
 """Which architectures llama.cpp can steer, read from the model graphs of the installed version's sources.
 
-Takes no model: it reads the C++ and holds the tables of edge_steer/architectures.py against it. An architecture is
+Takes no model: it reads the C++ and holds the tables of edge_steer/core/architectures.py against it. An architecture is
 plain if in its graph every block adds the control vector to the sum that ends the block, names the result l_out and
 hands on just that. Every other one must be in UNSTEERABLE or, where a person has read it and found it right, in READ.
 One that can be steered is in HALF_GELU if its graph has a GELU; and GGUF_NAMES must name every causal language model of
@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 from llama_tools import source
 
-from edge_steer.architectures import HALF_GELU, UNSTEERABLE, gguf_name
+from edge_steer.core.architectures import HALF_GELU, UNSTEERABLE, gguf_name
 
 READ = {  # not plain by the rule, and right all the same
     "bitnet": "the sum is named l_out before and after the control vector, which is one node without one",

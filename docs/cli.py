@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import click
 
-from edge_steer.cli import main
+from edge_steer.commands.main import main
 
 
 def pages(command: click.Command, context: click.Context) -> Iterator[str]:

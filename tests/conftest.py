@@ -7,11 +7,12 @@ import pytest
 import torch
 import transformers
 
-from edge_steer import export, pairs
-from edge_steer.extract import extract
-from edge_steer.models import quantize
-from edge_steer.reference import Reference
-from edge_steer.vector import SteeringVector
+from edge_steer.core.vector import SteeringVector
+from edge_steer.extraction.extract import extract
+from edge_steer.models.quantize import quantize
+from edge_steer.pairs import pair
+from edge_steer.reference.model import Reference
+from edge_steer.vectors import gguf_writer
 
 ABACUS = Path(__file__).parent.parent / "models" / "abacus"
 
@@ -68,9 +69,9 @@ def bundled() -> Reference:
 
 @pytest.fixture(scope="session")
 def bundled_vector(bundled: Reference) -> SteeringVector:
-    return extract(bundled, pairs.read(ABACUS / "pairs.jsonl"))
+    return extract(bundled, pair.read(ABACUS / "pairs.jsonl"))
 
 
 @pytest.fixture(scope="session")
 def bundled_vector_gguf(bundled_vector: SteeringVector, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export.write(bundled_vector, tmp_path_factory.mktemp("vector") / "vector.gguf").path
+    return gguf_writer.write(bundled_vector, tmp_path_factory.mktemp("vector") / "vector.gguf").path

@@ -1,6 +1,6 @@
 """A script that converts folders to F32 GGUF files: convert_many.py CONVERTER DRIVER FOLDER...
 
-It runs edge_steer/convert_driver.py on each folder in a process of its own, forked when all is imported, so that
+It runs edge_steer/models/convert_driver.py on each folder in a process of its own, forked when all is imported, so that
 none sees another's traces. Every tokenizer is written as the byte-level BPE it is here, whatever
 the architecture's own models have: the converter of some knows only SentencePiece. Keys of config.json that
 transformers leaves out when it reads them are there for the converter; blocks of multi-token prediction are not.

@@ -13,8 +13,8 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
-from edge_steer import wordproblems
-from edge_steer.tasks import count_steps
+from edge_steer.tasks import wordproblems
+from edge_steer.tasks.task import count_steps
 
 Handler = BaseHTTPRequestHandler
 Misdeed = Callable[[Handler], None]

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from edge_steer.files import digest
+from paths import ABACUS
 
-ABACUS = Path(__file__).parents[1] / "models" / "abacus"
+from edge_steer.storage.files import digest
+
 COMMIT = "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be"
 REPOS: dict[str, dict[str, Path]] = {
     "we/abacus": {name: ABACUS / name for name in ("config.json", "model.safetensors", "tokenizer.json")},

@@ -16,16 +16,21 @@ from typing import Any
 
 import gguf
 import numpy as np
+from paths import ABACUS
 
-from edge_steer import convert_driver, models
-from edge_steer.baseline import Text
-from edge_steer.engine import Engine
-from edge_steer.llama import LlamaContext, LlamaModel
-from edge_steer.mechanism import MechanismRow, mechanism
-from edge_steer.reference import Reference
-from edge_steer.vector import Array, Offsets, Steering, SteeringVector
+from edge_steer.core.backend import EngineOptions
+from edge_steer.core.steering import Offsets, Steering
+from edge_steer.core.vector import Array, SteeringVector
+from edge_steer.llama.context import LlamaContext
+from edge_steer.llama.engine import Engine
+from edge_steer.llama.model import LlamaModel
+from edge_steer.models import convert_driver
+from edge_steer.models.convert import converter_folder
+from edge_steer.parity.mechanism import MechanismRow, mechanism
+from edge_steer.parity.texts import Text
+from edge_steer.reference.model import Reference
 
-VOCABULARY = Path(__file__).parents[1] / "models" / "abacus"
+VOCABULARY = ABACUS
 BLOCKS = 4
 TOLERANCE = 1e-4  # of logits, whose standard deviation is about 1
 VOCABULARY_SIZE = 495
@@ -274,7 +279,7 @@ def convert(folders: Iterable[Path]) -> list[Path]:
     """An F32 GGUF beside each folder, all by one process."""
     folders = list(folders)
     script = Path(__file__).with_name("convert_many.py")
-    command = [sys.executable, "-P", script, models.converter_folder(), convert_driver.__file__, *folders]
+    command = [sys.executable, "-P", script, converter_folder(), convert_driver.__file__, *folders]
     words = [str(word) for word in command]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -336,7 +341,7 @@ def text(reference: Reference) -> Text:
 
 def logits_apart(reference: Reference, gguf: Path) -> list[MechanismRow]:
     """The mechanism at every layer, 0 included, in both phases, at both signs."""
-    with Engine.load(gguf, kv_type="f32", flash_attention="off", threads=1) as engine:
+    with Engine.load(gguf, EngineOptions(kv_type="f32", flash_attention="off", threads=1)) as engine:
         assert engine.model.architecture == reference.model.architecture
         layers = range(reference.model.block_count)
         return mechanism(

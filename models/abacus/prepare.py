@@ -17,18 +17,25 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from edge_steer import export, models, pairs, wordproblems
-from edge_steer.backend import Backend, Request
-from edge_steer.demo import figures as kept_figures
-from edge_steer.engine import Engine
-from edge_steer.evaluate import UNSTEERED, Method, Summary, evaluate, summarise
-from edge_steer.extract import extract
-from edge_steer.files import replacing
-from edge_steer.grading import Graders
-from edge_steer.recipes import ModelRecipe, VectorRecipe
-from edge_steer.reference import Reference
-from edge_steer.tasks import WORD_PROBLEMS, Task, count_steps, grade, load_task
-from edge_steer.vector import Steering
+from edge_steer.core.backend import Backend, EngineOptions, Request
+from edge_steer.core.steering import Steering
+from edge_steer.evaluation.evaluate import evaluate
+from edge_steer.evaluation.figures import Summary, summarise
+from edge_steer.extraction.extract import extract
+from edge_steer.llama.engine import Engine
+from edge_steer.models import quantize
+from edge_steer.models.recipe import ModelRecipe
+from edge_steer.pairs import pair
+from edge_steer.recipes.demo import figures as kept_figures
+from edge_steer.recipes.recipe import VectorRecipe
+from edge_steer.reference.model import Reference
+from edge_steer.storage.files import replacing
+from edge_steer.tasks import wordproblems
+from edge_steer.tasks.grading import Graders
+from edge_steer.tasks.load import load_task
+from edge_steer.tasks.rows import UNSTEERED, Method
+from edge_steer.tasks.task import WORD_PROBLEMS, Task, count_steps, grade
+from edge_steer.vectors import gguf_writer
 
 HERE = Path(__file__).parent
 DENSE = HERE.parents[1] / "export" / HERE.name / "dense"
@@ -58,15 +65,15 @@ def make_pairs(count: int, out: Path) -> None:
     rng = random.Random(0)
     problems = list(islice(wordproblems.problems("calibration"), 2 * count))
     prompts = [reference.chat([{"role": "user", "content": problem.question}]) for problem in problems]
-    made: list[pairs.Pair] = []
+    made: list[pair.Pair] = []
     for problem, completion in zip(problems, reference.generate([Request(p) for p in prompts]), strict=True):
         own, answer = completion.text, str(problem.answer)
         told = tuple(re.findall(r"\d+ [-+*/] \d+ = \d+", own))
         if told == problem.equations and grade(own, answer):
-            made.append(pairs.Pair(problem.question, _rewrite(problem, own, rng), own, answer))
+            made.append(pair.Pair(problem.question, _rewrite(problem, own, rng), own, answer))
     if len(made) < count:
         raise click.ClickException(f"only {len(made)} of {len(problems)} solutions are correct; {count} are needed")
-    pairs.write(out, made[:count])
+    pair.write(out, made[:count])
     click.echo(f"{count} pairs; {len(made)} of {len(problems)} own solutions are right step by step")
 
 
@@ -86,9 +93,12 @@ def choose(quant: str, problems: int) -> None:
     """The layer and strength of the recipe: dev split, greedy, all layers llama.cpp can steer."""
     recipe = ModelRecipe.load(HERE)
     reference = Reference.load(HERE)
-    vector = extract(reference, pairs.read(HERE / "pairs.jsonl"))
+    vector = extract(reference, pair.read(HERE / "pairs.jsonl"))
     task = load_task(WORD_PROBLEMS, split="dev", limit=problems)
-    with Graders() as graders, Engine.load(models.gguf_for(recipe.gguf or HERE, quant), parallel=32) as engine:
+    with (
+        Graders() as graders,
+        Engine.load(quantize.gguf_for(recipe.gguf or HERE, quant), EngineOptions(parallel=32)) as engine,
+    ):
         plain = _measured(engine, task, UNSTEERED, graders)
         cells = []
         for layer in recipe.layers:
@@ -141,7 +151,7 @@ def _print(plain: Summary, cells: Sequence[Cell], title: str) -> None:
 def measure(problems: int) -> None:
     """Accuracy, steps, tokens and density on the test split, unsteered and steered by the recipe."""
     recipe, dense = ModelRecipe.load(HERE), VectorRecipe.load(DENSE)
-    vector = export.load(DENSE / dense.vector)
+    vector = gguf_writer.load(DENSE / dense.vector)
     task = load_task(WORD_PROBLEMS, split="test", limit=problems)
     steered = Method("steered", (Steering(vector, dense.strength, (dense.layer,), dense.phase),))
     measured: dict[str, dict[str, Summary]] = {}
@@ -162,7 +172,7 @@ def measure(problems: int) -> None:
     with Graders() as graders:
         on("torch float32", Reference.load(HERE))
         for quant in ("F16", *recipe.quants):
-            with Engine.load(models.gguf_for(recipe.gguf or HERE, quant), parallel=32) as engine:
+            with Engine.load(quantize.gguf_for(recipe.gguf or HERE, quant), EngineOptions(parallel=32)) as engine:
                 on(quant, engine)
     with replacing(HERE / "measured.json") as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")

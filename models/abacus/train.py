@@ -1,6 +1,6 @@
 """Train the bundled model from nothing: python models/abacus/train.py
 
-Takes generated word problems (edge_steer.wordproblems, train split only), gives this folder's Hugging Face
+Takes generated word problems (edge_steer.tasks.wordproblems, train split only), gives this folder's Hugging Face
 files: model.safetensors (float16), config, tokenizer with the Qwen2 pre-tokenizer, chat template.
 Single-thread processes that average their gradients over gloo; Muon on the matrices, AdamW on the rest.
 A killed run resumes from its checkpoint.
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from edge_steer import wordproblems
+from edge_steer.tasks import wordproblems
 
 HERE = Path(__file__).parent
 QWEN2_SPLIT = (

@@ -1,0 +1,1 @@
+"""Parity made evidence."""

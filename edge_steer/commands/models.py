@@ -1,0 +1,86 @@
+"""`edge-steer convert`, `quantize` and `info`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge_steer.terminal.options import FILE
+from edge_steer.terminal.progress import NOTES
+from edge_steer.terminal.tables import print_table, print_vector
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("-o", "--out", type=FILE, help="Where to write the GGUF.  [default: the cache]")
+@click.option("--type", "outtype", help="F32, F16 or BF16.  [default: the one that loses nothing]")
+@click.option("--revision", help="Commit of a hub model.")
+@click.option("--fetch-converter", is_flag=True, help="Only fetch llama.cpp's converter, for later use offline.")
+def convert(
+    model: str | None, out: Path | None, outtype: str | None, revision: str | None, fetch_converter: bool
+) -> None:
+    """Convert MODEL (a Hugging Face folder, a recipe's folder or a hub id) to GGUF by llama.cpp's own converter."""
+    from edge_steer.models import convert
+
+    if fetch_converter:
+        click.echo(convert.converter(NOTES))
+        return
+    if not model:
+        raise click.UsageError("name a MODEL to convert, or give --fetch-converter")
+    click.echo(convert.convert(model, out, outtype, revision=revision, progress=NOTES))
+
+
+@click.command()
+@click.argument("source", metavar="MODEL")
+@click.argument("quant")
+@click.option("-o", "--out", type=FILE, help="Where to write the GGUF.  [default: the cache]")
+@click.option("--imatrix", type=FILE, help="Importance matrix of llama-imatrix (GGUF); the smallest types need one.")
+@click.option("--threads", type=click.IntRange(1, 512))
+def quantize(source: str, quant: str, out: Path | None, imatrix: Path | None, threads: int | None) -> None:
+    """Quantise MODEL to QUANT, such as Q4_K_M, by llama.cpp's quantiser.
+
+    MODEL is an F32, F16 or BF16 GGUF file, a Hugging Face folder or a hub id, which are converted first.
+    """
+    from edge_steer.llama import quantizer
+    from edge_steer.models import importance, quantize
+
+    path = quantize.gguf_for(source, progress=NOTES)
+    if not imatrix:
+        click.echo(quantize.quantize(path, quant, out, threads=threads, progress=NOTES))
+        return
+    if not out:
+        raise click.UsageError("with --imatrix the file needs a name; give --out")
+    quantizer.quantize_file(path, out, quant.upper(), threads, importance.read(imatrix))
+    click.echo(out)
+
+
+@click.command()
+@click.argument("file", type=FILE, required=False)
+@click.option("--json", "as_json", is_flag=True)
+def info(file: Path | None, as_json: bool) -> None:
+    """Describe a model or vector FILE, or without one this machine and what llama.cpp can use of it."""
+
+    from edge_steer.models import describe
+    from edge_steer.vectors import gguf_writer
+
+    if file is None:
+        from edge_steer.core.backend import available_cores
+        from edge_steer.llama.library import system_info
+
+        facts: dict[str, Any] = {"cores this process may use": available_cores(), **system_info()}
+    elif described := describe.describe_model(file):
+        facts = described
+    else:
+        vector = gguf_writer.load(file)
+        if not as_json:
+            print_vector(vector)
+            return
+        facts = {"model": asdict(vector.model), "method": vector.method, "pooling": vector.pooling,
+                 "pairs": vector.pairs, "provenance": vector.provenance, "digest": vector.digest,
+                 "norms": vector.norms}  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    print_table(["", ""], ([name, str(value)] for name, value in facts.items()))

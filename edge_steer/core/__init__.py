@@ -1,0 +1,1 @@
+"""The words every wing speaks: vector, steering, request."""

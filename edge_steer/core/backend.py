@@ -1,0 +1,269 @@
+"""What every way of running a model offers: requests in, completions and logits out; and the states of answers.
+
+`engine.Engine` (llama.cpp) and `reference.Reference` (PyTorch) are the two backends and the two recorders;
+evaluation, parity and extraction are handed either and know no other. Token ids are the same in both: prompts are
+tokenised once, by the caller.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NotRequired, Protocol, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_steer.core.errors import RequestError
+from edge_steer.core.steering import Steering, steerings
+from edge_steer.core.vector import Array, ModelIdentity
+
+Tokens = tuple[int, ...]
+Finish = Literal["stop", "length", "cancelled", "error"]
+MAX_LOGPROBS = 100
+
+
+KvType = Literal["f32", "f16", "q8_0"]
+FlashAttention = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a model runs in llama.cpp.
+
+    context: most positions of one sequence, None is what the model was trained for. parallel: sequences at once.
+    threads: None is the cores this process may use. kv_type: of the KV cache. gpu_layers: to offload, -1 is all.
+    """
+
+    context: int | None = None
+    parallel: int = 16
+    threads: int | None = None
+    kv_type: KvType = "f16"
+    flash_attention: FlashAttention = "auto"
+    gpu_layers: int = -1
+
+
+def available_cores() -> int:
+    """The number of cores this process may use; ggml slows tenfold when it has more threads than cores."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Message(TypedDict):
+    role: str
+    content: str
+    name: NotRequired[str]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen, in llama.cpp's order: penalties, top-k, top-p, min-p, temperature, a seeded draw.
+
+    Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. repeat_penalty (1 is off), frequency_penalty and
+    presence_penalty (0 is off) look at the last `repeat_last_n` tokens, prompt included.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repeat_last_n: int = 64
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1):
+            raise RequestError(f"{self}: need temperature >= 0, top_k >= 0, 0 < top_p <= 1, 0 <= min_p <= 1")
+        if not (self.repeat_penalty > 0 and self.repeat_last_n >= 0):
+            raise RequestError(f"{self}: need repeat_penalty > 0 and repeat_last_n >= 0")
+        if not all(map(math.isfinite, (self.temperature, self.repeat_penalty, *self._additive))):
+            raise RequestError(f"{self}: every number must be finite")
+        if not 0 <= self.seed < 2**32:
+            raise RequestError(f"seed is {self.seed}; it must lie in 0..{2**32 - 1}")
+
+    @property
+    def penalises(self) -> bool:
+        """Whether a token's logit depends on the tokens before it."""
+        return self.repeat_last_n > 0 and (self.repeat_penalty != 1 or any(self._additive))
+
+    @property
+    def _additive(self) -> tuple[float, float]:
+        return self.frequency_penalty, self.presence_penalty
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to continue. `stop` strings end the text and are not part of it; an end token ends it too.
+
+    logprobs: None gives none, 0 those of the chosen tokens, k > 0 also those of the k likeliest tokens.
+    """
+
+    prompt: Tokens
+    max_tokens: int = 512
+    steering: tuple[Steering, ...] = ()
+    sampling: Sampling = GREEDY
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steering", steerings(self.steering))
+        if not self.prompt:
+            raise RequestError("the prompt is empty; it needs at least one token")
+        if self.max_tokens < 1:
+            raise RequestError(f"max_tokens is {self.max_tokens}; it must be at least 1")
+        if "" in self.stop:
+            raise RequestError("a stop string is empty; leave it out")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise RequestError(f"logprobs is {self.logprobs}; it must lie in 0..{MAX_LOGPROBS}")
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities in nats at one position, from the (steered) model's own logits before any sampling.
+
+    top: the likeliest tokens with theirs, best first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a request became. `tokens` leaves out the end token.
+
+    finish: "stop" at an end token or stop string, "length" at max_tokens or the end of the context, "cancelled", or
+    "error" if this request could not be served, which `error` says in one line. logprobs: one entry a token, if asked.
+    seconds: from the start of its prefill to its end.
+    """
+
+    text: str
+    tokens: Tokens
+    finish: Finish
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    error: str = ""
+    seconds: float = field(default=0.0, compare=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+OnText = Callable[[int, str], None]  # request index, new text
+OnDone = Callable[[int, Completion], None]
+
+
+class Backend(Protocol):
+    """One loaded model. Not thread-safe: one thread owns it."""
+
+    @property
+    def model(self) -> ModelIdentity: ...
+
+    def check_steering(self, steering: Sequence[Steering]) -> None:
+        """Errors: VectorError for a steering that does not fit, ModelError for a model that cannot be steered here."""
+
+    def check_comparable(self, longest: int) -> None:
+        """Errors: ModelError where llama.cpp computes otherwise than this model on texts of up to `longest` tokens."""
+
+    def encode(self, text: str, *, start: bool = True) -> Tokens:
+        """Token ids of `text`, special tokens parsed; at a `start` a BOS comes first exactly if the model wants one."""
+
+    def chat(self, messages: Sequence[Message]) -> Tokens:
+        """Token ids of a conversation in the model's own chat template, ready for the assistant's turn."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of generated tokens; special tokens give no text."""
+
+    def generate(
+        self, requests: Sequence[Request], on_text: OnText | None = None, on_done: OnDone | None = None
+    ) -> list[Completion]:
+        """Continue every request, batched; completions come in the order of the requests.
+
+        A request that cannot be served, as a prompt longer than the context, ends with finish "error"; the others go
+        on. Errors: VectorError before anything runs if a steering does not fit the model.
+        """
+
+    def logits(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> npt.NDArray[np.float32]:
+        """Teacher-forced logits, float32 (len(tokens) - prompt + 1, vocabulary).
+
+        Row i belongs to position prompt - 1 + i; the first row chooses the first token after the prompt.
+        `prompt` is the number of prompt tokens (at least 1), which phase "generated" needs to know.
+        """
+
+    def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]:
+        """`logits` in pieces of consecutive rows, so that memory does not grow with the text.
+
+        A piece is valid until the next is asked for; nothing else may be asked of the backend before the last.
+        """
+
+    def nll(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> npt.NDArray[np.float64]:
+        """Negative log-likelihood in nats of each token after the prompt: float64 (len(tokens) - prompt,)."""
+
+    def record(
+        self,
+        tokens: Sequence[int],
+        layers: Sequence[int],
+        positions: Sequence[int] | None = None,
+        *,
+        prompt: int | None = None,
+        steering: Sequence[Steering] = (),
+    ) -> dict[int, Array]:
+        """The residual stream after `layers`, steering included: layer -> float32 (positions, hidden).
+
+        positions: None is all. prompt: number of prompt tokens, None is all of them. No later block is run.
+        Errors: RequestError for tokens that do not fit or a position past them, VectorError for a missing layer.
+        """
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A prompt, which may be empty, and answers to it. averaged: how many of each answer's last tokens are averaged."""
+
+    prompt: Tokens
+    answers: tuple[Tokens, ...]
+    averaged: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longest answer."""
+        return len(self.prompt) + max(map(len, self.answers))
+
+    @property
+    def total(self) -> int:
+        """Tokens of the prompt and all answers."""
+        return len(self.prompt) + sum(map(len, self.answers))
+
+
+OnStates = Callable[[int, Array], None]  # index of a fork, its states: float32 (layers, answers, hidden)
+
+
+class Recorder(Protocol):
+    """One loaded model whose residual stream is read, unsteered. Not thread-safe: one thread owns it."""
+
+    @property
+    def model(self) -> ModelIdentity: ...
+
+    @property
+    def context(self) -> int:
+        """The most positions of a sequence."""
+
+    def encode(self, text: str, *, start: bool = True) -> Tokens:
+        """See Backend.encode."""
+
+    def chat(self, messages: Sequence[Message]) -> Tokens:
+        """See Backend.chat."""
+
+    def answer_states(
+        self, forks: Sequence[Fork], layers: Sequence[int], take: OnStates, *, batch_tokens: int = 1024
+    ) -> None:
+        """The mean residual stream of each answer's last tokens, behind its prompt, at `layers` (rising).
+
+        `take` is called for each fork, in any order. batch_tokens: tokens run at once, about.
+        Errors: VectorError for a layer the model has not.
+        """

@@ -1,0 +1,152 @@
+"""A vector put to use: strength, layers, phase.
+
+Takes steering vectors, gives what a request adds to the residual stream, layer by layer. It knows no runtime.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from edge_steer.core.errors import VectorError
+from edge_steer.core.vector import (
+    Array,
+    ModelIdentity,
+    Phase,
+    SteeringVector,
+    Tuning,
+    check_phase,
+    check_strength,
+    spans,
+)
+
+
+@dataclass(frozen=True)
+class Steering:
+    """A vector put to use: `strength` (lambda in DenseSteer) times the vector, added at `layers` in `phase`.
+
+    layers: one or several; None is every layer of the vector. phase: "all" steers every position, prompt included;
+    "generated" steers from the last prompt token on, that is every position whose logits choose a new token.
+    The vector's own tuning plays no part here: see `Steering.of`. Errors: VectorError for what is no SteeringVector,
+    a layer it has not, a strength that is not finite, an unknown phase.
+    """
+
+    vector: SteeringVector
+    strength: float = 1.0
+    layers: tuple[int, ...] | None = None
+    phase: Phase = "all"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.vector, SteeringVector):
+            raise VectorError(
+                f"a {type(self.vector).__name__} cannot steer; give a SteeringVector, as load_vector does"
+            )
+        check_strength(self.strength)
+        check_phase(self.phase)
+        layers = (self.layers,) if isinstance(self.layers, int) else self.layers
+        object.__setattr__(self, "layers", self.vector.layers if layers is None else self.vector.check_layers(layers))
+
+    def __repr__(self) -> str:
+        at = spans(self.layers or ())
+        return f"Steering({self.vector!r}, strength {self.strength:g}, layers {at}, phase {self.phase})"
+
+    @classmethod
+    def of(
+        cls,
+        vector: SteeringVector,
+        strength: float | None = None,
+        layers: Iterable[int] | None = None,
+        phase: Phase | None = None,
+    ) -> Self:
+        """The vector as its tuning says; what is given wins over it. Without a tuning: strength 1, all layers, "all".
+
+        Errors: VectorError, as for a Steering.
+        """
+        _check_vector(vector)
+        tuning = vector.tuning or Tuning(vector.layers)
+        return cls(
+            vector,
+            tuning.strength if strength is None else strength,
+            tuning.layers if layers is None else tuple(layers),
+            tuning.phase if phase is None else phase,
+        )
+
+    def offsets(self) -> dict[int, Array]:
+        """layer -> strength * direction, what is added to the residual stream there."""
+        return {layer: np.float32(self.strength) * self.vector.directions[layer] for layer in self.layers or ()}
+
+
+Steer = SteeringVector | Steering | Iterable[SteeringVector | Steering] | None
+
+
+def steerings(steer: Steer) -> tuple[Steering, ...]:
+    """What `steer=` of every function takes: a vector (used as its tuning says), a Steering, several of them, or None.
+
+    Errors: VectorError for anything else.
+    """
+    if steer is None:
+        return ()
+    if isinstance(steer, Steering):
+        return (steer,)
+    if isinstance(steer, SteeringVector):
+        return (Steering.of(steer),)
+    if isinstance(steer, str | bytes | Mapping) or not isinstance(steer, Iterable):
+        raise VectorError(
+            f"steer is a {type(steer).__name__}; give a SteeringVector, a Steering, a list of them, or None "
+            "(load_vector reads a file)"
+        )
+    return tuple(one if isinstance(one, Steering) else Steering.of(one) for one in steer)
+
+
+@dataclass(frozen=True)
+class Offsets:
+    """Several steerings added up: what one request adds to the residual stream, layer by layer, and when."""
+
+    by_layer: Mapping[int, Array]
+    phase: Phase
+
+    @classmethod
+    def of(cls, steerings: Sequence[Steering], model: ModelIdentity) -> Self | None:
+        """None for no steering, or one whose offsets are all zero (it leaves the model as it is).
+
+        Errors: VectorError for a vector of another model, or steerings of different phases.
+        """
+        total: dict[int, Array] = {}
+        for steering in steerings:
+            steering.vector.check_fits(model)
+            if steering.phase != steerings[0].phase:
+                raise VectorError(
+                    "one request cannot mix the phases 'all' and 'generated'; give all its vectors one phase"
+                )
+            for layer, offset in steering.offsets().items():
+                total[layer] = total[layer] + offset if layer in total else offset
+        total = {layer: offset for layer, offset in total.items() if offset.any()}
+        return cls(total, steerings[0].phase) if total else None
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of phase and values: equal steerings have equal keys."""
+        sha = hashlib.sha256(self.phase.encode())
+        for layer in sorted(self.by_layer):
+            sha.update(layer.to_bytes(4, "little") + self.by_layer[layer].astype("<f4").tobytes())
+        return sha.hexdigest()
+
+
+def _check_vector(value: object) -> None:
+    if not isinstance(value, SteeringVector):
+        raise VectorError(f"a {type(value).__name__} cannot steer; give a SteeringVector (load_vector reads a file)")
+
+
+def first_layer(steering: Sequence[Mapping[str, Any]]) -> int:
+    """The first block that a described steering adds something at."""
+    return min(int(layer) for one in steering for layer in one["layers"])
+
+
+def described(steering: Sequence[Steering]) -> list[dict[str, object]]:
+    """A steering as files tell it: the digest of each vector, strength, layers and phase."""
+    return [
+        {"vector": s.vector.digest, "strength": s.strength, "layers": list(s.layers or ()), "phase": s.phase}
+        for s in steering
+    ]

@@ -1,0 +1,123 @@
+"""The residual stream while llama.cpp computes a batch: rows are added to it, layer 0 included, and rows are read.
+
+Takes offsets by layer and layers to read, gives the C callback that a llama.cpp context is made with. llama.cpp names
+the residual stream after block N `l_out-N` and asks the callback about every node of its graph, so asking is one
+compare. It knows nothing of contexts, sequences or phases; rows come in the order of the batch.
+"""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+from llama_cpp._ggml import libggml
+
+from edge_steer.core.errors import ModelError
+from edge_steer.core.vector import Array
+
+RESIDUAL = b"l_out-"
+# const char * ggml_get_name(const struct ggml_tensor * tensor);  size_t ggml_nbytes(const struct ggml_tensor * tensor);
+libggml.ggml_get_name.argtypes, libggml.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_void_p
+libggml.ggml_nbytes.argtypes, libggml.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
+
+
+# void ggml_backend_tensor_get(const struct ggml_tensor * tensor, void * data, size_t offset, size_t size); and set
+for _transfer in (libggml.ggml_backend_tensor_get, libggml.ggml_backend_tensor_set):
+    _transfer.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    _transfer.restype = None
+
+
+class ResidualHook:
+    """The callback of one context, what it adds and what it reads. Keep it as long as the context."""
+
+    def __init__(self, hidden_size: int) -> None:
+        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._visit)
+        self._hidden_size = hidden_size
+        self._rows: Mapping[int, Array] = {}
+        self._reading: tuple[int, ...] = ()
+        self._marked = np.empty(0, dtype=np.bool_)
+        self._states: dict[int, Array] = {}
+        self._wanted: dict[bytes, int] = {}
+        self._seen: set[int] = set()
+        self._name_offset = 0
+        self._error: BaseException | None = None
+
+    def add(self, rows: Mapping[int, Array]) -> None:
+        """From now on add to each batch: layer -> float32 (rows of the batch, hidden_size), or (1, hidden_size)."""
+        self._rows = rows
+        self._want()
+
+    def read(self, layers: Sequence[int]) -> None:
+        """From now on keep the marked rows of each batch after `layers`, and compute no batch beyond the last of them.
+
+        A batch must be of one sequence, so that llama.cpp does not split it.
+        """
+        self._reading = tuple(layers)
+        self._want()
+
+    def mark(self, marked: npt.NDArray[np.bool_]) -> None:
+        """Before a batch: which of its rows are read. They must be those whose outputs are wanted.
+
+        llama.cpp drops all others before the last block's residual add.
+        """
+        self._marked = marked
+        self._states = {}
+
+    def states(self) -> Array:
+        """The rows read from the last batch: float32 (layers, marked, hidden_size)."""
+        return np.stack([self._states[layer] for layer in self._reading])
+
+    def check(self) -> None:
+        """After a batch. Errors: ModelError if llama.cpp did not compute one of the layers, or not as rows."""
+        missing, self._seen = {*self._rows, *self._reading} - self._seen, set()
+        error, self._error = self._error, None
+        if error:
+            raise error
+        if missing:
+            raise ModelError(
+                f"llama.cpp does not compute l_out-{min(missing)} in this model; it cannot be steered or read there"
+            )
+
+    def _want(self) -> None:
+        self._wanted = {RESIDUAL + str(layer).encode(): layer for layer in (*self._rows, *self._reading)}
+
+    # typedef bool (*ggml_backend_sched_eval_callback)(struct ggml_tensor * t, bool ask, void * user_data);
+    def _visit(self, tensor: int, ask: bool, _user_data: object) -> bool:
+        if not self._wanted:
+            return False
+        if not self._name_offset:
+            self._name_offset = libggml.ggml_get_name(tensor) - tensor
+        name = tensor + self._name_offset
+        if ask:
+            return ctypes.string_at(name, 6) == RESIDUAL and ctypes.string_at(name) in self._wanted
+        layer = self._wanted[ctypes.string_at(name)]
+        try:
+            self._pass(tensor, layer)
+        except Exception as error:  # an exception cannot pass through C; check() raises it
+            self._error = error
+        return layer != max(self._reading, default=None)  # False cancels the rest of the graph
+
+    def _pass(self, tensor: int, layer: int) -> None:
+        """Add to the states after a block what is to be added, and keep what is to be read."""
+        size = libggml.ggml_nbytes(tensor)
+        states = np.empty((size // (4 * self._hidden_size), self._hidden_size), dtype=np.float32)
+        added = self._rows.get(layer)
+        if states.nbytes != size or (size and added is not None and len(added) not in (1, len(states))):
+            expected = "" if added is None else f"{len(added)} "
+            raise ModelError(f"l_out-{layer} has {size} bytes; expected {expected}rows of {self._hidden_size} floats")
+        if size:
+            libggml.ggml_backend_tensor_get(tensor, states.ctypes.data, 0, size)
+            if added is not None:
+                states += added
+                libggml.ggml_backend_tensor_set(tensor, states.ctypes.data, 0, size)
+        self._seen.add(layer)
+        if layer in self._reading:
+            self._keep(layer, states)
+
+    def _keep(self, layer: int, states: Array) -> None:
+        if len(states) == len(self._marked):
+            states = states[self._marked]
+        if len(states) != self._marked.sum() or layer in self._states:
+            raise ModelError(f"l_out-{layer} has {len(states)} rows of a batch; {self._marked.sum()} were to be read")
+        self._states[layer] = states

@@ -1,0 +1,92 @@
+"""The llama.cpp library itself: how it was built, what this machine offers it, what it complains of."""
+
+import contextlib
+import ctypes
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import llama_cpp
+
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.quants import QUANTS
+from edge_steer.storage.files import cache_folder, digest, replacing
+from edge_steer.storage.gguf_header import read_header
+
+GGML_LOG_LEVEL_ERROR = 4  # enum ggml_log_level, ggml.h
+_complaints: list[str] = []
+
+
+# typedef void (*ggml_log_callback)(enum ggml_log_level level, const char * text, void * user_data);
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _keep_complaints(level: int, text: bytes, _user_data: object) -> None:
+    words = text.decode(errors="replace").strip("= \n")
+    if level == GGML_LOG_LEVEL_ERROR and words:
+        _complaints.append(words)
+
+
+llama_cpp.llama_log_set(_keep_complaints, ctypes.c_void_p(0))
+
+
+def system_info() -> dict[str, str]:
+    """What llama.cpp was built with, and whether it can offload to a GPU."""
+    return {
+        "llama-cpp-python": llama_cpp.__version__,
+        "cpu features": _cpu_features(),
+        "gpu offload": "yes" if llama_cpp.llama_supports_gpu_offload() else "no",
+    }
+
+
+def _cpu_features() -> str:
+    return str(llama_cpp.llama_print_system_info().decode().strip(" |\n"))
+
+
+def repacking_is_safe(path: Path) -> bool:
+    """False where llama.cpp's AMX kernels kill the process, tried once for each build in a child process."""
+    if "AMX_INT8 = 1" not in _cpu_features():
+        return True
+    if read_header(path).metadata.get("general.file_type") in {QUANTS[name] for name in ("F32", "F16", "BF16")}:
+        return True
+    kernels = Path(llama_cpp.__file__).parent / "lib" / "libggml-cpu.so"
+    verdict = cache_folder() / f"amx-{digest(kernels)[:16]}"
+    if not verdict.exists():
+        probe = [sys.executable, "-m", "edge_steer.llama.amx_probe", str(path)]
+        status = subprocess.run(probe, capture_output=True, check=False).returncode
+        if status > 0:
+            return False
+        with replacing(verdict) as temporary:
+            temporary.write_text("faults" if status else "works")
+    return verdict.read_text() == "works"
+
+
+@contextlib.contextmanager
+def complaining(what: str) -> Iterator[None]:
+    """Turn an error raised inside into one line that ends with llama.cpp's own last words; interrupts wait."""
+    _complaints.clear()
+    try:
+        with interrupts_wait():
+            yield
+    except EdgeSteerError as error:
+        words = str(error) or next(iter(_complaints), "it gave no reason")
+        raise type(error)(f"{what}: {words}") from None
+
+
+@contextlib.contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Ctrl-C in a C call that calls back into Python, as llama.cpp's log does, would be lost; it takes effect after."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    seen: list[FrameType | None] = []
+    signal.signal(signal.SIGINT, lambda _number, frame: seen.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if seen:
+            handler(signal.SIGINT, seen[0])

@@ -1,0 +1,156 @@
+"""A GGUF model in memory: its tokens, its template, its shape."""
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import llama_cpp
+
+from edge_steer.core.backend import KvType, Message, Tokens
+from edge_steer.core.errors import ModelError
+from edge_steer.core.vector import ModelIdentity
+from edge_steer.llama.chat_template import render
+from edge_steer.llama.library import complaining, interrupts_wait, repacking_is_safe
+from edge_steer.storage.files import readable
+from edge_steer.storage.gguf_header import read_header
+
+KV_BYTES: dict[KvType, float] = {"f32": 4, "f16": 2, "q8_0": 34 / 32}
+
+
+class LlamaModel:
+    """A GGUF model in memory. Close it (or use it as a context manager) after every context made from it."""
+
+    def __init__(self, path: Path, gpu_layers: int = -1, repack: bool | None = None) -> None:
+        """gpu_layers: how many layers to offload where llama.cpp can; -1 is all.
+
+        repack: lay quantised weights out for this CPU; None is wherever that is safe. Errors: ModelError.
+        """
+        readable(path, "a GGUF model")
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ModelError(f"{path} is not a GGUF file; make one with: edge-steer convert FOLDER")
+        llama_cpp.llama_backend_init()
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        params.use_extra_bufts = repacking_is_safe(path) if repack is None else repack
+        with complaining(f"llama.cpp cannot load {path}"):
+            self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+            if not self.handle:
+                raise ModelError
+        self.path = path
+        self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
+        self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
+        self.hidden_size: int = llama_cpp.llama_model_n_embd(self.handle)
+        self.block_count: int = llama_cpp.llama_model_n_layer(self.handle)
+        self.trained_context: int = llama_cpp.llama_model_n_ctx_train(self.handle)
+        self.metadata = self._read_metadata()
+        self._pieces: dict[int, bytes] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        handle, self.handle = self.handle, None
+        if handle:
+            with interrupts_wait():
+                llama_cpp.llama_model_free(handle)
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return ModelIdentity(
+            name=self.metadata.get("general.name") or self.path.stem,
+            architecture=self.metadata.get("general.architecture"),
+            hidden_size=self.hidden_size,
+            block_count=self.block_count,
+        )
+
+    @property
+    def description(self) -> str:
+        """llama.cpp's own line for the model: architecture, size and quant."""
+        buffer = ctypes.create_string_buffer(256)
+        llama_cpp.llama_model_desc(self.handle, buffer, len(buffer))
+        return buffer.value.decode(errors="replace")
+
+    def tokenize(self, text: str, *, add_special: bool) -> Tokens:
+        """Token ids with special tokens parsed; `add_special` adds a BOS where the model wants one, never a second."""
+        raw = text.encode()
+        if add_special and self._starts_with_bos(text):
+            add_special = False
+        capacity = len(raw) + 8
+        ids = (llama_cpp.llama_token * capacity)()
+        count = llama_cpp.llama_tokenize(self.vocab, raw, len(raw), ids, capacity, add_special, True)
+        if count < 0:
+            raise ModelError(f"llama.cpp could not tokenise a text of {len(raw)} bytes")
+        return tuple(ids[:count])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a generated token adds to the text; special tokens add none."""
+        if token not in self._pieces:
+            buffer = ctypes.create_string_buffer(64)
+            size = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+            if size < 0:
+                buffer = ctypes.create_string_buffer(-size)
+                size = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+            self._pieces[token] = buffer.raw[:size]
+        return self._pieces[token]
+
+    def ends(self, token: int) -> bool:
+        """Whether the token ends a generation."""
+        return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
+
+    @property
+    def template(self) -> str:
+        """The source of the file's own chat template. Errors: ModelError if it has none."""
+        if source := self.metadata.get("tokenizer.chat_template"):
+            return source
+        raise ModelError(f"{self.path} has no chat template; give raw prompts instead")
+
+    @property
+    def marks(self) -> tuple[str, str]:
+        """The texts of the begin and of the end token; "" for one that the file does not name."""
+        ids = (int(self.metadata.get(f"tokenizer.ggml.{name}_token_id", -1)) for name in ("bos", "eos"))
+        bos, eos = map(self._special, ids)
+        return bos, eos
+
+    def chat(self, messages: Sequence[Message]) -> Tokens:
+        """Token ids of a conversation by the file's own chat template. Errors: ModelError if it has none or refuses."""
+        bos, eos = self.marks
+        return self.tokenize(render(self.template, messages, bos=bos, eos=eos), add_special=False)
+
+    def kv_bytes(self, kv_type: KvType) -> float:
+        """Bytes of KV cache that one position of one sequence takes."""
+        metadata = read_header(self.path).metadata
+
+        def per_block(key: str, default: float) -> list[float]:
+            found = metadata.get(f"{self.identity.architecture}.attention.{key}", default)
+            return [float(n) for n in found] if isinstance(found, tuple) else [float(found)] * self.block_count
+
+        heads = per_block("head_count_kv", llama_cpp.llama_model_n_head_kv(self.handle))
+        width = self.hidden_size / max(1, llama_cpp.llama_model_n_head(self.handle))
+        numbers = zip(heads, per_block("key_length", width), per_block("value_length", width), strict=True)
+        return sum(count * (key + value) for count, key, value in numbers) * KV_BYTES[kv_type]
+
+    def _special(self, token: int) -> str:
+        return (llama_cpp.llama_vocab_get_text(self.vocab, token) or b"").decode() if token >= 0 else ""
+
+    def _starts_with_bos(self, text: str) -> bool:
+        bos, _ = self.marks
+        return bool(bos) and text.startswith(bos)
+
+    def _read_metadata(self) -> dict[str, str]:
+        def read(function: object, index: int) -> str:
+            buffer = ctypes.create_string_buffer(512)
+            size = function(self.handle, index, buffer, len(buffer))  # type: ignore[operator]
+            if size >= len(buffer):
+                buffer = ctypes.create_string_buffer(size + 1)
+                function(self.handle, index, buffer, len(buffer))  # type: ignore[operator]
+            return buffer.value.decode(errors="replace")
+
+        return {
+            read(llama_cpp.llama_model_meta_key_by_index, i): read(llama_cpp.llama_model_meta_val_str_by_index, i)
+            for i in range(llama_cpp.llama_model_meta_count(self.handle))
+        }

@@ -1,0 +1,1 @@
+"""What a MODEL names: as a file, and running."""

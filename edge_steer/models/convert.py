@@ -1,0 +1,132 @@
+"""From Hugging Face weights to a quantised GGUF, by llama.cpp's own converter and quantiser.
+
+Takes what sources.py knows as a model; gives GGUF files, whole or not at all. The converter is that of the installed
+llama-cpp-python, fetched once from its source distribution. Results without a target of their own are cached under
+a digest of everything they were made from. It reads no weights itself, and no pickles are ever opened.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from edge_steer.core.errors import ModelError, need
+from edge_steer.core.progress import SILENT, Progress
+from edge_steer.core.quants import OUTTYPES
+from edge_steer.models import convert_driver, sources
+from edge_steer.storage import hub
+from edge_steer.storage.files import cache_folder, digest, readable, replacing
+
+_OF_DTYPE = {"float16": "F16", "bfloat16": "BF16"}  # without loss; any other dtype becomes F32
+_CONVERTER = re.compile(r"[^/]+/vendor/llama\.cpp/(LICENSE|convert_hf_to_gguf\.py|(conversion|gguf-py/gguf)/.+)")
+
+
+def convert(
+    source: str | Path,
+    target: Path | None = None,
+    outtype: str | None = None,
+    *,
+    revision: str | None = None,
+    progress: Progress = SILENT,
+) -> Path:
+    """Hugging Face weights (a folder or a hub id) as a GGUF, by llama.cpp's converter; where it was written.
+
+    target: None is the cache. outtype: F32, F16 or BF16; None is the one that loses nothing.
+    Errors: ModelError for a folder without safetensors, an architecture or tokenizer llama.cpp has not, no network.
+    """
+    if outtype is not None:
+        outtype = known_type(outtype, OUTTYPES)
+    need("convert")
+    located = sources.located(source, revision)
+    folder, name = located.folder, located.name.rpartition("/")[2]
+    readable(folder / "config.json", "a model's config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{source} holds no .safetensors; weights in other formats are not read")
+    outtype = outtype or _lossless(folder)
+    if target is None:
+        inputs = sorted(path for pattern in (*hub.FILES, "*.md") for path in folder.glob(pattern))
+        made_from = [llama_version(), name, outtype, *(f"{path.name} {digest(path)}" for path in inputs)]
+        if (target := cached_path(f"{name}-{outtype}", made_from)).is_file():
+            return target
+    scripts = converter(progress)
+    progress.note(f"converting {name} to {outtype}")
+    with replacing(target) as temporary:
+        command = [sys.executable, "-P", convert_driver.__file__, str(scripts), str(folder.resolve())]
+        command += ["--outtype", outtype.lower(), "--outfile", str(temporary.resolve()), "--model-name", name]
+        _run(command, f"llama.cpp's converter refuses {source}", {"HF_HUB_OFFLINE": "1"})
+    return target
+
+
+def converter_folder() -> Path:
+    """Where llama.cpp's converter of the installed version is kept; it need not be there yet."""
+    return cache_folder() / f"llama.cpp-{llama_version()}"
+
+
+def converter(progress: Progress = SILENT) -> Path:
+    """`converter_folder()`, filled from llama-cpp-python's source distribution if need be: the one use of the network.
+
+    Errors: ModelError when pip cannot fetch it.
+    """
+    folder = converter_folder()
+    if folder.is_dir():
+        return folder
+    progress.note(f"fetching llama.cpp's converter of version {llama_version()}")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1"]
+        command += [
+            "--no-deps",
+            "--no-binary",
+            "llama-cpp-python",
+            f"llama-cpp-python=={llama_version()}",
+            "--dest",
+            scratch,
+        ]
+        _run(command, "cannot fetch llama.cpp's converter (needed once, by pip, from the package index)", {})
+        (archive,) = Path(scratch).glob("*.tar.gz")
+        with tarfile.open(archive) as tar:
+            wanted = [member for member in tar if member.isfile() and _CONVERTER.fullmatch(member.name)]
+            tar.extractall(scratch, wanted, filter="data")
+        (unpacked,) = Path(scratch).glob("*/vendor/llama.cpp")
+        try:
+            unpacked.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first
+                raise
+    return folder
+
+
+def known_type(name: str, allowed: tuple[str, ...]) -> str:
+    if name.upper() not in allowed:
+        raise ModelError(f"no type {name!r}; allowed are {', '.join(allowed)}")
+    return name.upper()
+
+
+def llama_version() -> str:
+    return importlib.metadata.version("llama-cpp-python").split("+")[0]
+
+
+def cached_path(stem: str, made_from: list[str]) -> Path:
+    return cache_folder() / f"{stem}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]}.gguf"
+
+
+def _lossless(folder: Path) -> str:
+    """The outtype that holds the folder's weights exactly."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return _OF_DTYPE.get(config.get("dtype") or config.get("torch_dtype"), "F32")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ModelError(f"{folder / 'config.json'} is no model's config: {error}") from None
+
+
+def _run(command: list[str], failure: str, environment: dict[str, str]) -> None:
+    """Run to its end; a status other than 0 raises ModelError with the last line it wrote to stderr."""
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=os.environ | environment)
+    if done.returncode:
+        words = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [f"status {done.returncode}"]
+        raise ModelError(f"{failure}: {words[-1][:300]}")

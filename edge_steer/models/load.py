@@ -1,0 +1,92 @@
+"""A MODEL, running: the one place that turns a name into a Backend.
+
+Takes what a user names (a GGUF file, a Hugging Face folder, a recipe's folder, a hub id), gives an Engine of llama.cpp
+or a Reference of PyTorch. Either runtime is imported when it is asked for.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
+
+from edge_steer.core.backend import EngineOptions
+from edge_steer.core.errors import ModelError
+from edge_steer.core.progress import SILENT, Progress
+from edge_steer.models import quantize, sources
+
+if TYPE_CHECKING:
+    from edge_steer.llama.engine import Engine
+    from edge_steer.reference.model import Reference
+
+Runtime = Literal["llama", "torch"]
+DEFAULTS = EngineOptions()
+
+
+@overload
+def load(
+    source: str | Path,
+    quant: str | None = None,
+    *,
+    runtime: Literal["llama"] = "llama",
+    revision: str | None = None,
+    options: EngineOptions = DEFAULTS,
+    progress: Progress = SILENT,
+) -> "Engine": ...
+
+
+@overload
+def load(
+    source: str | Path,
+    quant: str | None = None,
+    *,
+    runtime: Literal["torch"],
+    revision: str | None = None,
+    options: EngineOptions = DEFAULTS,
+    progress: Progress = SILENT,
+) -> "Reference": ...
+
+
+@overload
+def load(
+    source: str | Path,
+    quant: str | None = None,
+    *,
+    runtime: Runtime,
+    revision: str | None = None,
+    options: EngineOptions = DEFAULTS,
+    progress: Progress = SILENT,
+) -> "Engine | Reference": ...
+
+
+def load(
+    source: str | Path,
+    quant: str | None = None,
+    *,
+    runtime: Runtime = "llama",
+    revision: str | None = None,
+    options: EngineOptions = DEFAULTS,
+    progress: Progress = SILENT,
+) -> "Engine | Reference":
+    """The model that `source` names, running; close it when done, or use it in a `with` block.
+
+    quant: quantise to this type first (cached); PyTorch runs the weights as they are. runtime: "llama" for llama.cpp,
+    "torch" for PyTorch in float32, which takes only `threads` of the options. Errors: ModelError.
+    """
+    if runtime == "torch":
+        return _load_reference(source, quant, revision, options, progress)
+    if runtime != "llama":
+        raise ModelError(f"no runtime {runtime!r}; allowed are llama and torch")
+    from edge_steer.llama.engine import Engine
+
+    path = quantize.gguf_for(source, quant, revision=revision, threads=options.threads, progress=progress)
+    return Engine.load(path, options)
+
+
+def _load_reference(
+    source: str | Path, quant: str | None, revision: str | None, options: EngineOptions, progress: Progress
+) -> "Reference":
+    if quant:
+        raise ModelError("PyTorch runs the weights as they are, in float32; leave out the quant, or use llama.cpp")
+    from edge_steer.reference.model import Reference
+
+    progress("loading the reference")
+    located = sources.located(source, revision)
+    return Reference.load(located, threads=options.threads)

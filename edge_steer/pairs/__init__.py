@@ -1,0 +1,1 @@
+"""Contrastive pairs and how they are made."""

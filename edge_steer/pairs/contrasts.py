@@ -1,0 +1,263 @@
+"""Other contrasts than dense and sparse, as pairs: another model's traces, prompted opposites, answer letters,
+reflection, personas, plain texts.
+
+Takes files, gives pairs and what was left out. Each contrast is one function in CONTRASTS. It runs no model.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.pairs.pair import Pair
+from edge_steer.pairs.solutions import Solution, kept, load
+from edge_steer.storage.files import read_lines, readable
+
+Thought = Literal["execution", "reflection", "transition"]
+PERSONA = "Act as if you're {persona}."
+BREAK = re.compile(r"\n(?:[ \t]*\n)+")  # between two thoughts
+THINKING, THOUGHT_OVER = "<think>", "</think>"
+MATCHING, OTHER = "answer_matching_behavior", "answer_not_matching_behavior"
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
+MANY = 10**6  # every sample of a problem
+ESCAPE = re.compile(r"\\(?:([nrt'\"\\])|x([0-9a-fA-F]{2}))")
+# SEAL's keywords (Chen et al., 2025), whatever the case; reflection is looked for first.
+STARTS: dict[Thought, tuple[str, ...]] = {"reflection": ("wait",), "transition": ("alternatively",)}
+HOLDS: dict[Thought, tuple[str, ...]] = {
+    "reflection": (
+        "verify", "make sure", "hold on", "think again", "'s correct", "'s incorrect", "let me check", "seems right",
+    ),
+    "transition": (
+        "think differently", *(f"another {word}" for word in
+                               ("way", "approach", "method", "solution", "strategy", "technique")),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a contrast is made of. personas: of the positive and the negative side; template: holds {persona}.
+
+    beginnings: take every beginning of a text, word by word, too.
+    """
+
+    files: tuple[Path, ...]
+    personas: tuple[str, str] | None = None
+    template: str = PERSONA
+    beginnings: bool = False
+
+
+@dataclass(frozen=True)
+class Made:
+    """The pairs, and a line for each source of one that gave none."""
+
+    pairs: tuple[Pair, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def in_family(sources: Sources) -> Made:
+    """InFamilySteer: a larger model's right solutions against the target's own to the same problems.
+
+    Files: the larger model's solutions, the target's. The pair is asked as the target was.
+    """
+    positive, negative = _solutions(sources, "the larger model's solutions", "the target's solutions")
+    return _traces(positive, negative, lambda own, other: own.system)
+
+
+def opposites(sources: Sources) -> Made:
+    """CAA on free answers: a model's right solutions under one system message against those under its opposite.
+
+    Files: the solutions under the wanted message, those under the other. The pair is asked without either.
+    """
+    positive, negative = _solutions(sources, "the solutions under one message", "those under its opposite")
+    if {s.system for s in positive} & {s.system for s in negative}:
+        raise EdgeSteerError("both files were made under the same system message; make them with two, by --system")
+    return _traces(positive, negative, lambda own, other: None)
+
+
+def letters(sources: Sources) -> Made:
+    """CAA (Panickssery et al., 2024): the letter of the answer with the behaviour against the other letter.
+
+    File: JSON or JSONL with question, answer_matching_behavior, answer_not_matching_behavior. The answer ends with the
+    letter itself, so that the last token is the one that CAA reads: "(A)" becomes "(A".
+    """
+    [path] = _files(sources, "questions with both answers")
+    pairs = []
+    for number, row in enumerate(_objects(path), 1):
+        fields = [row.get(name) for name in ("question", MATCHING, OTHER)]
+        if not all(isinstance(value, str) and value.strip() for value in fields):
+            raise EdgeSteerError(f"{path}, question {number}: question, {MATCHING} and {OTHER} must be text")
+        question, positive, negative = (str(value).strip() for value in fields)
+        name = f"question {number}"
+        pairs.append(_pair(path, question=question, positive=_letter(positive), negative=_letter(negative), id=name))
+    return Made(tuple(pairs))
+
+
+def reflection(sources: Sources) -> Made:
+    """SEAL (Chen et al., 2025): about to execute a step, against about to reflect or to change the approach.
+
+    File: solutions of the target, right or wrong, whole. Paragraphs are classed by `thought_of`. For each one of
+    reflection or transition, the negative is the text up to the blank line before it, and the positive the text up to
+    the one before the nearest paragraph of execution: the last token is where the next thought is chosen.
+    """
+    [path] = _files(sources, "the target's solutions")
+    pairs, left_out = [], []
+    for solution in kept(load(path)[1], per_problem=MANY, wrong=True):
+        thoughts = list(_thoughts(solution.text))
+        executions = [end for end, thought in thoughts if thought == "execution"]
+        others = [(end, thought) for end, thought in thoughts if thought != "execution"]
+        if not others or not executions:
+            left_out.append(f"{solution.id}: " + ("no paragraph of execution" if others else "no reflection"))
+            continue
+        for number, (end, thought) in enumerate(others, 1):
+            nearest = min(executions, key=lambda start: (abs(start - end), start))
+            pairs.append(
+                Pair(
+                    question=solution.prompt,
+                    positive=solution.text[:nearest],
+                    negative=solution.text[:end],
+                    answer=solution.answer,
+                    id=f"{solution.id}, {thought} {number}",
+                    system=solution.system,
+                )
+            )
+    return Made(tuple(pairs), tuple(left_out))
+
+
+def personas(sources: Sources) -> Made:
+    """Two prompts: the same beginning of an answer under one persona and under the other, as repeng's users do.
+
+    File: beginnings of answers, one a line. The persona stands in the user's turn.
+    """
+    [path] = _files(sources, "beginnings of answers, one a line")
+    if sources.personas is None or not all(text.strip() for text in sources.personas):
+        raise EdgeSteerError("two personas are needed: --positive and --negative")
+    if "{persona}" not in sources.template:
+        raise EdgeSteerError(f"the template {sources.template!r} has no {{persona}} in it")
+    wanted, other = (sources.template.replace("{persona}", text) for text in sources.personas)
+    texts = read_lines(path, "beginnings of answers, one a line")
+    if sources.beginnings:
+        texts = list(dict.fromkeys(text[: word.end()] for text in texts for word in re.finditer(r"\S+", text)))
+    return Made(
+        tuple(
+            _pair(path, question=wanted, positive=text, negative=text, id=f"text {number}", negative_question=other)
+            for number, text in enumerate(texts, 1)
+        )
+    )
+
+
+def texts(sources: Sources) -> Made:
+    """Two plain files as llama-cvector-generator takes them: a text a line, already in the model's own format.
+
+    Line i of one belongs to line i of the other; \\n and its like are read as escapes.
+    """
+    first, second = _files(sources, "positive texts, one a line", "negative texts, one a line")
+    positive, negative = (read_lines(path, "texts, one a line") for path in (first, second))
+    if len(positive) != len(negative):
+        raise EdgeSteerError(
+            f"{first} has {len(positive)} texts and {second} {len(negative)}; they must be of one number"
+        )
+    return Made(
+        tuple(
+            _pair(first, question="", positive=_unescaped(a), negative=_unescaped(b), id=f"text {number}", raw=True)
+            for number, (a, b) in enumerate(zip(positive, negative, strict=True), 1)
+        )
+    )
+
+
+CONTRASTS: dict[str, Callable[[Sources], Made]] = {
+    "in-family": in_family,
+    "opposites": opposites,
+    "letters": letters,
+    "reflection": reflection,
+    "personas": personas,
+    "texts": texts,
+}
+
+
+def thought_of(paragraph: str) -> Thought:
+    """What a paragraph does, by SEAL's keywords: one it starts with, or one it holds; else it executes."""
+    text = paragraph.replace("\u2019", "'").strip().lower()
+    for thought in STARTS:
+        if text.startswith(STARTS[thought]) or any(word in text for word in HOLDS[thought]):
+            return thought
+    return "execution"
+
+
+def _thoughts(text: str) -> Iterator[tuple[int, Thought]]:
+    """Each paragraph that follows another: where the blank line before it ends, and what it does.
+
+    Of a reasoning model only what it thinks is taken.
+    """
+    start = text.find(THINKING) + len(THINKING) if THINKING in text else 0
+    stop = text.find(THOUGHT_OVER, start)
+    stop = len(text) if stop < 0 else stop
+    breaks = list(BREAK.finditer(text, start, stop))
+    for this, following in zip(breaks, [*breaks[1:], None], strict=True):
+        paragraph = text[this.end() : following.start() if following else stop]
+        if paragraph.strip() and text[start : this.start()].strip():
+            yield this.end(), thought_of(paragraph)
+
+
+def _traces(
+    positive: Sequence[Solution], negative: Sequence[Solution], system: Callable[[Solution, Solution], str | None]
+) -> Made:
+    """Solutions to the same questions side by side, the first right one of each."""
+    first = {solution.question: solution for solution in reversed(kept(positive))}
+    own = {solution.question: solution for solution in reversed(kept(negative))}
+    pairs, left_out = [], []
+    for question in dict.fromkeys(solution.question for solution in (*negative, *positive)):
+        if question not in first or question not in own:
+            name = next(s.id for s in (*negative, *positive) if s.question == question)
+            sides = [side for side, found in (("positive", first), ("negative", own)) if question not in found]
+            left_out.append(f"{name}: no right and whole solution for the {' and the '.join(sides)}")
+            continue
+        mine, other = own[question], first[question]
+        if mine.text == other.text:
+            left_out.append(f"{mine.id}: both solutions are the same text")
+            continue
+        pairs.append(Pair(mine.prompt, other.text, mine.text, mine.answer, mine.id, system(mine, other)))
+    return Made(tuple(pairs), tuple(left_out))
+
+
+def _files(sources: Sources, *wanted: str) -> tuple[Path, ...]:
+    if len(sources.files) != len(wanted):
+        names = ", ".join(wanted)
+        raise EdgeSteerError(f"{len(sources.files)} files given; this contrast takes {len(wanted)}: {names}")
+    return sources.files
+
+
+def _solutions(sources: Sources, *wanted: str) -> list[list[Solution]]:
+    return [load(path)[1] for path in _files(sources, *wanted)]
+
+
+def _pair(path: Path, **fields: Any) -> Pair:
+    try:
+        return Pair(**fields)
+    except EdgeSteerError as error:
+        raise EdgeSteerError(f"{path}, {fields['id']}: {error}") from None
+
+
+def _objects(path: Path) -> list[dict[str, Any]]:
+    """JSON objects: of a list, or one a line."""
+    try:
+        text = readable(path, "JSON objects: a list, or one a line").read_text("utf-8")
+        rows = json.loads(text) if text.lstrip().startswith("[") else [
+            json.loads(line) for line in text.split("\n") if line.strip()
+        ]  # fmt: skip
+    except ValueError:
+        raise EdgeSteerError(f"{path} is no JSON in UTF-8; expected a list of objects, or one object a line") from None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise EdgeSteerError(f"{path} holds no objects, or something else; expected a list of objects, or one a line")
+    return list(rows)
+
+
+def _letter(answer: str) -> str:
+    return answer[:-1] if re.fullmatch(r"\([A-Za-z]\)", answer) else answer
+
+
+def _unescaped(line: str) -> str:
+    return ESCAPE.sub(lambda found: ESCAPES[found[1]] if found[1] else chr(int(found[2], 16)), line)

@@ -1,0 +1,1 @@
+"""Is a Backend what the reference is?"""

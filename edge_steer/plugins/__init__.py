@@ -1,0 +1,1 @@
+"""edge-steer inside other tools."""

@@ -1,0 +1,1 @@
+"""A vector from its recipe, end to end."""

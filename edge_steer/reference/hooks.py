@@ -1,0 +1,86 @@
+"""Forward hooks on the decoder blocks of a PyTorch network: where layers are found, read and added to.
+
+Takes a Hugging Face network and offsets, gives its blocks and the hooks that steer a batch. It runs no model itself
+and knows nothing of tokens or requests.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edge_steer.core.errors import ModelError
+from edge_steer.core.steering import Offsets
+
+Hook = Callable[[torch.nn.Module, Any, Any], Any]
+
+
+class Enough(Exception):
+    """The last block that is needed has run."""
+
+
+class Additions:
+    """What is added to the residual stream of each row of a batch. `column` is where the next forward pass starts."""
+
+    def __init__(self, rows: Sequence[Offsets | None], generated_from: int, hidden: int, device: torch.device) -> None:
+        """generated_from: the column from which rows of phase "generated" are steered."""
+        self.column = 0
+        starts = [generated_from if offsets and offsets.phase == "generated" else 0 for offsets in rows]
+        self._starts = torch.tensor(starts, device=device)[:, None, None]
+        self._by_layer: dict[int, Tensor] = {}
+        for row, offsets in enumerate(rows):
+            for layer, offset in offsets.by_layer.items() if offsets else ():
+                if layer not in self._by_layer:
+                    self._by_layer[layer] = torch.zeros(len(rows), 1, hidden, device=device)
+                self._by_layer[layer][row, 0] = torch.tensor(offset)
+
+    def hooks(self) -> dict[int, Hook]:
+        return {layer: self._hook(layer) for layer in self._by_layer}
+
+    def keep(self, rows: Tensor) -> None:
+        self._starts = self._starts[rows]
+        self._by_layer = {layer: added[rows] for layer, added in self._by_layer.items()}
+
+    def _hook(self, layer: int) -> Hook:
+        def add(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
+            found = states(output)
+            columns = torch.arange(self.column, self.column + found.shape[1], device=found.device)[:, None]
+            added = self._by_layer[layer] * (columns >= self._starts)
+            steered = (found + added).to(found.dtype)
+            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+
+        return add
+
+
+@contextlib.contextmanager
+def hooked(blocks: Sequence[torch.nn.Module], hooks: Mapping[int, Hook]) -> Iterator[None]:
+    """Hooks (layer -> hook) on the blocks, gone at the end."""
+    with contextlib.ExitStack() as stack:
+        for layer, hook in hooks.items():
+            stack.callback(blocks[layer].register_forward_hook(hook).remove)
+        yield
+
+
+def states(output: Any) -> Tensor:
+    """The residual stream in what a block gives: (rows, columns, hidden). Errors: ModelError if it is not there."""
+    found = output[0] if isinstance(output, tuple) else output
+    if not isinstance(found, Tensor) or found.ndim != 3:
+        raise ModelError("the blocks of this architecture do not give (rows, columns, hidden); it cannot be steered")
+    return found
+
+
+def find_blocks(network: Any, count: int) -> list[torch.nn.Module]:
+    """The outermost list of `count` modules in the decoder. Errors: ModelError if there is not exactly one."""
+    lists = [
+        (name, module)
+        for name, module in network.get_decoder().named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count
+    ]
+    outer = [(name, module) for name, module in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
+    if len(outer) != 1:
+        raise ModelError(
+            f"{type(network).__name__} has {len(outer)} lists of {count} modules; its decoder blocks cannot be told"
+        )
+    return list(outer[0][1])

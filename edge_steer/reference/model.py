@@ -1,0 +1,398 @@
+"""The reference backend: any Hugging Face causal language model in PyTorch, steered and recorded by forward hooks.
+
+The only door to transformers. Takes a folder or a hub id, token ids and steerings; gives token ids, text and numpy
+arrays. Weights are read from safetensors only. It knows nothing of llama.cpp, of pairs or of how vectors are made.
+"""
+
+import contextlib
+import hashlib
+import inspect
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from torch import Tensor
+
+from edge_steer.core.architectures import departure, gguf_name, window
+from edge_steer.core.backend import Completion, Fork, Message, OnDone, OnStates, OnText, Request, Tokens
+from edge_steer.core.errors import ModelError, RequestError, need
+from edge_steer.core.steering import Offsets, Steering
+from edge_steer.core.vector import Array, ModelIdentity
+from edge_steer.reference.decoding import Run, choose, token_logprobs
+from edge_steer.reference.hooks import Additions, Enough, Hook, find_blocks, hooked, states
+from edge_steer.reference.packing import Span, packed_states
+from edge_steer.storage import files, hub
+from edge_steer.storage.hub import Located
+
+need("extract")
+Dtype = Literal["float64", "float32", "float16", "bfloat16"]
+DTYPES: dict[str, torch.dtype] = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+LOGITS_BYTES = 2**27  # of float32 logits held at once
+
+
+class Reference:
+    """A Hugging Face causal language model as a `Backend`, and the recorder vectors are extracted with."""
+
+    def __init__(self, network: Any, tokenizer: Any, name: str, revision: str | None) -> None:
+        """Wrap a loaded network. Errors: ModelError if its decoder blocks cannot be found."""
+        config = network.config.get_text_config(decoder=True)
+        accepted = inspect.signature(network.forward).parameters
+        self._network = network.eval()
+        self._tokenizer = tokenizer
+        self._blocks = find_blocks(network, config.num_hidden_layers)
+        self._model = ModelIdentity(name, gguf_name(config.model_type), config.hidden_size, len(self._blocks), revision)
+        self._config = config.to_dict()
+        self._vocabulary: int = config.vocab_size
+        self._keeps_logits = "logits_to_keep" in accepted
+        self._keeps_cache = "past_key_values" in accepted
+        self._ends = _end_tokens(network, config, tokenizer)
+        bos: int | None = tokenizer.bos_token_id
+        self._bos = bos if bos is not None and tokenizer("").input_ids[:1] == [bos] else None
+        self.context: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
+        # A recurrent state, or a rotary base that depends on the longest row, makes a row depend on its batch.
+        rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+        self.batchable = "position_ids" in accepted and not network._is_stateful and rope not in ("dynamic", "longrope")
+        windows = (getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size"))
+        self.window = min(filter(None, windows), default=self.context)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path | Located,
+        *,
+        revision: str | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        threads: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """Load a folder, a hub id at a revision, or files that hub.locate found, from safetensors.
+
+        The identity's revision is the hub's commit, or for a folder a SHA-256 over its weights' digests.
+        Errors: ModelError for a missing folder, a hub id that cannot be reached, a folder that holds no causal
+        language model, weights that are missing or damaged, an unknown dtype or device.
+        """
+        if dtype not in DTYPES:
+            raise ModelError(f"no dtype {dtype!r}; allowed are {', '.join(DTYPES)}")
+        if threads is not None:
+            if threads < 1:
+                raise ModelError(f"{threads} threads asked; at least 1 is needed")
+            torch.set_num_threads(threads)
+        located = source if isinstance(source, Located) else hub.locate(source, revision)
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            network, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                located.folder,
+                dtype=DTYPES[dtype],
+                use_safetensors=True,
+                output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+            )
+            network.to(device)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                located.folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+        except Exception as error:  # the files are the user's, and their readers raise what they like
+            raise ModelError(f"{source} cannot be loaded as a causal language model: {_first_line(error)}") from error
+        if lacking := [*loading["missing_keys"], *loading["mismatched_keys"]]:
+            raise ModelError(
+                f"{source} lacks weights its config.json asks for: {lacking[0]} and {len(lacking) - 1} more"
+            )
+        return cls(network, tokenizer, located.name, located.commit or _weights_digest(located.folder))
+
+    @property
+    def model(self) -> ModelIdentity:
+        return self._model
+
+    def check_steering(self, steering: Sequence[Steering]) -> None:
+        Offsets.of(steering, self.model)
+
+    def check_comparable(self, longest: int) -> None:
+        """See Backend.check_comparable."""
+        if reason := departure(self._config):
+            raise ModelError(f"{self.model.name} cannot be compared with its GGUF: {reason}")
+        size = window(self._config)
+        if size is not None and longest > size:
+            raise ModelError(
+                f"{self.model.name} attends to {size} tokens, in llama.cpp to all; a text to compare on has {longest}: "
+                "give shorter ones"
+            )
+
+    def encode(self, text: str, *, start: bool = True) -> Tokens:
+        tokens = tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
+        if not start or self._bos is None or tokens[:1] == (self._bos,):
+            return tokens
+        return (self._bos, *tokens)
+
+    def chat(self, messages: Sequence[Message]) -> Tokens:
+        """See Backend.chat. Errors: ModelError if the model has no chat template or it refuses the messages."""
+        if not self._tokenizer.chat_template:
+            raise ModelError(f"{self.model.name} has no chat template; give a raw prompt instead")
+        try:
+            ids = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
+        except Exception as error:  # a template is a program of its own and raises what it likes
+            raise ModelError(
+                f"the chat template of {self.model.name} refuses these messages: {_first_line(error)}"
+            ) from error
+        return tuple(ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        on_text: OnText | None = None,
+        on_done: OnDone | None = None,
+        *,
+        batch: int = 32,
+    ) -> list[Completion]:
+        """Continue every request, up to `batch` of like length at a time; see Backend.generate.
+
+        Each row has its own steering, sampling and seed, so its answer does not depend on its batch.
+        max_tokens is cut to the room the context leaves.
+        """
+        steered = [Offsets.of(request.steering, self.model) for request in requests]
+        runs: list[Run] = []
+        done: dict[int, Completion] = {}
+        for index, (request, offsets) in enumerate(zip(requests, steered, strict=True)):
+            if error := self._misfit(request):
+                done[index] = Completion("", (), "error", error=error)
+                if on_done:
+                    on_done(index, done[index])
+                continue
+            room = min(request.max_tokens, self.context - len(request.prompt))
+            runs.append(Run(index, request, offsets, room, self.decode, bool(on_text)))
+        runs.sort(key=lambda run: len(run.request.prompt))
+        size = batch if self.batchable else 1
+        for first in range(0, len(runs), size):
+            for run in self._complete(runs[first : first + size], on_text):
+                done[run.index] = run.completion()
+                if on_done:
+                    on_done(run.index, done[run.index])
+        return [done[index] for index in range(len(requests))]
+
+    def logits(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> npt.NDArray[np.float32]:
+        result = np.empty((max(0, len(tokens) - prompt + 1), self._vocabulary), dtype=np.float32)
+        first = 0
+        for rows in self.logit_rows(tokens, prompt, steering):
+            result[first : first + len(rows)] = rows
+            first += len(rows)
+        return result
+
+    def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]:
+        for rows in self._logit_rows(tokens, prompt, steering):
+            yield rows.float().cpu().numpy()
+
+    def nll(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> npt.NDArray[np.float64]:
+        result = np.empty(max(0, len(tokens) - prompt), dtype=np.float64)
+        first = 0
+        for rows in self._logit_rows(tokens, prompt, steering):
+            chosen = torch.tensor(tokens[prompt + first : prompt + first + len(rows)], dtype=torch.long)
+            scores = rows[: len(chosen)].cpu().double().log_softmax(-1)
+            result[first : first + len(chosen)] = -scores.gather(1, chosen[:, None])[:, 0].numpy()
+            first += len(chosen)
+        return result
+
+    def record(
+        self,
+        tokens: Sequence[int],
+        layers: Sequence[int],
+        positions: Sequence[int] | None = None,
+        *,
+        prompt: int | None = None,
+        steering: Sequence[Steering] = (),
+    ) -> dict[int, Array]:
+        """See Backend.record."""
+        prompt = len(tokens) if prompt is None else prompt
+        self._check_tokens(tokens, prompt)
+        self.model.check_layers(layers)
+        chosen = range(len(tokens)) if positions is None else positions
+        if beyond := [position for position in chosen if not 0 <= position < len(tokens)]:
+            raise RequestError(f"position {beyond[0]} asked; the tokens have positions 0-{len(tokens) - 1}")
+        seen: dict[int, Array] = {}
+
+        def see(layer: int, states: Tensor) -> None:
+            seen[layer] = states[0, list(chosen)].float().cpu().numpy()
+
+        additions = self._additions([Offsets.of(steering, self.model)], prompt - 1)
+        with hooked(self._blocks, additions.hooks()):
+            self._visit(layers, see, input_ids=self._tensor([tokens]))
+        return seen
+
+    def pooled(
+        self,
+        ids: npt.NDArray[np.int64],
+        targets: Sequence[Span],
+        layers: Sequence[int],
+        *,
+        positions: npt.NDArray[np.int64] | None = None,
+        visible: npt.NDArray[np.bool_] | None = None,
+    ) -> Array:
+        """Mean residual streams of a batch, unsteered: float32 (layers, targets, hidden).
+
+        ids: (rows, columns). targets: the columns of a row that are averaged. Two arrays say what differs
+        from plain causal rows: positions (rows, columns), and visible (rows, columns, columns), True where the
+        first column attends to the second. No language-model head, and no block after the last layer, is run.
+        """
+        self.model.check_layers(layers)
+        result = np.empty((len(layers), len(targets), self.model.hidden_size), dtype=np.float32)
+
+        def see(layer: int, states: Tensor) -> None:
+            means = [states[row, first:last].float().mean(0) for row, first, last in targets]
+            result[layers.index(layer)] = torch.stack(means).cpu().numpy()
+
+        inputs = {"input_ids": self._tensor(ids)}
+        if positions is not None:
+            inputs["position_ids"] = self._tensor(positions)
+        if visible is not None:
+            seen = torch.from_numpy(visible).to(self._network.device)[:, None]
+            mask = torch.zeros(seen.shape, dtype=self._network.dtype, device=seen.device)
+            inputs["attention_mask"] = mask.masked_fill_(~seen, -math.inf)
+        self._visit(layers, see, **inputs)
+        return result
+
+    def answer_states(
+        self, forks: Sequence[Fork], layers: Sequence[int], take: OnStates, *, batch_tokens: int = 1024
+    ) -> None:
+        """See Recorder.answer_states; answers share their prompt where the architecture can."""
+        packed_states(self, forks, layers, take, batch_tokens)
+
+    def _check_tokens(self, tokens: Sequence[int], prompt: int) -> None:
+        if not 1 <= prompt <= len(tokens) <= self.context:
+            raise RequestError(
+                f"{len(tokens)} tokens with a prompt of {prompt}; need 1 <= prompt <= tokens <= {self.context}"
+            )
+        if strange := self._strange(tokens):
+            raise RequestError(strange)
+
+    def _misfit(self, request: Request) -> str:
+        """Why the request cannot be served, if it cannot."""
+        if len(request.prompt) >= self.context:
+            return (
+                f"the prompt has {len(request.prompt)} tokens; the context holds {self.context} "
+                "and needs room for an answer; shorten it"
+            )
+        return self._strange(request.prompt)
+
+    def _strange(self, tokens: Sequence[int]) -> str:
+        strange = [token for token in tokens if not 0 <= token < self._vocabulary]
+        return f"token {strange[0]} is not in the vocabulary of {self._vocabulary}" if strange else ""
+
+    @torch.inference_mode()
+    def _complete(self, runs: list[Run], on_text: OnText | None) -> Iterator[Run]:
+        """Drive one batch; a row leaves it, and is yielded, when it ends."""
+        for run in runs:
+            run.started = time.perf_counter()
+        width = max(len(run.request.prompt) for run in runs)
+        padding = [width - len(run.request.prompt) for run in runs]
+        ids = self._tensor([[0] * pad + list(run.request.prompt) for pad, run in zip(padding, runs, strict=True)])
+        left = self._tensor(padding)[:, None]
+        additions = self._additions([run.offsets for run in runs], width - 1)
+        cache = None
+        while runs:
+            end = additions.column + ids.shape[1]
+            inputs: dict[str, Any] = {}
+            if self.batchable and left.any():
+                columns = torch.arange(end, device=ids.device)
+                inputs["attention_mask"] = (columns >= left).long()
+                inputs["position_ids"] = (columns[additions.column :] - left).clamp_(min=0)
+            output = self._forward(ids, additions, 1, past_key_values=cache, use_cache=True, **inputs)
+            cache, additions.column = output.past_key_values, end
+            logits = output.logits[:, -1].float()
+            tokens = choose(logits, runs)
+            for run, token, row in zip(runs, tokens, logits, strict=True):
+                wanted = run.request.logprobs
+                logprobs = None if wanted is None else token_logprobs(row, token, wanted)
+                if (new := run.take(token, logprobs, token in self._ends)) and on_text:
+                    on_text(run.index, new)
+            going = [i for i, run in enumerate(runs) if not run.finish]
+            yield from (run for run in runs if run.finish)
+            if len(going) < len(runs):
+                runs = [runs[i] for i in going]
+                rows = self._tensor(going)
+                left = left[rows]
+                additions.keep(rows)
+                if runs:
+                    cache.batch_select_indices(rows)
+            ids = self._tensor([[tokens[i]] for i in going])
+
+    @torch.inference_mode()
+    def _logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering]) -> Iterator[Tensor]:
+        """Logits from position prompt - 1 on, in pieces of at most LOGITS_BYTES that share a KV cache."""
+        self._check_tokens(tokens, prompt)
+        additions = self._additions([Offsets.of(steering, self.model)], prompt - 1)
+        ids = self._tensor([tokens])
+        chunk = max(1, LOGITS_BYTES // (4 * self._vocabulary)) if self.batchable else len(tokens)
+        ends = [*range(prompt - 1 + chunk, len(tokens), chunk), len(tokens)]
+        cache = None
+        for end in ends:
+            keep = end - max(prompt - 1, additions.column)
+            part = ids[:, additions.column : end]
+            output = self._forward(part, additions, keep, past_key_values=cache, use_cache=len(ends) > 1)
+            cache, additions.column = output.past_key_values, end
+            yield output.logits[0, -keep:]
+
+    def _forward(self, ids: Tensor, additions: Additions, keep: int, **inputs: Any) -> Any:
+        """One steered pass; of the logits only the last `keep` columns are sure to be there."""
+        if not self._keeps_cache:
+            raise ModelError(f"{self.model.name} keeps its state otherwise than in a KV cache; run it as a GGUF")
+        if self._keeps_logits:
+            inputs["logits_to_keep"] = keep
+        with hooked(self._blocks, additions.hooks()):
+            return self._network(input_ids=ids, **inputs)
+
+    @torch.inference_mode()
+    def _visit(self, layers: Sequence[int], see: Callable[[int, Tensor], None], **inputs: Tensor) -> None:
+        last = max(layers)
+
+        def hook(layer: int) -> Hook:
+            def look(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+                see(layer, states(output))
+                if layer == last:
+                    raise Enough
+
+            return look
+
+        with hooked(self._blocks, {layer: hook(layer) for layer in layers}), contextlib.suppress(Enough):
+            self._network(use_cache=False, **inputs)
+
+    def _additions(self, rows: Sequence[Offsets | None], generated_from: int) -> Additions:
+        return Additions(rows, generated_from, self.model.hidden_size, self._network.device)
+
+    def _tensor(self, values: Any) -> Tensor:
+        return torch.as_tensor(np.asarray(values, dtype=np.int64), device=self._network.device)
+
+
+def _end_tokens(network: Any, config: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that any of the model's files calls an end token, as llama.cpp's converter takes them."""
+    ends: set[int] = set()
+    for holder in (network.generation_config, config, tokenizer):
+        named = getattr(holder, "eos_token_id", None)
+        ends.update(named if isinstance(named, list) else [] if named is None else [named])
+    return frozenset(ends)
+
+
+def _weights_digest(folder: Path) -> str:
+    sha = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        sha.update(f"{path.name} {files.digest(path)}\n".encode())
+    return sha.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

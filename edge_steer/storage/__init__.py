@@ -1,0 +1,1 @@
+"""How things are kept and fetched: whole files, records, headers, the hub."""

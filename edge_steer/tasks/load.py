@@ -1,0 +1,118 @@
+"""A task by its name or file, under a protocol."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from edge_steer.core.backend import GREEDY, Sampling
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.storage.toml import TomlTable
+from edge_steer.tasks import answers, wordproblems
+from edge_steer.tasks.published import BENCHMARKS, read_rows
+from edge_steer.tasks.task import WORD_PROBLEM_COUNT, WORD_PROBLEMS, Sample, Settings, Task, word_problems
+
+Protocol = Literal["densesteer", "bias-only"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+TASKS: tuple[str, ...] = (*BENCHMARKS, WORD_PROBLEMS)
+BOX = "\\boxed{}"
+PROMPTS: dict[tuple[Protocol, answers.Kind], str] = {
+    ("densesteer", "math"): f"{{question}}\n\nLet's think step by step, and put the final answer in {BOX}.",
+    ("densesteer", "letter"): f"{{question}}\n\nLet's think step by step, and put the letter of the answer in {BOX}.",
+    ("bias-only", "math"): f"{{question}}\n\nPlease reason step by step, and put your final answer within {BOX}.",
+    ("bias-only", "letter"): f"{{question}}\n\nPlease reason step by step, and put your final letter within {BOX}.",
+}
+
+
+def load_task(
+    name: str,
+    *,
+    protocol: Protocol = "densesteer",
+    file: Path | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+) -> Task:
+    """A task by its name in TASKS, by NAME=FILE or `file` (that task from a local file), or the path of a task.toml.
+
+    protocol: whose way of asking the settings follow. split: of those the task has; a local file is its own split.
+    Without a file a published benchmark is fetched from its pinned source once. limit: the first so many problems.
+    Errors: EdgeSteerError.
+    """
+    if protocol not in PROTOCOLS:
+        raise EdgeSteerError(f"no protocol {protocol!r}; known are {', '.join(PROTOCOLS)}")
+    known, equals, given = name.partition("=")
+    if equals and known in TASKS:
+        if file is not None:
+            raise EdgeSteerError(f"{name} names a file, and {file} is another; give one")
+        return load_task(known, protocol=protocol, file=Path(given), split=split, limit=limit)
+    if file is not None and split is not None:
+        raise EdgeSteerError(f"{file} is the split to ask; leave out the split {split!r}")
+    if name == WORD_PROBLEMS:
+        task = _load_word_problems(protocol, file, split, limit)
+    elif name in BENCHMARKS:
+        task = _load_benchmark(name, protocol, file, split)
+    elif name.endswith(".toml"):
+        if file is not None or split is not None:
+            raise EdgeSteerError(f"{name} names its own file of problems; leave out the file or split")
+        task = _load_toml(Path(name), protocol)
+    else:
+        raise EdgeSteerError(f"no task {name!r}; known are {', '.join(TASKS)}, or the path of a task.toml")
+    return task if limit is None else task.limit(limit)
+
+
+def _settings(protocol: Protocol, grader: answers.Kind, averaged: bool) -> Settings:
+    prompt = PROMPTS[protocol, grader]
+    if protocol == "densesteer":
+        return Settings(prompt, None, 2048, GREEDY, 1)
+    return Settings(prompt, None, 4096, Sampling(temperature=1.0), 32 if averaged else 1)
+
+
+def _load_word_problems(protocol: Protocol, file: Path | None, split: str | None, limit: int | None) -> Task:
+    """Asked plainly in every protocol: the bundled model knows the bare question alone."""
+    if file is not None:
+        raise EdgeSteerError(f"{WORD_PROBLEMS} are generated, not read from {file}; leave out the file")
+    known = next((known for known in wordproblems.SPLITS if known == (split or "test")), None)
+    if known is None:
+        raise EdgeSteerError(f"no split {split!r}; {WORD_PROBLEMS} have {', '.join(wordproblems.SPLITS)}")
+    samples = word_problems(known, WORD_PROBLEM_COUNT if limit is None else limit)
+    settings = replace(_settings(protocol, "math", averaged=False), prompt="{question}", max_tokens=400)
+    return Task(WORD_PROBLEMS, tuple(samples), settings, "math")
+
+
+def _load_benchmark(name: str, protocol: Protocol, file: Path | None, split: str | None) -> Task:
+    benchmark = BENCHMARKS[name]
+    if file is None:
+        try:
+            file = benchmark.file(split)
+        except EdgeSteerError as error:
+            raise EdgeSteerError(f"task {name}: {error}; or give its file as {name}=FILE") from error
+    samples = tuple(Sample(*triple) for triple in benchmark.read(file))
+    return Task(name, samples, _settings(protocol, benchmark.grader, benchmark.averaged), benchmark.grader)
+
+
+def _load_toml(path: Path, protocol: Protocol) -> Task:
+    """A user's task: what its TOML leaves out, the protocol says."""
+    table = TomlTable(path, "a task: name, file, prompt, question, answer, grader")
+    name, file, prompt = table.text("name"), path.parent / table.text("file"), table.text("prompt")
+    question, answer, identity = table.text("question"), table.text("answer"), table.text("id", optional=True)
+    named = table.text("grader")
+    grader = next((kind for kind in answers.KINDS if kind == named), None)
+    if grader is None:
+        raise table.error("grader", f"allowed are {', '.join(answers.KINDS)}")
+    preset = _settings(protocol, grader, averaged=False)
+    settings = Settings(
+        prompt=prompt,
+        system=table.text("system", optional=True) or None,
+        max_tokens=table.whole("max_tokens", preset.max_tokens),
+        sampling=replace(preset.sampling, temperature=table.number("temperature", preset.sampling.temperature)),
+        samples=table.whole("samples", preset.samples),
+    )
+    table.finish()
+    if name in TASKS or not re.fullmatch(r"\w[\w.-]*", name):
+        raise table.error("name", f"{name!r} is a shipped task's, or holds more than letters, digits, '.', '_' and '-'")
+    needed = [field for field in (question, answer, identity) if field]
+    samples = tuple(
+        Sample(str(row[identity]) if identity else str(number), str(row[question]), str(row[answer]))
+        for number, row in enumerate(read_rows(file, *needed))
+    )
+    return Task(name, samples, settings, grader)

@@ -1,0 +1,1 @@
+"""Vector files of every tool, in and out."""

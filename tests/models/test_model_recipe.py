@@ -1,0 +1,133 @@
+"""Every recipe that is shipped, and recipes of vectors, written, filled in and read back."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.models.recipe import ModelRecipe
+from edge_steer.recipes.build import Build
+from edge_steer.recipes.build_recipe import BuildRecipe, MadePairs
+from edge_steer.recipes.recipe import VectorRecipe, fill
+from edge_steer.storage import hub
+
+MODELS = sorted(path.parent for path in ROOT.glob("models/*/recipe.toml"))
+VECTORS = sorted(path.parent for path in ROOT.glob("export/*/*/recipe.toml"))
+PAPERS = (
+    "qwen2.5-1.5b-instruct", "qwen2.5-3b-instruct", "qwen2.5-7b-instruct", "qwen2.5-math-1.5b", "qwen2.5-math-7b",
+    "llama-3.2-1b-instruct", "llama-3.2-3b-instruct", "llama-3.1-8b", "llama-3.1-8b-instruct",
+)  # fmt: skip
+
+
+def recipe(folder: Path) -> VectorRecipe:
+    return VectorRecipe(
+        folder=folder,
+        model='Qwen2.5 "mini" \\ 1',
+        vector="vector.gguf",
+        layer=17,
+        strength=-2.5,
+        phase="generated",
+        pairs=None,
+        chosen="dichteste Zelle, λ = 2 \N{GRINNING FACE}\x7f\ttab",
+    )
+
+
+def test_a_recipe_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    written = recipe(tmp_path / "export" / "vector")
+    assert written.save() == tmp_path / "export" / "vector" / "recipe.toml"
+    assert VectorRecipe.load(written.folder) == written
+
+
+def test_pairs_are_kept_relative_to_the_folder(tmp_path: Path) -> None:
+    written = replace(recipe(tmp_path / "export" / "vector"), pairs=(tmp_path / "pairs.jsonl").resolve())
+    text = written.save().read_text()
+    assert 'pairs = "../../pairs.jsonl"' in text
+    assert str(tmp_path) not in text
+    assert VectorRecipe.load(written.folder) == written
+
+
+def test_another_recipe_is_never_overwritten(tmp_path: Path) -> None:
+    recipe(tmp_path).save()
+    before = (tmp_path / "recipe.toml").read_bytes()
+    assert recipe(tmp_path).save().read_bytes() == before
+    with pytest.raises(EdgeSteerError, match="its layer is 17, not 16"):
+        replace(recipe(tmp_path), layer=16).save()
+    assert (tmp_path / "recipe.toml").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EdgeSteerError, match="cannot make the folder"):
+        recipe(tmp_path / "file" / "vector").save()
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+def test_a_model_recipe_is_whole(folder: Path) -> None:
+    recipe = ModelRecipe.load(folder)
+    assert recipe.name == folder.name
+    if recipe.source == str(folder):
+        return
+    assert hub.split(recipe.source) == (recipe.source, None)
+    assert recipe.name == recipe.source.split("/")[1].lower()
+    assert recipe.revision
+    assert recipe.blocks
+    assert recipe.layers == tuple(range(recipe.blocks // 3, 2 * recipe.blocks // 3))
+    assert recipe.layer is None
+    assert all(hub.split(repo) == (repo, None) and repo.lower().endswith("gguf") for repo in recipe.ggufs)
+    assert recipe.chat
+
+
+def test_the_papers_models_have_recipes_of_their_own_commits() -> None:
+    recipes = [ModelRecipe.load(folder) for folder in MODELS]
+    assert {*PAPERS} < {recipe.name for recipe in recipes}
+    for key in ("name", "source"):
+        assert len({getattr(recipe, key) for recipe in recipes}) == len(recipes)
+    pinned = [recipe.revision for recipe in recipes if recipe.revision]
+    assert len(set(pinned)) == len(pinned)
+
+
+@pytest.mark.parametrize("folder", VECTORS, ids=lambda folder: "/".join(folder.parts[-2:]))
+def test_a_shipped_vectors_recipe_can_be_built(folder: Path) -> None:
+    build = Build.load(folder)
+    assert build.recipe.model == folder.parts[-2]
+    if build.recipe.search is None:
+        assert VectorRecipe.load(folder).layer == build.recipe.layer
+
+
+def test_the_tables_of_a_build_are_read_and_have_defaults(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(
+        'model = "m"\nvector = "v.gguf"\nphase = "all"\n[pairs]\ntask = "gsm8k"\nquant = "Q8_0"\n'
+        'keep_lowest = 40\nmax_nll_ratio = 1.5\n[sweep]\ntask = "gsm8k"\nstrengths = "1:3:1"\n'
+    )
+    recipe = BuildRecipe.load(tmp_path)
+    assert recipe.pairs == MadePairs("gsm8k", None, 50, "Q8_0", None, None, None, True, 1.5, 40)
+    assert (recipe.extraction.method, recipe.extraction.pooling, recipe.extraction.quant) == (
+        "mean_difference",
+        "last",
+        None,
+    )
+    assert recipe.search
+    assert (recipe.search.layers, recipe.search.dev, recipe.search.test, recipe.search.rule) == (
+        None,
+        100,
+        200,
+        "accuracy",
+    )
+    assert (recipe.comparison.quants, recipe.comparison.texts) == (None, 16)
+    assert (recipe.layer, recipe.strength) == (None, None)
+
+
+def test_what_was_chosen_is_filled_in_and_the_rest_stays(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('# mine\nmodel = "m"\nlayer = 3  # by hand\nlayers = "1"\n\n  [sweep]\nlayer = 9\n')
+    for strength in (0.5, -1.25):
+        fill(tmp_path, layer=7, strength=strength, chosen='so "it" was')
+        assert path.read_text() == (
+            f'# mine\nmodel = "m"\nlayer = 7\nlayers = "1"\nstrength = {strength}\nchosen = "so \\"it\\" was"\n'
+            "\n  [sweep]\nlayer = 9\n"
+        )
+    path.write_text('model = "m"')
+    fill(tmp_path, layer=0, strength=1.0, chosen="")
+    assert path.read_text() == 'model = "m"\nlayer = 0\nstrength = 1.0\nchosen = ""\n'

@@ -1,0 +1,203 @@
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from paths import ABACUS, DATA
+
+from edge_steer.core.backend import EngineOptions
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.stats import log_softmax
+from edge_steer.llama.engine import Engine
+from edge_steer.pairs import checks
+from edge_steer.pairs import numbers as pairs_numbers
+from edge_steer.pairs import pair as pairs_pair
+from edge_steer.pairs.checks import OWN, REWRITE, Check, Rules
+from edge_steer.pairs.numbers import computed_numbers
+from edge_steer.pairs.pair import Pair
+from edge_steer.pairs.solutions import Solution
+from edge_steer.tasks.grading import Graders
+
+DENSE = "2 + 3 = 5, so the answer is \\boxed{5}."
+SPARSE = "Mia has 2.\n\n2 + 3 = 5.\n\nThe answer is \\boxed{5}."
+
+
+@pytest.fixture(scope="module")
+def engine(bundled_f16: Path) -> Iterator[Engine]:
+    with Engine.load(bundled_f16, EngineOptions(threads=1)) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def graders() -> Iterator[Graders]:
+    with Graders(workers=1) as graders:
+        yield graders
+
+
+def found(name: str = "a", **fields: object) -> Check:
+    base = Check(name, True, True, True, 1, 2, 10, 12, (), ())
+    return replace(base, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("2 + 3 = 5.", ["5"]),
+        ("3 * 4 = 2 * 6 = 12", ["12"]),
+        ("5 = 2 + 3 and x = 4 - y", []),
+        ("48 / 4 = 12 and 7 = 14/2", ["12", "14/2"]),
+        ("so x = \\frac{1}{2}, y = \\dfrac{3}{4}", ["1/2", "3/4"]),
+        ("cost = \\$1,200.50 and total = $18$", ["1,200.50", "18"]),
+        ("a = \\boxed{7}, \\[ b = \\text{8} \\]", ["7", "8"]),
+        ("x = -5, y = \u22126, z \\approx 3.14, w \u2248 2", ["5", "6", "3.14", "2"]),
+        ("x >= 3, y <= 4, z != 5, a == 6, b := 7, c => 8", []),
+        ("= 10^2 = 100, = 2 \\times 3, = 4 \\cdot 5 = 20", ["100", "20"]),
+        ("= 7 - then we are done", ["7"]),
+        ("= 1{,}000 and = 1,000 and = 1000.0", ["1,000"]),
+        ("= 0.5 and = 1/2 and = .50", ["0.5"]),
+        ("= 3/0 and = " + "9" * 5000, []),
+        ("=\n\n12 apples, = 5x, = 40%", ["12", "5", "40"]),
+    ],
+)
+def test_computed_numbers_are_what_computations_end_in(text: str, numbers: list[str]) -> None:
+    assert list(computed_numbers(text).values()) == numbers
+
+
+def test_a_number_is_kept_wherever_it_stands_and_given_ones_are_not_added() -> None:
+    own = "3 * 4 = 12.\n\n12 + 5 = 17.\n\n17 - 1 = 16."
+    told = "3 * 4 gives 12, and 12 + 5 = 17; so \\boxed{16}."
+    assert pairs_numbers.changed_numbers(Pair("q", told, own)) == ((), ())
+    assert pairs_numbers.changed_numbers(Pair("q", "3 * 4 = 12, so x = 40.", own)) == (("17", "16"), ("40",))
+    assert pairs_numbers.changed_numbers(Pair("There are 40.", "x = 40, 12, 17, 16", own)) == ((), ())
+    assert pairs_numbers.changed_numbers(Pair("q", "a = 1/2", "a = 0.50\n\nb = 3/4")) == (("3/4",), ())
+
+
+def test_both_answers_are_graded_and_the_density_measured(graders: Graders) -> None:
+    right, wrong, unknown, boxless = checks.check(
+        [
+            Pair("q", DENSE, SPARSE, "5", "a"),
+            Pair("q", DENSE, SPARSE, "6"),
+            Pair("q", DENSE, "no box"),
+            Pair("q", DENSE.replace("5", "4"), SPARSE),
+        ],
+        lambda text: len(text.split()),
+        graders,
+    )
+    assert right.name == "a" and right.positive_right and right.negative_right and right.known
+    assert (right.positive_steps, right.negative_steps) == (1, 3)
+    assert (right.positive_tokens, right.negative_tokens) == (10, 12)
+    assert right.density_ratio == pytest.approx(10 / 4)
+    assert wrong.name == "pair 2" and not wrong.positive_right and not wrong.negative_right
+    assert not unknown.known
+    assert boxless.known and boxless.negative_right and not boxless.positive_right
+    [letter] = checks.check([Pair("q", "so \\boxed{B}", "hm\n\nso \\boxed{B}", "B")], len, graders, "letter")
+    assert letter.positive_right
+
+
+def test_the_bundled_pairs_pass(graders: Graders) -> None:
+    made = pairs_pair.read(ABACUS / "pairs.jsonl")
+    assert not any(checks.select(checks.check(made, len, graders), Rules()))
+
+
+def test_the_nll_is_that_of_the_logits(engine: Engine) -> None:
+    pair = pairs_pair.read(ABACUS / "pairs.jsonl")[0]
+    [scored] = checks.score(engine, [pair], [found()])
+    for side, measured in zip(pair.sides, (scored.positive_nll, scored.negative_nll), strict=True):
+        prompt, answer = side.tokens(engine)
+        logits = log_softmax(engine.logits((*prompt, *answer), len(prompt)))[:-1]
+        assert measured == pytest.approx(-np.mean([row[token] for row, token in zip(logits, answer, strict=True)]))
+    assert scored.nll_ratio and scored.positive_nll and scored.negative_nll
+    assert scored.nll_ratio == pytest.approx(scored.positive_nll / scored.negative_nll)
+    assert scored.nll_ratio > 1  # greedy solutions are as likely as texts get
+
+
+def test_a_pair_that_does_not_fit_is_left_unscored_and_dropped_only_if_the_nll_matters(engine: Engine) -> None:
+    fits = Pair("q", DENSE, SPARSE)
+    scored = checks.score(engine, [Pair("q", "a " * 3000, "b"), fits], [found("long"), found("short")])
+    assert scored[0].nll_ratio is None and "tokens" in scored[0].unscored
+    assert checks.select(scored, Rules()) == [(), ()]
+    [long], short = checks.select(scored, Rules(max_nll_ratio=1e9))
+    assert long.startswith("not scored: ") and not short
+
+
+def test_figure_3_compares_the_sources_on_the_same_questions(engine: Engine) -> None:
+    made = pairs_pair.read(ABACUS / "pairs.jsonl")[:6]
+    scored = checks.score(engine, made, [found(str(i)) for i in range(6)])
+    solved = Solution("i", 0, "q", made[0].question, None, "1", made[1].positive, 9, False, "stop")
+    traces = [replace(solved, prompt=pair.question, text=pair.negative) for pair in made[:3]]
+    other = [solved, replace(solved, text=made[0].positive), replace(solved, prompt="elsewhere")]
+    own, rewrite, same, alien = checks.likelihoods(engine, made, scored, {"same": traces, "alien": other})
+    assert (own.source, rewrite.source) == (OWN, REWRITE)
+    assert own.ratio == 1
+    assert own.interval and own.interval[0] < own.mean < own.interval[1]
+    assert rewrite.mean == pytest.approx(np.mean([row.positive_nll for row in scored if row.positive_nll]))
+    assert (len(same.values), same.interval) == (3, None)
+    assert same.ratio == pytest.approx(1, abs=0.02)
+    assert alien.values.keys() == {"0"}
+    assert alien.mean > 10 * own.mean  # an answer to another question
+    assert scored[0].negative_nll and alien.ratio == pytest.approx(alien.mean / scored[0].negative_nll)
+    with pytest.raises(EdgeSteerError, match="alien has no solution to any question"):
+        checks.likelihoods(engine, made, scored, {"alien": other[2:]})
+    with pytest.raises(EdgeSteerError, match="no pair has an NLL"):
+        checks.likelihoods(engine, made, [found()] * 6, {})
+
+
+@pytest.mark.parametrize(
+    ("check", "rules", "reasons"),
+    [
+        (found(), Rules(), ()),
+        (found(known=False), Rules(), ("no answer to grade by",)),
+        (found(positive_right=False), Rules(), ("the rewrite's answer is wrong",)),
+        (found(negative_right=False), Rules(), ("the own solution's answer is wrong",)),
+        (found(positive_tokens=6), Rules(), ("not denser: 1.00 times the density",)),
+        (
+            found(dropped=("1", "2"), added=("3",)),
+            Rules(),
+            ("computed numbers dropped: 1, 2", "computed numbers added: 3"),
+        ),
+        (found(dropped=("1",)), Rules(numbers=False), ()),
+        (found(positive_nll=3.0, negative_nll=2.0), Rules(max_nll_ratio=1.5), ()),
+        (
+            found(positive_nll=3.2, negative_nll=2.0),
+            Rules(max_nll_ratio=1.5),
+            ("its NLL is 1.60 times the own solution's, above 1.5",),
+        ),
+    ],
+)
+def test_each_drop_has_its_reason(check: Check, rules: Rules, reasons: tuple[str, ...]) -> None:
+    assert checks.select([check], rules) == [reasons]
+
+
+def test_the_lowest_nll_are_kept_of_those_that_pass() -> None:
+    rows = [found(positive_nll=nll, negative_nll=1.0) for nll in (0.5, 0.4, 0.3, 0.2)]
+    rows[3] = replace(rows[3], positive_right=False)
+    first, *passed, wrong = checks.select(rows, Rules(keep_lowest=2))
+    assert first == ("its NLL of 0.500 is not among the 2 lowest",)
+    assert passed == [(), ()]
+    assert wrong == ("the rewrite's answer is wrong",)
+    with pytest.raises(EdgeSteerError, match="no pair has an NLL to choose by"):
+        checks.select([found()], Rules(keep_lowest=1))
+
+
+def test_on_human_solutions_the_annotated_results_are_found_and_merging_changes_nothing() -> None:
+    """GSM8K marks each result of a computation as <<expression=result>>, which the text around it repeats."""
+    path = DATA / "gsm8k_train.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{path} is not at hand; set EDGE_STEER_DATA to a folder with the published files")
+    marked = found = 0
+    for line in path.read_text().splitlines()[:1000]:
+        row = json.loads(line)
+        told = re.sub(r"<<[^>]*>>", "", row["answer"]).partition("####")[0].strip()
+        results = re.findall(r"=(-?[0-9.,]+)>>", row["answer"])
+        computed = computed_numbers(told)
+        marked += len(results)
+        found += sum(abs(Fraction(result.replace(",", ""))) in computed for result in results)
+        if "\n" in told:
+            merged = Pair(row["question"], told.replace("\n", " "), told)
+            assert pairs_numbers.changed_numbers(merged) == ((), ())
+    assert marked > 2000
+    assert found / marked > 0.99

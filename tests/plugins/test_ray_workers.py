@@ -1,0 +1,122 @@
+"""A sweep on a local Ray with two workers, one of which is killed: the rows are those of one process."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+from heard import Heard
+
+from edge_steer.core.backend import EngineOptions
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.progress import SILENT
+from edge_steer.core.vector import SteeringVector
+from edge_steer.evaluation.sweep import PLAIN, Cell
+from edge_steer.evaluation.units import Made, Plan, Runner, Unit, in_process, make
+from edge_steer.llama.engine import Engine
+from edge_steer.plugins.ray_workers import LOSSES, Setup, ray_runner
+from edge_steer.storage.files import digest
+from edge_steer.tasks.grading import Graders
+from edge_steer.tasks.load import load_task
+from edge_steer.tasks.rows import OnRow, Row
+from edge_steer.tasks.task import WORD_PROBLEMS
+
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("the extra 'ray' is not installed", allow_module_level=True)
+
+ENGINE = EngineOptions(threads=1, parallel=2)
+
+
+@pytest.fixture(scope="module")
+def plan(bundled_vector: SteeringVector) -> Plan:
+    task = load_task(WORD_PROBLEMS, limit=8)
+    methods = [cell.method(bundled_vector, "generated") for cell in (PLAIN, Cell(5, 0.35), Cell(4, -0.3), Cell(3, 0.3))]
+    return Plan(task, tuple(methods), problems=1)
+
+
+def workers() -> list[psutil.Process]:
+    """The processes of Ray's actors that this process started."""
+    found = psutil.Process().children(recursive=True)
+    return [process for process in found if process.name().startswith("ray::_Worker")]
+
+
+def killing(runner: Runner, killed: list[int]) -> Runner:
+    """The same runner, of which one worker that is at work is killed while most units are still to be made."""
+
+    def run(plan: Plan, units: Sequence[Unit], on_row: OnRow) -> Iterator[Unit]:
+        for number, unit in enumerate(runner(plan, units, on_row)):
+            busy = [worker for worker in workers() if not killed and worker.cpu_percent(0.1) > 20]
+            if busy and number < 4:
+                os.kill(busy[0].pid, signal.SIGKILL)
+                killed.append(busy[0].pid)
+            yield unit
+
+    return run
+
+
+def made_in(folder: Path, plan: Plan, runner: Runner) -> Made:
+    return make(folder / "dev.jsonl", {"of": "a test"}, plan, runner, SILENT, "dev")
+
+
+def test_a_killed_worker_loses_nothing(plan: Plan, bundled_f16: Path, tmp_path: Path) -> None:
+    with Graders() as graders, Engine.load(bundled_f16, ENGINE) as engine:
+        here = made_in(tmp_path / "here", plan, in_process(engine, graders))
+
+    setup = Setup(bundled_f16, digest(bundled_f16), ENGINE)
+    heard = Heard()
+    killed: list[int] = []
+    with ray_runner("local", setup, heard, workers=2) as runner:
+        there = made_in(tmp_path / "there", plan, killing(runner, killed))
+    assert there.rows == here.rows
+    assert there.changed == 0
+    assert len(killed) == 1
+    assert len(heard.notes) == 1
+    assert "a Ray worker was lost over unit" in heard.notes[0]
+    lines = (tmp_path / "there" / "dev.jsonl").read_text().splitlines()[1:]
+    units = [record["whole"] for record in map(json.loads, lines) if "whole" in record]
+    assert sorted(units) == list(range(8))
+    rows = [Row.of(record).key for record in map(json.loads, lines) if "whole" not in record]
+    assert len(rows) == len(set(rows)) == plan.size
+    gone = time.monotonic() + 20
+    while workers() and time.monotonic() < gone:
+        time.sleep(0.1)
+    assert not workers()
+
+
+def test_a_worker_without_the_same_model_is_one_line(plan: Plan, bundled_f16: Path, tmp_path: Path) -> None:
+    other = ray_runner("local", Setup(bundled_f16, "0" * 64, ENGINE), SILENT, workers=1)
+    with other as runner, pytest.raises(EdgeSteerError, match="is another file than here"):
+        made_in(tmp_path, plan, runner)
+    too_large = ray_runner("local", Setup(bundled_f16, "", ENGINE), SILENT, workers=1, gpus=64)
+    with pytest.raises(EdgeSteerError, match="no machine of the Ray cluster has 1 CPUs and 64 GPUs"), too_large:
+        pass
+
+
+def test_workers_that_always_die_end_the_sweep(plan: Plan, bundled_f16: Path, tmp_path: Path) -> None:
+    """As for want of memory: no endless restarts."""
+    heard = Heard()
+    over = threading.Event()
+
+    def kill_all() -> None:
+        while not over.wait(0.05):
+            for worker in workers():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worker.kill()
+
+    killer = threading.Thread(target=kill_all)
+    with ray_runner("local", Setup(bundled_f16, digest(bundled_f16), ENGINE), heard, workers=1) as runner:
+        killer.start()
+        try:
+            with pytest.raises(EdgeSteerError, match=r"3 Ray workers were lost over .*what is done is kept"):
+                made_in(tmp_path, plan, runner)
+        finally:
+            over.set()
+            killer.join()
+    assert len(heard.notes) == LOSSES - 1

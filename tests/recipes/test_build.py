@@ -1,0 +1,310 @@
+"""Builds of the bundled model, from given pairs and from none, with a real endpoint that rewrites by rule."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from endpoint import Endpoint, dense_rewriter
+from heard import Heard
+from hub_server import COMMIT, printed, serving
+from paths import ROOT
+
+from edge_steer.certificates import read
+from edge_steer.commands import build as commands_build
+from edge_steer.commands.main import main
+from edge_steer.core.backend import EngineOptions
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.pairs import pair
+from edge_steer.recipes import plan
+from edge_steer.recipes.build import STEPS, Build
+from edge_steer.recipes.recipe import VectorRecipe
+from edge_steer.recipes.run import run
+from edge_steer.recipes.step import Means
+from edge_steer.storage import records
+
+ENGINE = EngineOptions(threads=1, parallel=8)
+GIVEN = """\
+# pairs at hand
+model = "abacus"
+vector = "vector.gguf"  # kept
+phase = "generated"
+pairs = "few.jsonl"
+
+[sweep]
+task = "wordproblems"
+layers = "5"
+strengths = "0.4"
+dev = 5
+test = 5
+choose = "density"
+margin = 0.5
+quant = "q8_0"
+nll = false
+max_tokens = 200
+
+[extract]
+quant = "F16"
+"""
+PARITY = """
+[parity]
+quants = ["q8_0"]
+texts = 2
+"""
+MADE = """\
+model = "abacus"
+vector = "vector.gguf"
+phase = "all"
+layer = 5
+strength = 0.4
+chosen = "by hand"
+
+[pairs]
+task = "wordproblems"
+count = 6
+quant = "F16"
+rewriter = "told-by-rule"
+base_url = "{url}"
+
+[extract]
+quant = "F16"
+
+[parity]
+quants = ["Q8_0"]
+texts = 2
+task = "wordproblems"
+problems = 4
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of a vector beside the models of this checkout, with ten of the bundled pairs."""
+    (tmp_path / "models").symlink_to(ROOT / "models", target_is_directory=True)
+    folder = tmp_path / "export" / "abacus" / "dense"
+    folder.mkdir(parents=True)
+    pair.write(folder / "few.jsonl", pair.read(ROOT / "models" / "abacus" / "pairs.jsonl")[:10])
+    return folder
+
+
+def built(folder: Path) -> tuple[Build, list[str]]:
+    """The build after a run, and what it said of each step it did."""
+    heard = Heard()
+    build = Build.load(folder)
+    run(build, Means(ENGINE, heard))
+    return build, [line for line in heard.notes if line.split(":")[0] in STEPS]
+
+
+def states(folder: Path) -> dict[str, str]:
+    build = Build.load(folder)
+    return {step: state.why or state.kind for step in STEPS for state in [build.state(step)]}
+
+
+def test_a_build_from_given_pairs_and_what_is_done_again(folder: Path) -> None:
+    recipe = folder / "recipe.toml"
+    recipe.write_text(GIVEN + PARITY)
+    with pytest.raises(EdgeSteerError, match=r"layer: is not chosen yet; run: edge-steer build"):
+        VectorRecipe.load(folder)
+    waiting = ["not done yet", "after extract", "after extract", "after export"]
+    assert list(states(folder).values()) == ["given", "given", "given", *waiting]
+    build, said = built(folder)
+    assert said == [f"{step}: not done yet" for step in ("extract", "sweep", "export", "parity")]
+    assert build.at == (5, 0.4)
+    assert not build.failures
+    filled = VectorRecipe.load(folder)
+    assert (filled.layer, filled.strength, filled.pairs) == (5, 0.4, (folder / "few.jsonl").resolve())
+    assert filled.chosen.startswith("edge-steer build: Q8_0, 5 wordproblems problems; densest")
+    above, tables = GIVEN.split("\n[sweep]")
+    assert recipe.read_text().startswith(above)
+    assert recipe.read_text().endswith(f"\n[sweep]{tables}{PARITY}")
+
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert set(states(folder).values()) == {"given", "done"}
+    assert built(folder)[1] == []
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+    first = (folder / "vector.gguf").read_bytes()
+    (folder / "vector.gguf").unlink()
+    assert built(folder)[1] == ["export: vector.gguf is missing"]
+    assert (folder / "vector.gguf").read_bytes() == first
+
+    recipe.write_text(recipe.read_text().replace("texts = 2", "texts = 1"))
+    assert built(folder)[1] == ["parity: its texts changed"]
+
+    pair.write(folder / "few.jsonl", pair.read(folder / "few.jsonl")[:8])
+    assert states(folder)["extract"] == "its pairs changed"
+    assert states(folder)["parity"] == "after export"
+    assert [line.split(":")[0] for line in built(folder)[1]] == ["extract", "sweep", "export", "parity"]
+
+
+def test_a_build_from_nothing_but_a_model_and_an_endpoint(folder: Path) -> None:
+    with Endpoint(dense_rewriter()) as endpoint:
+        (folder / "recipe.toml").write_text(MADE.format(url=endpoint.url))
+        planned = {step.step: step.work for step in plan.plan(Build.load(folder), 1)}
+        assert planned["generate"] == "6 right solutions to wordproblems by F16, about 1,800 tokens"
+        assert planned["rewrite"].startswith("6 requests, about 3,")
+        build, said = built(folder)
+        assert len(said) == len(STEPS) - 1
+        assert endpoint.answered == 6
+        found = pair.read(folder / "build" / "pairs.jsonl")
+        assert VectorRecipe.load(folder.parent / folder.name).pairs == (folder / "build" / "pairs.jsonl").resolve()
+        kept, dropped = (build.steps["check"]["found"][key] for key in ("pairs", "dropped"))
+        assert (len(found), kept + dropped) == (kept, 6)
+        assert build.steps["extract"]["found"]["pairs"] == kept
+        assert read.load(folder / "certificate.json")["task"]["problems"] == 4
+        assert "wordproblems" in (folder / "report.html").read_text()
+
+        recipe = folder / "recipe.toml"
+        recipe.write_text(recipe.read_text().replace("problems = 4", "problems = 5"))
+        assert built(folder)[1] == ["parity: its problems changed"]
+        [entry] = read.load(folder / "certificate.json")["files"]
+        assert {dose["other"]["samples"] for dose in entry["behaviour"]} == {5}
+        _, rows = records.read(folder / "rows" / "reference.jsonl")
+        assert len({(row["method"], row["id"]) for row in rows}) == 5 * len(entry["behaviour"])
+
+        recipe.write_text(recipe.read_text().replace("count = 6", "count = 7"))
+        assert built(folder)[1][:2] == ["generate: its count changed", "rewrite: its solutions changed"]
+        assert endpoint.answered == 7
+
+        recipe.write_text(recipe.read_text().replace("[pairs]", "[pairs]\nkeep_lowest = 3"))
+        assert built(folder)[1][0] == "check: its rules changed"
+        assert len(pair.read(folder / "build" / "pairs.jsonl")) == 3
+        assert endpoint.answered == 7
+
+
+def test_a_stopped_build_keeps_what_was_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Endpoint(dense_rewriter()) as endpoint:
+        (folder / "recipe.toml").write_text(MADE.format(url=endpoint.url))
+
+        class Stop(Heard):
+            def __call__(self, doing: str, done: int = 0, total: int = 1) -> None:
+                if (doing, done) == ("rewriting", 3):
+                    raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(Build.load(folder), Means(ENGINE, Stop()))
+        assert states(folder)["generate"] == "done"
+        assert states(folder)["rewrite"] == "not done yet"
+        answered = endpoint.answered
+        build, said = built(folder)
+        assert said[0] == "rewrite: not done yet"
+        assert build.steps["rewrite"]["found"]["pairs"] == 6
+        assert endpoint.answered - answered <= 3
+
+
+def test_a_model_of_the_hub_is_planned_and_pinned(folder: Path, tmp_path: Path) -> None:
+    """Stopped before anything is fetched: the commit is kept, and the next build takes that one."""
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (hub / "recipe.toml").write_text('name = "abacus"\nsource = "we/abacus"\nlayers = "1-5"\nquants = ["Q8_0"]\n')
+    (folder / "recipe.toml").write_text(GIVEN.split("[sweep]")[0] + "layer = 5\nstrength = 0.3\n" + PARITY)
+    code = f"""
+from pathlib import Path
+from edge_steer.core.backend import EngineOptions
+from edge_steer.core.progress import Progress
+from edge_steer.recipes import plan
+from edge_steer.recipes.build import Build
+from edge_steer.recipes.run import run
+from edge_steer.recipes.step import Means
+build = Build.load(Path({str(folder)!r}), Path({str(hub)!r}))
+planned = plan.plan(build, 1)
+print(planned[0].work)
+print(plan.total(planned) > 0)
+class Stop(Progress):
+    def __call__(self, *_): raise KeyboardInterrupt
+    def note(self, text): print(text)
+try: run(build, Means(EngineOptions(), Stop()))
+except KeyboardInterrupt: print(build.inputs("extract")["model"])
+print(Build.load(Path({str(folder)!r}), Path({str(hub)!r})).revision)
+"""
+    with serving(tmp_path / "cache") as environment:
+        work, guessed, said, model, kept = printed(environment, code)
+    assert work.startswith(f"7 MB of we/abacus at {COMMIT[:10]}")
+    assert (guessed, said) == ("True", "extract: not done yet")
+    assert model == f"{{'source': 'we/abacus', 'revision': '{COMMIT}', 'quant': None}}"
+    assert kept == COMMIT
+
+
+def test_a_missing_key_is_said_before_anything_is_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    (folder / "recipe.toml").write_text(MADE.replace('base_url = "{url}"\n', ""))
+    with pytest.raises(EdgeSteerError, match="no API key"):
+        built(folder)
+    assert states(folder)["generate"] == "not done yet"
+
+
+def test_the_plan_runs_nothing(folder: Path) -> None:
+    (folder / "recipe.toml").write_text(GIVEN + PARITY)
+    done = CliRunner().invoke(main, ["build", str(folder), "--dry-run", "--threads", "2"])
+    assert done.exit_code == 0, done.output
+    assert "20 rows by Q8_0: 2 cells on 5 dev problems of wordproblems" in done.output
+    assert "4 steps to do" in done.output
+    listed = json.loads(CliRunner().invoke(main, ["build", str(folder), "--dry-run", "--json"]).output)
+    assert [step["step"] for step in listed] == ["fetch", *STEPS]
+    assert {path.name for path in folder.iterdir()} == {"few.jsonl", "recipe.toml"}
+
+
+def test_parity_out_of_tolerance_is_status_1(folder: Path, tmp_path: Path) -> None:
+    """A GGUF that is not of the reference's weights, for some of them are overwritten."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(ROOT / "models" / "abacus", damaged, ignore=shutil.ignore_patterns("training*", "*.py"))
+    with (damaged / "abacus-F16.gguf").open("r+b") as file:
+        file.seek(-400_000, 2)
+        file.write(bytes(300_000))
+    (folder / "recipe.toml").write_text(GIVEN.split("[sweep]")[0] + "layer = 5\nstrength = 0.3\n" + PARITY)
+    for told in ("3 steps to do", "everything is done"):
+        done = CliRunner().invoke(main, ["build", str(folder), "--model", str(damaged), "--threads", "1"])
+        assert done.exit_code == 1, done.output
+        assert told in done.output
+        assert "parity OUT OF TOLERANCE: Q8_0" in done.output
+
+
+def test_a_sweep_that_finds_nothing_ends_the_build(folder: Path) -> None:
+    (folder / "recipe.toml").write_text(
+        GIVEN.replace('choose = "density"', 'choose = "accuracy"').replace("0.4", "40").replace("200", "9")
+    )
+    with pytest.raises(EdgeSteerError, match=r"no cell of the sweep did better .* give other layers"):
+        built(folder)
+    assert "layer =" not in (folder / "recipe.toml").read_text()
+    assert states(folder)["extract"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ('"abacus"', '"absent"', r"no models/absent/recipe\.toml"),
+        ('layers = "5"', 'layers = "0-2"', "layers 0-2; control vectors of abacus have layers"),
+        ('"density"', '"speed"', "sweep.choose: 'speed'; allowed are accuracy, density"),
+        ('"0.4"', '"x"', "cannot read strengths 'x'"),
+        ('quant = "q8_0"', 'quant = "Q9"', "quant Q9 is not known; allowed are F32"),
+        ('quants = ["q8_0"]', 'quants = ["q8_0", "int4"]', "quant INT4 is not known"),
+        ("dev = 5", "dev = 0", "sweep.dev: is 0; at least 1 is needed"),
+        ("dev = 5", "colour = 5", "sweep.colour: no such key; allowed are choose, dev"),
+        ("nll = false", "nll = 0", "sweep.nll: 0 is not true or false"),
+        ("[sweep]", "[other]", "other: no such key; allowed are chosen, extract, layer"),
+        ('"vector.gguf"', '"../vector.gguf"', "vector: '../vector.gguf' is no name of a .gguf file"),
+        ('pairs = "few.jsonl"\n', "", "pairs: is missing; name a file of pairs"),
+        ('pairs = "few.jsonl"', "pairs = 1", "pairs: 1 is not a table"),
+        ("few.jsonl", "absent.jsonl", r"no such file: .*absent\.jsonl"),
+    ],
+)
+def test_a_recipe_is_checked_before_anything_runs(folder: Path, before: str, after: str, words: str) -> None:
+    assert before in GIVEN + PARITY
+    (folder / "recipe.toml").write_text((GIVEN + PARITY).replace(before, after))
+    with pytest.raises(EdgeSteerError, match=words) as caught:
+        plan.plan(Build.load(folder), 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_build_json_is_refused(folder: Path) -> None:
+    (folder / "recipe.toml").write_text(GIVEN + PARITY)
+    for content in ("", "[]", "{}", '{"format": "edge-steer build 1"}', '{"format": 2, "steps": {}}'):
+        (folder / "build.json").write_text(content)
+        with pytest.raises(EdgeSteerError, match=r"build\.json is not what this edge-steer writes; delete it"):
+            Build.load(folder)
+
+
+def test_the_command_knows_the_steps_there_are() -> None:
+    assert commands_build.STEPS == STEPS

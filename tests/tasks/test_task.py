@@ -1,0 +1,192 @@
+"""Tasks: how each is asked under each protocol, limits and splits, a user's own task; steps and density."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.tasks import load
+from edge_steer.tasks import task as tasks_task
+from edge_steer.tasks.load import Protocol, load_task
+from edge_steer.tasks.task import Sample, Task
+
+TOML = """
+name = "sums"
+file = "sums.jsonl"
+prompt = "Add. {question}"
+question = "ask"
+answer = "gold"
+grader = "math"
+"""
+
+
+@pytest.fixture
+def gsm8k(tmp_path: Path) -> Path:
+    path = tmp_path / "gsm8k.jsonl"
+    rows = [{"question": f"What is {n} + {{1}}?", "answer": f"Easy.\n#### {n + 1}"} for n in range(10)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def sums(folder: Path, toml: str = TOML) -> Path:
+    rows = [{"ask": f"{n} + 1?", "gold": n + 1, "name": f"sum {n}"} for n in range(3)]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "sums.toml").write_text(toml)
+    return folder / "sums.toml"
+
+
+def test_a_benchmark_from_a_local_file(gsm8k: Path) -> None:
+    task = load_task(f"gsm8k={gsm8k}")
+    assert task == load_task("gsm8k", file=gsm8k)
+    assert (task.name, task.grader, len(task.samples)) == ("gsm8k", "math", 10)
+    assert task.samples[4] == Sample("4", "What is 4 + {1}?", "5")
+    (message,) = task.messages(task.samples[4])
+    assert message["role"] == "user"
+    assert message["content"].startswith("What is 4 + {1}?\n\n")
+    asked = replace(task, settings=replace(task.settings, system="Be dense."))
+    assert asked.messages(task.samples[4]) == [{"role": "system", "content": "Be dense."}, message]
+
+
+def test_protocols_ask_as_the_papers_do(gsm8k: Path, tmp_path: Path) -> None:
+    amc = tmp_path / "amc.jsonl"
+    amc.write_text('{"id": 0, "problem": "1 + 1?", "answer": 2.0}\n')
+    dense, trained = (load_task("gsm8k", protocol=protocol, file=gsm8k).settings for protocol in load.PROTOCOLS)
+    assert (dense.sampling.temperature, dense.max_tokens, dense.samples) == (0, 2048, 1)
+    assert (trained.sampling.temperature, trained.samples) == (1, 1)
+    assert "\\boxed{}" in trained.prompt
+    assert load_task("amc23", protocol="bias-only", file=amc).settings.samples == 32
+    assert load_task("amc23", protocol="densesteer", file=amc).settings.samples == 1
+
+
+@pytest.mark.parametrize("protocol", load.PROTOCOLS)
+def test_word_problems_are_asked_plainly(protocol: Protocol) -> None:
+    task = load_task("wordproblems", protocol=protocol, limit=3)
+    assert task.messages(task.samples[0]) == [{"role": "user", "content": task.samples[0].question}]
+    assert task.settings.max_tokens == 400
+    assert [sample.answer for sample in task.samples] == [s.answer for s in tasks_task.word_problems("test", 3)]
+    assert load_task("wordproblems", split="dev", limit=3).samples == tuple(tasks_task.word_problems("dev", 3))
+
+
+def test_the_digest_follows_problems_and_grader_alone(gsm8k: Path) -> None:
+    task = load_task("gsm8k", file=gsm8k)
+    assert task.digest == load_task("gsm8k", protocol="bias-only", file=gsm8k).digest
+    assert len({task.digest, task.limit(9).digest, replace(task, grader="letter").digest}) == 3
+
+
+def test_a_limit_takes_the_first(gsm8k: Path) -> None:
+    task = load_task("gsm8k", file=gsm8k)
+    assert load_task("gsm8k", file=gsm8k, limit=4) == task.limit(4)
+    assert task.limit(4).samples == task.samples[:4]
+    assert task.limit(40) == task
+    for bad in (0, -1):
+        with pytest.raises(EdgeSteerError, match="at least 1"):
+            task.limit(bad)
+        with pytest.raises(EdgeSteerError, match="at least 1"):
+            load_task("wordproblems", limit=bad)
+
+
+def test_splits_share_no_problem(gsm8k: Path) -> None:
+    task = load_task("gsm8k", file=gsm8k)
+    dev, test = task.split(4, 6)
+    assert (len(dev.samples), len(test.samples)) == (4, 6)
+    assert {*dev.samples} | {*test.samples} == {*task.samples}
+    assert task.split(4, 6) == (dev, test)
+    assert task.split(4, 6, seed=1) != (dev, test)
+    with pytest.raises(EdgeSteerError, match=r"has 10 problems; 5 \+ 6 were asked"):
+        task.split(5, 6)
+    with pytest.raises(EdgeSteerError, match="at least 1"):
+        task.split(0, 6)
+
+
+def test_word_problems_split_into_their_own_splits() -> None:
+    dev, test = load_task("wordproblems", limit=1).split(30, 40)
+    assert dev.samples == tuple(tasks_task.word_problems("dev", 30))
+    assert test.samples == tuple(tasks_task.word_problems("test", 40))
+
+
+def test_a_users_task(tmp_path: Path) -> None:
+    task = load_task(str(sums(tmp_path)))
+    assert (task.name, task.grader) == ("sums", "math")
+    assert task.samples[1] == Sample("1", "1 + 1?", "2")
+    assert task.messages(task.samples[1]) == [{"role": "user", "content": "Add. 1 + 1?"}]
+    assert task.settings.max_tokens == 2048
+    more = 'id = "name"\nsystem = "Be brief."\nmax_tokens = 64\ntemperature = 0.7\nsamples = 4\n'
+    task = load_task(str(sums(tmp_path, TOML + more)), limit=2)
+    assert [sample.id for sample in task.samples] == ["sum 0", "sum 1"]
+    settings = task.settings
+    assert (settings.system, settings.max_tokens, settings.samples) == ("Be brief.", 64, 4)
+    assert settings.sampling.temperature == 0.7
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (TOML + "surprise = 1\n", "surprise: no such key; allowed are answer, file"),
+        (TOML.replace('grader = "math"', 'grader = "vibes"'), "grader: allowed are math, letter"),
+        (TOML.replace('name = "sums"', 'name = "gsm8k"'), "name: 'gsm8k' is a shipped task's"),
+        (TOML.replace('name = "sums"', 'name = "my sums"'), "name: 'my sums'"),
+        (TOML.replace("{question}", ""), "has no {question} in it"),
+        (TOML.replace('answer = "gold"\n', ""), "answer: is missing"),
+        (TOML.replace('answer = "gold"', 'answer = "silver"'), "problem 1 has no field 'silver'"),
+        (TOML.replace("sums.jsonl", "gone.jsonl"), "no such file"),
+        (TOML + 'id = "gold"\nsamples = 0\n', "at least 1"),
+        (TOML + "max_tokens = 1.5\n", "max_tokens: 1.5 is not a whole number"),
+        (TOML + "temperature = -1\n", "temperature"),
+        ("name = ", "is not TOML"),
+    ],
+)
+def test_a_users_task_is_checked(tmp_path: Path, changed: str, message: str) -> None:
+    path = sums(tmp_path, changed)
+    with pytest.raises(EdgeSteerError, match=message):
+        load_task(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("gsm9k", {}, "no task 'gsm9k'; known are gsm8k, "),
+        ("gsm9k=x.jsonl", {}, "no task 'gsm9k=x.jsonl'"),
+        ("gsm8k=a.jsonl", {"file": Path("b.jsonl")}, "give one"),
+        ("gsm8k", {"file": Path("gone.jsonl")}, "no such file: gone.jsonl"),
+        ("gsm8k", {"split": "dev"}, "no split 'dev'; there is test, train"),
+        ("gsm8k", {"file": Path("a.jsonl"), "split": "test"}, "leave out the split"),
+        ("wordproblems", {"split": "exam"}, "no split 'exam'; wordproblems have train"),
+        ("wordproblems=a.jsonl", {}, "leave out the file"),
+        ("gone.toml", {}, "no such file: gone.toml"),
+        ("gone.toml", {"split": "test"}, "leave out the file or split"),
+        ("gsm8k", {"protocol": "mine"}, "no protocol 'mine'; known are densesteer, bias-only"),
+    ],
+)
+def test_what_there_is_not_is_said(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(EdgeSteerError, match=message):
+        load_task(name, **options)
+
+
+def test_a_task_needs_problems_with_ids_of_their_own() -> None:
+    task = load_task("wordproblems", limit=2)
+    with pytest.raises(EdgeSteerError, match="has no problems"):
+        replace(task, samples=())
+    with pytest.raises(EdgeSteerError, match="twice"):
+        Task("t", (task.samples[0],) * 2, task.settings, "math")
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("3 + 4 = 7.\n\nThe answer is \\boxed{7}.", True),
+        ("The answer is \\boxed{8}. It is not 7.", False),
+    ],
+)
+def test_grade(text: str, right: bool) -> None:
+    assert tasks_task.grade(text, "7") is right
+
+
+def test_steps_are_paragraphs() -> None:
+    assert tasks_task.count_steps("a\n\nb\nc\n \n\n\nd\n\n") == 3
+    assert tasks_task.count_steps(" \n\n ") == 0
+    assert tasks_task.density(30, 3) == 10
+    with pytest.raises(EdgeSteerError, match="empty text"):
+        tasks_task.density(0, 0)
