@@ -13,11 +13,12 @@ import click
 
 from edge_steer.terminal.options import FOLDER, engine_options
 from edge_steer.terminal.progress import progress_bar, say
-from edge_steer.terminal.tables import print_outcome, print_table
+from edge_steer.terminal.tables import print_side_by_side, print_table
 
 if TYPE_CHECKING:
     from edge_steer.core.backend import EngineOptions
     from edge_steer.recipes.build import Build
+    from edge_steer.recipes.demo import Outcome
     from edge_steer.recipes.plan import Planned
 
 
@@ -36,8 +37,29 @@ def demo(model: Path | None, out: Path | None, problems: int, threads: int | Non
     with progress_bar() as progress:
         outcome = demo.demo(folder, out, problems=problems, threads=threads, progress=progress)
 
-    print_outcome(outcome)
+    _print_outcome(outcome)
     click.echo(f"wrote {out}/vector.gguf, table.json and response.png")
+
+
+def _print_outcome(outcome: "Outcome") -> None:
+    """The demo's problem with both answers, and its table."""
+    click.echo(f"\n{outcome.sample.question}\n")
+    print_side_by_side({"unsteered": outcome.unsteered, f"strength {outcome.strength:g}": outcome.steered})
+    rows: list[list[str]] = []
+    before = None
+    for cell in sorted(outcome.cells, key=lambda cell: cell.strength):
+        if before not in (None, cell.strength):
+            rows.append([])
+        before = cell.strength
+        s, parity = cell.summary, cell.parity
+        row = [f"{cell.strength:g}", cell.backend, f"{s.steps:.1f}", f"{s.tokens:.0f}", f"{s.density:.1f}"]
+        distance = [f"{parity.kl['mean']:.2g}", f"{parity.top1:.1%}"] if parity else ["", ""]
+        rows.append([*row, f"{s.accuracy:.0%}", *distance])
+    print_table(
+        ["strength", "backend", "steps", "tokens", "density", "accuracy", "KL", "same top-1"],
+        rows,
+        f"layer {outcome.layer}, {outcome.cells[0].summary.samples} held-out problems, greedy; KL from torch float32",
+    )
 
 
 STEPS = ("generate", "rewrite", "check", "extract", "sweep", "export", "parity")
