@@ -1,6 +1,6 @@
-"""Rows to figures: means with intervals, and two methods compared on the same problems.
+"""Rows to figures: means with intervals, two methods compared on the same problems, and how a figure is written.
 
-Takes rows, gives numbers. It runs no model and reads no file.
+Takes rows, gives numbers and their text. It runs no model and reads no file.
 """
 
 import statistics
@@ -13,13 +13,37 @@ from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.stats import MIN_VALUES, Interval, bootstrap, combined, mcnemar, wilson
 from edge_steer.tasks.rows import Row
 
-# A row's part in each figure; None where it has none. An error is a wrong answer, and says nothing of lengths.
-FIGURES: dict[str, Callable[[Row], float | None]] = {
-    "accuracy": lambda row: float(row.correct),
-    "steps": lambda row: row.steps if row.answered else None,
-    "tokens": lambda row: row.tokens if row.answered else None,
-    "density": lambda row: row.density if row.answered else None,
-    "nll": lambda row: row.nll,
+
+@dataclass(frozen=True)
+class FigureKind:
+    """What one figure measures and how it is written.
+
+    label: the name in a table. unit: "" for a share, which is written in percent. digits: after the point.
+    value: a row's part in the figure; None where it has none.
+    """
+
+    label: str
+    unit: str
+    value: Callable[[Row], float | None]
+    digits: int = 1
+
+    @property
+    def share(self) -> bool:
+        return not self.unit
+
+    @property
+    def title(self) -> str:
+        """The label with its unit, unless they are the same."""
+        return self.label if self.unit in ("", self.label) else f"{self.label}, {self.unit}"
+
+
+# An error is a wrong answer, and says nothing of lengths.
+FIGURES: dict[str, FigureKind] = {
+    "accuracy": FigureKind("accuracy", "", lambda row: float(row.correct)),
+    "steps": FigureKind("steps", "steps", lambda row: row.steps if row.answered else None),
+    "tokens": FigureKind("tokens", "tokens", lambda row: row.tokens if row.answered else None),
+    "density": FigureKind("density", "tokens per step", lambda row: row.density if row.answered else None),
+    "nll": FigureKind("NLL", "nats per token", lambda row: row.nll, digits=3),
 }
 
 
@@ -107,8 +131,8 @@ def summarise(rows: Sequence[Row]) -> Summary:
     if not any(row.answered for row in rows):
         raise EdgeSteerError(f"{rows[0].task}, {rows[0].method}: no completion succeeded; the first: {rows[0].error}")
     figures = {}
-    for name, of in FIGURES.items():
-        values = _by_problem(rows, of)
+    for name, kind in FIGURES.items():
+        values = _by_problem(rows, kind)
         if values:
             figures[name] = _figure(values.values())
     problems = len({(row.task, row.id) for row in rows})
@@ -159,12 +183,12 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> Comparison:
         raise EdgeSteerError("the two have no problem in common; compare results of the same task")
     first, second = ([row for row in rows if (row.task, row.id) in shared] for rows in (before, after))
     differences = {}
-    for name, of in FIGURES.items():
-        a, b = _by_problem(first, of), _by_problem(second, of)
-        found = [b[key] - a[key] for key in a if key in b]
-        if found:
-            figure = _figure(found)
-            differences[name] = Difference(figure.mean, figure.interval, len(found))
+    for name, kind in FIGURES.items():
+        a, b = _by_problem(first, kind), _by_problem(second, kind)
+        changes = [b[key] - a[key] for key in a if key in b]
+        if changes:
+            figure = _figure(changes)
+            differences[name] = Difference(figure.mean, figure.interval, len(changes))
     lost = gained = None
     if len(first) == len(second) == len(shared):
         right = {(row.task, row.id): row.correct for row in second}
@@ -182,15 +206,36 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> Comparison:
     )
 
 
-def _by_problem(rows: Sequence[Row], of: Callable[[Row], float | None]) -> dict[tuple[str, str], float]:
+def mean_text(name: str, figure: Figure, *, signed: bool = False) -> str:
+    """The mean of the figure `name` as text: "83.0%", "12.1", or signed "+0.3"."""
+    return _number(name, figure.mean, signed) + ("%" if FIGURES[name].share else "")
+
+
+def interval_text(name: str, figure: Figure, *, signed: bool = False) -> str:
+    """The interval of the figure `name` as text: "74.5 to 89.1"; "" where there is none."""
+    return " to ".join(_number(name, end, signed) for end in figure.interval or ())
+
+
+def figure_text(name: str, figure: Figure, *, signed: bool = False) -> str:
+    """Mean and interval of the figure `name` as text: "83.0% (74.5 to 89.1)"."""
+    interval = interval_text(name, figure, signed=signed)
+    return mean_text(name, figure, signed=signed) + (f" ({interval})" if interval else "")
+
+
+def _number(name: str, value: float, signed: bool) -> str:
+    kind = FIGURES[name]
+    return f"{value * (100 if kind.share else 1):{'+' if signed else ''}.{kind.digits}f}"
+
+
+def _by_problem(rows: Sequence[Row], kind: FigureKind) -> dict[tuple[str, str], float]:
     """A figure's mean over the completions of each problem that has it."""
     values: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        if (value := of(row)) is not None:
+        if (value := kind.value(row)) is not None:
             values.setdefault((row.task, row.id), []).append(value)
-    return {key: statistics.fmean(found) for key, found in values.items()}
+    return {key: statistics.fmean(of_problem) for key, of_problem in values.items()}
 
 
 def _figure(values: Iterable[float]) -> Figure:
-    found = np.array([*values])
-    return Figure(statistics.fmean(found.tolist()), bootstrap(found) if len(found) >= MIN_VALUES else None)
+    means = np.array([*values])
+    return Figure(statistics.fmean(means.tolist()), bootstrap(means) if len(means) >= MIN_VALUES else None)
