@@ -5,15 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from edge_steer.core.backend import GREEDY, Sampling
 from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.sampling import GREEDY, Sampling
 from edge_steer.storage.toml import TomlTable
-from edge_steer.tasks import answers, wordproblems
+from edge_steer.tasks import answers
 from edge_steer.tasks.published import BENCHMARKS, read_rows
-from edge_steer.tasks.task import WORD_PROBLEM_COUNT, WORD_PROBLEMS, Sample, Settings, Task, word_problems
+from edge_steer.tasks.task import Sample, Task, TaskSettings
+from edge_steer.tasks.wordproblems import WORD_PROBLEMS, word_problems
 
 Protocol = Literal["densesteer", "bias-only"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+WORD_PROBLEM_COUNT = 500  # where no number is asked
 TASKS: tuple[str, ...] = (*BENCHMARKS, WORD_PROBLEMS)
 BOX = "\\boxed{}"
 PROMPTS: dict[tuple[Protocol, answers.Kind], str] = {
@@ -60,23 +62,20 @@ def load_task(
     return task if limit is None else task.limit(limit)
 
 
-def _settings(protocol: Protocol, grader: answers.Kind, averaged: bool) -> Settings:
+def _settings(protocol: Protocol, grader: answers.Kind, averaged: bool) -> TaskSettings:
     prompt = PROMPTS[protocol, grader]
     if protocol == "densesteer":
-        return Settings(prompt, None, 2048, GREEDY, 1)
-    return Settings(prompt, None, 4096, Sampling(temperature=1.0), 32 if averaged else 1)
+        return TaskSettings(prompt, None, 2048, GREEDY, 1)
+    return TaskSettings(prompt, None, 4096, Sampling(temperature=1.0), 32 if averaged else 1)
 
 
 def _load_word_problems(protocol: Protocol, file: Path | None, split: str | None, limit: int | None) -> Task:
     """Asked plainly in every protocol: the bundled model knows the bare question alone."""
     if file is not None:
         raise EdgeSteerError(f"{WORD_PROBLEMS} are generated, not read from {file}; leave out the file")
-    known = next((known for known in wordproblems.SPLITS if known == (split or "test")), None)
-    if known is None:
-        raise EdgeSteerError(f"no split {split!r}; {WORD_PROBLEMS} have {', '.join(wordproblems.SPLITS)}")
-    samples = word_problems(known, WORD_PROBLEM_COUNT if limit is None else limit)
+    samples = word_problems("test" if split is None else split, WORD_PROBLEM_COUNT if limit is None else limit)
     settings = replace(_settings(protocol, "math", averaged=False), prompt="{question}", max_tokens=400)
-    return Task(WORD_PROBLEMS, tuple(samples), settings, "math")
+    return Task(WORD_PROBLEMS, samples, settings, "math", draw=word_problems)
 
 
 def _load_benchmark(name: str, protocol: Protocol, file: Path | None, split: str | None) -> Task:
@@ -100,7 +99,7 @@ def _load_toml(path: Path, protocol: Protocol) -> Task:
     if grader is None:
         raise table.error("grader", f"allowed are {', '.join(answers.KINDS)}")
     preset = _settings(protocol, grader, averaged=False)
-    settings = Settings(
+    settings = TaskSettings(
         prompt=prompt,
         system=table.text("system", optional=True) or None,
         max_tokens=table.whole("max_tokens", preset.max_tokens),

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.storage.files import cache_folder, digest, read_lines, readable, replacing
+from edge_steer.storage.digests import digest
+from edge_steer.storage.files import cache_folder, read_lines, readable, replacing
 from edge_steer.storage.hub import dataset_file
 from edge_steer.tasks.answers import Kind, last_boxed
 

@@ -1,21 +1,20 @@
-"""Tasks: problems, how they are asked and how an answer is judged; steps and density of a text.
+"""A task: problems, how they are asked and how an answer is judged; steps and density of a text.
 
-Takes a name, a published file or a user's task.toml, gives a frozen Task. It runs no model.
+A frozen value with the conversation that asks each problem. It knows no shipped task, reads no file and runs no model.
 """
 
 import hashlib
 import json
 import random
 import re
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 
-from edge_steer.core.backend import Message, Sampling
+from edge_steer.core.backend import Message
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.tasks import answers, wordproblems
+from edge_steer.core.sampling import Sampling
+from edge_steer.tasks import answers
 
-WORD_PROBLEMS = "wordproblems"
-WORD_PROBLEM_COUNT = 500
 BLANK_LINE = re.compile(r"\n[ \t]*\n")
 
 
@@ -27,14 +26,12 @@ class Sample:
     question: str
     answer: str
 
-    @property
-    def messages(self) -> list[Message]:
-        """The question as the user's only turn."""
-        return [{"role": "user", "content": self.question}]
+
+Draw = Callable[[str, int, int], tuple[Sample, ...]]  # the name of a split, how many problems, a seed
 
 
 @dataclass(frozen=True)
-class Settings:
+class TaskSettings:
     """How a task is asked. `prompt` holds {question}; `samples` completions are made of each problem.
 
     sampling.seed is the base seed, from which every completion of every problem gets a seed of its own.
@@ -55,12 +52,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Task:
-    """Problems with their settings and grader. Errors: EdgeSteerError for no problems or an id that comes twice."""
+    """Problems with their settings and grader. Errors: EdgeSteerError for no problems or an id that comes twice.
+
+    draw: gives new problems of a split, for a task whose problems are generated; None for one with a fixed list.
+    """
 
     name: str
     samples: tuple[Sample, ...]
-    settings: Settings
+    settings: TaskSettings
     grader: answers.Kind
+    draw: Draw | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.samples:
@@ -77,6 +78,39 @@ class Task:
         rows = [[sample.id, sample.question, sample.answer] for sample in self.samples]
         return hashlib.sha256(json.dumps([self.grader, rows]).encode()).hexdigest()
 
+    def described(self) -> dict[str, object]:
+        """The task as the header of a results file tells it."""
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "problems": len(self.samples),
+            "grader": self.grader,
+            "settings": asdict(self.settings),
+        }
+
+    def with_settings(
+        self,
+        *,
+        prompt: str | None = None,
+        system: str | None = None,
+        max_tokens: int | None = None,
+        samples: int | None = None,
+        sampling: Sampling | None = None,
+    ) -> "Task":
+        """The task asked otherwise; None leaves a setting as it is, and the system message "" is none.
+
+        Errors: EdgeSteerError for a prompt without {question}, or a number below 1.
+        """
+        old = self.settings
+        settings = TaskSettings(
+            prompt=old.prompt if prompt is None else prompt,
+            system=old.system if system is None else system or None,
+            max_tokens=old.max_tokens if max_tokens is None else max_tokens,
+            sampling=sampling or old.sampling,
+            samples=old.samples if samples is None else samples,
+        )
+        return replace(self, settings=settings)
+
     def messages(self, sample: Sample) -> list[Message]:
         """The conversation that asks one problem."""
         system: list[Message] = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
@@ -89,30 +123,22 @@ class Task:
         return replace(self, samples=self.samples[:count])
 
     def split(self, dev: int, test: int, seed: int = 0) -> tuple["Task", "Task"]:
-        """Two tasks without a common problem, drawn by `seed`; word problems come from their own disjoint splits.
+        """Two tasks without a common problem, drawn by `seed`; generated problems come from splits "dev" and "test".
 
         Errors: EdgeSteerError for a part below 1, or more problems than there are.
         """
         if dev < 1 or test < 1:
             raise EdgeSteerError(f"a split into {dev} and {test} problems; each part needs at least 1")
-        if self.name == WORD_PROBLEMS:
-            parts = word_problems("dev", dev, seed), word_problems("test", test, seed)
-        elif dev + test > len(self.samples):
+        if self.draw:
+            return replace(self, samples=self.draw("dev", dev, seed)), replace(
+                self, samples=self.draw("test", test, seed)
+            )
+        if dev + test > len(self.samples):
             raise EdgeSteerError(
                 f"task {self.name} has {len(self.samples)} problems; {dev} + {test} were asked, take fewer"
             )
-        else:
-            drawn = random.Random(seed).sample(self.samples, dev + test)
-            parts = drawn[:dev], drawn[dev:]
-        return replace(self, samples=tuple(parts[0])), replace(self, samples=tuple(parts[1]))
-
-
-def word_problems(split: wordproblems.Split, count: int, seed: int = 0) -> list[Sample]:
-    """The first `count` generated word problems of a split. Errors: EdgeSteerError for an unknown split."""
-    if count < 1:
-        raise EdgeSteerError(f"{count} problems asked; at least 1 is needed")
-    drawn = islice(wordproblems.problems(split, seed), count)
-    return [Sample(f"{split}-{seed}-{i}", problem.question, str(problem.answer)) for i, problem in enumerate(drawn)]
+        drawn = random.Random(seed).sample(self.samples, dev + test)
+        return replace(self, samples=tuple(drawn[:dev])), replace(self, samples=tuple(drawn[dev:]))
 
 
 def grade(text: str, answer: str) -> bool:

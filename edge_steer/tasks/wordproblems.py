@@ -9,10 +9,13 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from edge_steer.core.errors import EdgeSteerError
+from edge_steer.tasks.task import Sample
 
+WORD_PROBLEMS = "wordproblems"  # the task's name
 Split = Literal["train", "calibration", "dev", "test"]
 Kind = Literal["gain", "loss", "pack", "hand", "double", "share"]
 Part = Literal["start", "event", "product", "update", "state", "short", "answer", "closing"]
@@ -118,6 +121,20 @@ class Problem:
         """The split this problem belongs to, from a digest of its question: splits cannot overlap."""
         bucket = int.from_bytes(hashlib.sha256(self.question.encode()).digest()[:8], "big") % 100
         return next(split for split, buckets in SPLITS.items() if bucket in buckets)
+
+
+def word_problems(split: str, count: int, seed: int = 0) -> tuple[Sample, ...]:
+    """The first `count` problems of a split, as a task asks them.
+
+    Errors: EdgeSteerError for an unknown split or a count below 1.
+    """
+    if count < 1:
+        raise EdgeSteerError(f"{count} problems asked; at least 1 is needed")
+    known = next((known for known in SPLITS if known == split), None)
+    if known is None:
+        raise EdgeSteerError(f"no split {split!r}; {WORD_PROBLEMS} have {', '.join(SPLITS)}")
+    drawn = enumerate(islice(problems(known, seed), count))
+    return tuple(Sample(f"{split}-{seed}-{i}", problem.question, str(problem.answer)) for i, problem in drawn)
 
 
 def problems(split: Split, seed: int = 0) -> Iterator[Problem]:

@@ -19,7 +19,7 @@ import pytest
 from paths import DATA
 
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.storage.files import digest
+from edge_steer.storage.digests import digest
 from edge_steer.tasks import published
 from edge_steer.tasks.answers import Grade, stated
 from edge_steer.tasks.grading import Graders

@@ -12,6 +12,7 @@ from edge_steer.tasks import load
 from edge_steer.tasks import task as tasks_task
 from edge_steer.tasks.load import Protocol, load_task
 from edge_steer.tasks.task import Sample, Task
+from edge_steer.tasks.wordproblems import word_problems
 
 TOML = """
 name = "sums"
@@ -66,8 +67,8 @@ def test_word_problems_are_asked_plainly(protocol: Protocol) -> None:
     task = load_task("wordproblems", protocol=protocol, limit=3)
     assert task.messages(task.samples[0]) == [{"role": "user", "content": task.samples[0].question}]
     assert task.settings.max_tokens == 400
-    assert [sample.answer for sample in task.samples] == [s.answer for s in tasks_task.word_problems("test", 3)]
-    assert load_task("wordproblems", split="dev", limit=3).samples == tuple(tasks_task.word_problems("dev", 3))
+    assert [sample.answer for sample in task.samples] == [s.answer for s in word_problems("test", 3)]
+    assert load_task("wordproblems", split="dev", limit=3).samples == word_problems("dev", 3)
 
 
 def test_the_digest_follows_problems_and_grader_alone(gsm8k: Path) -> None:
@@ -103,8 +104,8 @@ def test_splits_share_no_problem(gsm8k: Path) -> None:
 
 def test_word_problems_split_into_their_own_splits() -> None:
     dev, test = load_task("wordproblems", limit=1).split(30, 40)
-    assert dev.samples == tuple(tasks_task.word_problems("dev", 30))
-    assert test.samples == tuple(tasks_task.word_problems("test", 40))
+    assert dev.samples == word_problems("dev", 30)
+    assert test.samples == word_problems("test", 40)
 
 
 def test_a_users_task(tmp_path: Path) -> None:
