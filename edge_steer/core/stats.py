@@ -29,8 +29,8 @@ def log_softmax(logits: npt.NDArray[np.floating]) -> Floats:
     return wide
 
 
-def logsumexp(logits: npt.NDArray[np.float32]) -> Floats:
-    """log(sum(exp(logits))) over the last axis: exponentials in float32, which is exact to 1e-7, summed in float64."""
+def logsumexp(logits: npt.NDArray[np.floating]) -> Floats:
+    """log(sum(exp(logits))) over the last axis, summed in float64; exact to 1e-7 for float32 logits."""
     peak = logits.max(axis=-1, keepdims=True)
     total: Floats = np.log(np.exp(logits - peak).sum(axis=-1, dtype=np.float64))
     total += peak[..., 0]

@@ -6,7 +6,8 @@ and hands it to the scheduler; it never touches llama_cpp but through llama.py.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -26,13 +27,18 @@ from edge_steer.core.backend import (
     Tokens,
     available_cores,
 )
-from edge_steer.core.errors import ModelError, OutOfMemory, RequestError
-from edge_steer.core.stats import logsumexp
+from edge_steer.core.errors import ModelError, OutOfMemory
+from edge_steer.core.quants import QUANTS
+from edge_steer.core.runtime import Runtime
 from edge_steer.core.steering import Offsets, Steering
 from edge_steer.core.vector import Array, ModelIdentity
 from edge_steer.llama.context import LlamaContext
+from edge_steer.llama.library import system_info
 from edge_steer.llama.model import LlamaModel
 from edge_steer.llama.scheduler import Codes, Job, Scheduler, Usage, codes, shared, steering_of
+from edge_steer.storage.digests import digest
+from edge_steer.storage.gguf_header import read_header
+from edge_steer.storage.provenance import Provenance, versions
 
 DEFAULTS = EngineOptions()
 LENGTH_STEP = 256  # contexts grow in steps, so that requests of like length share one
@@ -40,7 +46,7 @@ _NOTHING: Codes = np.empty(0, dtype=np.int64)
 LOGITS_BYTES = 2**28  # how much of a teacher-forced text's logits is held at a time; each piece more costs time
 
 
-class Engine:
+class Engine(Runtime):
     """One GGUF model that answers requests. Close it when done; its context is freed before its model."""
 
     def __init__(self, model: LlamaModel, options: EngineOptions = DEFAULTS) -> None:
@@ -64,12 +70,6 @@ class Engine:
         """Load a GGUF file. Errors: ModelError."""
         return cls(LlamaModel(Path(path), options.gpu_layers), options)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         if self._context:
             self._context.close()
@@ -79,6 +79,25 @@ class Engine:
     @property
     def model(self) -> ModelIdentity:
         return self._model.identity
+
+    @property
+    def vocab_size(self) -> int:
+        return self._model.vocab_size
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """What this model's numbers depend on."""
+        path, file_type = self._model.path, self._model.metadata.get("general.file_type")
+        return Provenance(
+            model={
+                "name": self.model.name,
+                "quant": next((quant for quant, number in QUANTS.items() if str(number) == file_type), "unknown"),
+                "digest": digest(path),
+                "parameters": read_header(path).parameters,
+            },
+            backend={"name": "llama.cpp", **asdict(self.options)},
+            versions={**versions("edge-steer"), **system_info()},
+        )
 
     def check_steering(self, steering: Sequence[Steering]) -> None:
         if self._offsets(steering)[0]:
@@ -113,12 +132,11 @@ class Engine:
         jobs: list[Job] = []
         for index, request in enumerate(requests):
             offsets, number = self._offsets(request.steering)
-            if wrong := self._objection(request.prompt):
+            if wrong := self.refusal(request):
                 finish(index, _failed(wrong))
                 continue
-            room = min(request.max_tokens, self.context - len(request.prompt))
             prompt = codes(request.prompt, len(request.prompt), offsets, number)
-            jobs.append(Job(index, request, offsets, room, prompt))
+            jobs.append(Job(index, request, offsets, self.room(request), prompt))
 
         steerings = list({id(job.offsets): job.offsets for job in jobs}.values())
         hooked = len(steerings) > 1 or any(map(_has_layer_0, steerings))
@@ -146,32 +164,9 @@ class Engine:
         if self._scheduler:
             self._scheduler.cancel(index)
 
-    def logits(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> npt.NDArray[np.float32]:
-        return np.concatenate([rows.copy() for rows in self.logit_rows(tokens, prompt, steering)])
-
-    def nll(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> npt.NDArray[np.float64]:
-        return self.score(tokens, prompt, steering)[0]
-
-    def score(
-        self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        """`nll`, and for each token after the prompt whether it is the likeliest one.
-
-        What these tokens have in common with those scored last is not computed again.
-        """
-        nll, greedy = [np.empty(0)], [np.empty(0, dtype=np.bool_)]
-        first = prompt
-        for rows in self.logit_rows(tokens, prompt, steering):
-            chosen = np.asarray(tokens[first : first + len(rows)], dtype=np.int64)
-            first += len(rows)
-            rows = rows[: len(chosen)]
-            nll.append(logsumexp(rows) - rows[np.arange(len(chosen)), chosen])
-            greedy.append(rows.argmax(axis=1) == chosen)
-        return np.concatenate(nll), np.concatenate(greedy)
-
     def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]:
         """See Backend.logit_rows. What the tokens have in common with those scored last is not computed again."""
-        self._check_tokens(tokens, prompt)
+        self.check_text(tokens, prompt)
         offsets, number = self._offsets(steering)
         context = self._context_for(len(tokens), 1, _has_layer_0(offsets))
         if offsets:
@@ -204,11 +199,10 @@ class Engine:
     ) -> dict[int, Array]:
         """See Backend.record."""
         prompt = len(tokens) if prompt is None else prompt
-        self._check_tokens(tokens, prompt)
+        self.check_text(tokens, prompt)
         self.model.check_layers(layers)
         chosen = np.asarray(range(len(tokens)) if positions is None else positions, dtype=np.int64)
-        if beyond := [position for position in chosen.tolist() if not 0 <= position < len(tokens)]:
-            raise RequestError(f"position {beyond[0]} asked; the tokens have positions 0-{len(tokens) - 1}")
+        self.check_positions(chosen.tolist(), tokens)
         wanted = np.zeros(len(tokens), dtype=np.bool_)
         wanted[chosen] = True
         offsets = _up_to(self._offsets(steering)[0], max(layers))
@@ -274,25 +268,9 @@ class Engine:
             total = total + context.states().sum(axis=1, dtype=np.float64)
         return np.asarray(total / (len(tokens) - first), dtype=np.float32)
 
-    def _check_tokens(self, tokens: Sequence[int], prompt: int) -> None:
-        if not 1 <= prompt <= len(tokens) <= self.context:
-            raise RequestError(
-                f"{len(tokens)} tokens with a prompt of {prompt}; need 1 <= prompt <= tokens <= {self.context}"
-            )
-
     def _rows_at_once(self, context: LlamaContext) -> int:
         """How many tokens' logits llama.cpp may hold."""
         return max(1, min(context.batch, LOGITS_BYTES // (4 * self._model.vocab_size)))
-
-    def _objection(self, prompt: Tokens) -> str:
-        """Why the prompt cannot be served; nothing if it can."""
-        if len(prompt) >= self.context:
-            return (
-                f"the prompt has {len(prompt)} tokens; the context holds {self.context} and needs room for an "
-                "answer; shorten it or raise --context"
-            )
-        strange = [token for token in prompt if not 0 <= token < self._model.vocab_size]
-        return f"token {strange[0]} is not in the vocabulary of {self._model.vocab_size}" if strange else ""
 
     def _offsets(self, steering: Sequence[Steering]) -> tuple[Offsets | None, int]:
         """The offsets, one and the same object for equal ones, and their number; 0 is none."""

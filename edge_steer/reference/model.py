@@ -5,14 +5,14 @@ arrays. Weights are read from safetensors only. It knows nothing of llama.cpp, o
 """
 
 import contextlib
-import hashlib
 import inspect
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,17 +22,19 @@ from torch import Tensor
 
 from edge_steer.core.architectures import departure, gguf_name, window
 from edge_steer.core.backend import Completion, Fork, Message, OnDone, OnStates, OnText, Request, Tokens
-from edge_steer.core.errors import ModelError, RequestError, need
+from edge_steer.core.errors import ModelError, first_line, need
+from edge_steer.core.runtime import Runtime
+from edge_steer.core.stats import logsumexp
 from edge_steer.core.steering import Offsets, Steering
 from edge_steer.core.vector import Array, ModelIdentity
 from edge_steer.reference.decoding import Run, choose, token_logprobs
 from edge_steer.reference.hooks import Additions, Enough, Hook, find_blocks, hooked, states
 from edge_steer.reference.packing import Span, packed_states
-from edge_steer.storage import files, hub
+from edge_steer.storage import digests, hub
 from edge_steer.storage.hub import Located
+from edge_steer.storage.provenance import Provenance, versions
 
 need("extract")
-Dtype = Literal["float64", "float32", "float16", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -42,7 +44,7 @@ DTYPES: dict[str, torch.dtype] = {
 LOGITS_BYTES = 2**27  # of float32 logits held at once
 
 
-class Reference:
+class Reference(Runtime):
     """A Hugging Face causal language model as a `Backend`, and the recorder vectors are extracted with."""
 
     def __init__(self, network: Any, tokenizer: Any, name: str, revision: str | None) -> None:
@@ -54,7 +56,7 @@ class Reference:
         self._blocks = find_blocks(network, config.num_hidden_layers)
         self._model = ModelIdentity(name, gguf_name(config.model_type), config.hidden_size, len(self._blocks), revision)
         self._config = config.to_dict()
-        self._vocabulary: int = config.vocab_size
+        self._vocab_size: int = config.vocab_size
         self._keeps_logits = "logits_to_keep" in accepted
         self._keeps_cache = "past_key_values" in accepted
         self._ends = _end_tokens(network, config, tokenizer)
@@ -106,16 +108,34 @@ class Reference:
                 located.folder, local_files_only=True, trust_remote_code=trust_remote_code
             )
         except Exception as error:  # the files are the user's, and their readers raise what they like
-            raise ModelError(f"{source} cannot be loaded as a causal language model: {_first_line(error)}") from error
+            raise ModelError(f"{source} cannot be loaded as a causal language model: {first_line(error)}") from error
         if lacking := [*loading["missing_keys"], *loading["mismatched_keys"]]:
             raise ModelError(
                 f"{source} lacks weights its config.json asks for: {lacking[0]} and {len(lacking) - 1} more"
             )
-        return cls(network, tokenizer, located.name, located.commit or _weights_digest(located.folder))
+        return cls(network, tokenizer, located.name, located.commit or digests.weights_digest(located.folder))
 
     @property
     def model(self) -> ModelIdentity:
         return self._model
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """What this model's numbers depend on."""
+        dtype = str(self._network.dtype).removeprefix("torch.")
+        return Provenance(
+            model={"name": self.model.name, "digest": self.model.revision},
+            backend={"name": "torch", "dtype": dtype, "threads": torch.get_num_threads()},
+            versions=versions("edge-steer", "torch", "transformers"),
+        )
+
+    def close(self) -> None:
+        """Let go of the network, whose memory Python then frees."""
+        self._network = None
 
     def check_steering(self, steering: Sequence[Steering]) -> None:
         Offsets.of(steering, self.model)
@@ -145,7 +165,7 @@ class Reference:
             ids = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
         except Exception as error:  # a template is a program of its own and raises what it likes
             raise ModelError(
-                f"the chat template of {self.model.name} refuses these messages: {_first_line(error)}"
+                f"the chat template of {self.model.name} refuses these messages: {first_line(error)}"
             ) from error
         return tuple(ids)
 
@@ -170,13 +190,12 @@ class Reference:
         runs: list[Run] = []
         done: dict[int, Completion] = {}
         for index, (request, offsets) in enumerate(zip(requests, steered, strict=True)):
-            if error := self._misfit(request):
+            if error := self.refusal(request):
                 done[index] = Completion("", (), "error", error=error)
                 if on_done:
                     on_done(index, done[index])
                 continue
-            room = min(request.max_tokens, self.context - len(request.prompt))
-            runs.append(Run(index, request, offsets, room, self.decode, bool(on_text)))
+            runs.append(Run(index, request, offsets, self.room(request), self.decode, bool(on_text)))
         runs.sort(key=lambda run: len(run.request.prompt))
         size = batch if self.batchable else 1
         for first in range(0, len(runs), size):
@@ -186,27 +205,13 @@ class Reference:
                     on_done(run.index, done[run.index])
         return [done[index] for index in range(len(requests))]
 
-    def logits(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> npt.NDArray[np.float32]:
-        result = np.empty((max(0, len(tokens) - prompt + 1), self._vocabulary), dtype=np.float32)
-        first = 0
-        for rows in self.logit_rows(tokens, prompt, steering):
-            result[first : first + len(rows)] = rows
-            first += len(rows)
-        return result
-
     def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]:
+        """See Backend.logit_rows."""
         for rows in self._logit_rows(tokens, prompt, steering):
             yield rows.float().cpu().numpy()
 
-    def nll(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> npt.NDArray[np.float64]:
-        result = np.empty(max(0, len(tokens) - prompt), dtype=np.float64)
-        first = 0
-        for rows in self._logit_rows(tokens, prompt, steering):
-            chosen = torch.tensor(tokens[prompt + first : prompt + first + len(rows)], dtype=torch.long)
-            scores = rows[: len(chosen)].cpu().double().log_softmax(-1)
-            result[first : first + len(chosen)] = -scores.gather(1, chosen[:, None])[:, 0].numpy()
-            first += len(chosen)
-        return result
+    def log_sum(self, logits: Array) -> npt.NDArray[np.float64]:
+        return logsumexp(logits.astype(np.float64))
 
     def record(
         self,
@@ -219,11 +224,10 @@ class Reference:
     ) -> dict[int, Array]:
         """See Backend.record."""
         prompt = len(tokens) if prompt is None else prompt
-        self._check_tokens(tokens, prompt)
+        self.check_text(tokens, prompt)
         self.model.check_layers(layers)
         chosen = range(len(tokens)) if positions is None else positions
-        if beyond := [position for position in chosen if not 0 <= position < len(tokens)]:
-            raise RequestError(f"position {beyond[0]} asked; the tokens have positions 0-{len(tokens) - 1}")
+        self.check_positions(chosen, tokens)
         seen: dict[int, Array] = {}
 
         def see(layer: int, states: Tensor) -> None:
@@ -272,27 +276,6 @@ class Reference:
         """See Recorder.answer_states; answers share their prompt where the architecture can."""
         packed_states(self, forks, layers, take, batch_tokens)
 
-    def _check_tokens(self, tokens: Sequence[int], prompt: int) -> None:
-        if not 1 <= prompt <= len(tokens) <= self.context:
-            raise RequestError(
-                f"{len(tokens)} tokens with a prompt of {prompt}; need 1 <= prompt <= tokens <= {self.context}"
-            )
-        if strange := self._strange(tokens):
-            raise RequestError(strange)
-
-    def _misfit(self, request: Request) -> str:
-        """Why the request cannot be served, if it cannot."""
-        if len(request.prompt) >= self.context:
-            return (
-                f"the prompt has {len(request.prompt)} tokens; the context holds {self.context} "
-                "and needs room for an answer; shorten it"
-            )
-        return self._strange(request.prompt)
-
-    def _strange(self, tokens: Sequence[int]) -> str:
-        strange = [token for token in tokens if not 0 <= token < self._vocabulary]
-        return f"token {strange[0]} is not in the vocabulary of {self._vocabulary}" if strange else ""
-
     @torch.inference_mode()
     def _complete(self, runs: list[Run], on_text: OnText | None) -> Iterator[Run]:
         """Drive one batch; a row leaves it, and is yielded, when it ends."""
@@ -334,10 +317,10 @@ class Reference:
     @torch.inference_mode()
     def _logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering]) -> Iterator[Tensor]:
         """Logits from position prompt - 1 on, in pieces of at most LOGITS_BYTES that share a KV cache."""
-        self._check_tokens(tokens, prompt)
+        self.check_text(tokens, prompt)
         additions = self._additions([Offsets.of(steering, self.model)], prompt - 1)
         ids = self._tensor([tokens])
-        chunk = max(1, LOGITS_BYTES // (4 * self._vocabulary)) if self.batchable else len(tokens)
+        chunk = max(1, LOGITS_BYTES // (4 * self.vocab_size)) if self.batchable else len(tokens)
         ends = [*range(prompt - 1 + chunk, len(tokens), chunk), len(tokens)]
         cache = None
         for end in ends:
@@ -385,14 +368,3 @@ def _end_tokens(network: Any, config: Any, tokenizer: Any) -> frozenset[int]:
         named = getattr(holder, "eos_token_id", None)
         ends.update(named if isinstance(named, list) else [] if named is None else [named])
     return frozenset(ends)
-
-
-def _weights_digest(folder: Path) -> str:
-    sha = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        sha.update(f"{path.name} {files.digest(path)}\n".encode())
-    return sha.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

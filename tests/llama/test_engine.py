@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_steer.core.backend import Completion, EngineOptions, Request, Sampling
+from edge_steer.core.backend import Completion, EngineOptions, Request
 from edge_steer.core.errors import EdgeSteerError, ModelError, RequestError, VectorError
+from edge_steer.core.sampling import Sampling
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import PHASES, ModelIdentity, Phase, SteeringVector
 from edge_steer.llama.context import LlamaContext
@@ -20,7 +21,7 @@ from edge_steer.llama.engine import Engine
 from edge_steer.llama.model import LlamaModel
 from edge_steer.llama.quantizer import quantize_file
 from edge_steer.reference.model import Reference
-from edge_steer.tasks.task import word_problems
+from edge_steer.tasks.wordproblems import word_problems
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,9 @@ def exact(bundled_f32: Path) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def requests(exact: Engine) -> list[Request]:
-    return [Request(exact.chat(sample.messages), 200) for sample in word_problems("dev", 12)]
+    return [
+        Request(exact.chat([{"role": "user", "content": sample.question}]), 200) for sample in word_problems("dev", 12)
+    ]
 
 
 def steered(requests: list[Request], *steering: Steering) -> list[Request]:
@@ -194,7 +197,7 @@ def test_a_request_that_cannot_be_served_leaves_the_others(bundled_f16: Path, re
         asked = [Request(prompt * 9), Request(prompt, 200), Request((*prompt, 495))]
         long, good, strange = engine.generate(asked, on_done=lambda index, _completion: heard.append(index))
         assert (long.finish, long.text, long.tokens) == ("error", "", ())
-        assert re.fullmatch(r"the prompt has \d+ tokens; the context holds \d+ .* raise --context", long.error)
+        assert re.fullmatch(r"the prompt has \d+ tokens; the context holds \d+ .* ask for a larger context", long.error)
         assert (strange.finish, strange.error) == ("error", "token 495 is not in the vocabulary of 495")
         assert good == engine.generate([Request(prompt, 200)])[0]
         assert good.finish == "stop"
@@ -391,7 +394,7 @@ def test_what_cannot_be_honoured_is_refused(
         ask(Steering(bundled_vector, 1.0, (1,), "all"), Steering(bundled_vector, 1.0, (1,), "generated"))
     with pytest.raises(RequestError):
         exact.logits(requests[0].prompt, 0)
-    with pytest.raises(ModelError, match="token ids"):
+    with pytest.raises(RequestError, match="token 1000000 is not in the vocabulary"):
         exact.logits([0, 10**6], 1)
     with LlamaContext(exact._model, length=64) as context, pytest.raises(VectorError, match="no layer 0"):
         context.steer({0: np.ones(256, dtype=np.float32)})
@@ -408,8 +411,10 @@ def test_tokens_are_those_of_the_hugging_face_tokenizer(exact: Engine) -> None:
         plain = exact.encode(text)
         assert exact.decode(plain) == tokenizer.decode(plain, skip_special_tokens=True)
     for sample in samples:
-        chat = tokenizer.apply_chat_template(sample.messages, add_generation_prompt=True, tokenize=False)
-        assert list(exact.chat(sample.messages)) == tokenizer(chat)["input_ids"]
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": sample.question}], add_generation_prompt=True, tokenize=False
+        )
+        assert list(exact.chat([{"role": "user", "content": sample.question}])) == tokenizer(chat)["input_ids"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "half", "vector"])
