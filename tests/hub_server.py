@@ -15,7 +15,7 @@ from pathlib import Path
 
 from paths import ABACUS
 
-from edge_steer.storage.files import digest
+from edge_steer.storage.digests import digest
 
 COMMIT = "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be"
 REPOS: dict[str, dict[str, Path]] = {

@@ -25,7 +25,8 @@ from edge_steer.parity.compare import against
 from edge_steer.parity.saved import Saved
 from edge_steer.parity.texts import Text
 from edge_steer.parity.tolerances import overall, tolerance_of
-from edge_steer.storage.files import digest, replacing
+from edge_steer.storage.digests import digest
+from edge_steer.storage.files import replacing
 from edge_steer.storage.records import Store
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.rows import Row

@@ -12,7 +12,8 @@ from typing import Any
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.steering import Steering, described
 from edge_steer.parity.texts import Text
-from edge_steer.storage.files import digest, readable
+from edge_steer.storage.digests import digest
+from edge_steer.storage.files import readable
 
 FORMAT = "edge-steer certificate 1"
 CERTIFICATE, TEXTS, SUMMARY, ROWS = "certificate.json", "texts.jsonl", "summary.md", "rows"

@@ -14,7 +14,8 @@ import llama_cpp
 
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.quants import QUANTS
-from edge_steer.storage.files import cache_folder, digest, replacing
+from edge_steer.storage.digests import digest
+from edge_steer.storage.files import cache_folder, replacing
 from edge_steer.storage.gguf_header import read_header
 
 GGML_LOG_LEVEL_ERROR = 4  # enum ggml_log_level, ggml.h

@@ -1,4 +1,16 @@
-"""What the reference said of texts, in a file: written once, read without the reference."""
+"""The reference's side in a file: written once, read without the reference.
+
+A saved reference is one file: a line that names the format, a line of JSON (model, steering, vocabulary, texts), then
+a block of bytes for each text: its length as int64, and inside it, all little-endian:
+
+    for each position: float64 log(sum(exp(logits))), uint32 count, a bit for each token of the vocabulary (first token
+    in the highest bit), then float32 logits of the tokens whose bit is set
+    for each of the first steered texts: what steering changes in the logits (float32 positions x vocabulary) and in the
+    residual stream after the last block (float32 positions x hidden), at EFFECT_POSITIONS positions, and in that after
+    the first steered block (float32 positions x hidden), at these and the first and a middle one of the prompt
+
+It holds the token that follows and those whose log-probability is above -16, which are those llama-perplexity counts.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,36 +22,45 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from edge_steer.core.backend import Backend
 from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.stats import Floats
 from edge_steer.core.vector import Array, ModelIdentity
-from edge_steer.parity.baseline import EFFECT_TEXTS, Baseline, Piece, Shift
-from edge_steer.parity.texts import Text
-from edge_steer.storage.files import digest, readable, replacing
+from edge_steer.parity.baseline import EFFECT_TEXTS, Baseline, Piece, SteeringEffect, SteeringRecord
+from edge_steer.parity.texts import TokenisedText
+from edge_steer.storage.files import readable, replacing
 
 FORMAT = b"edge-steer reference 1\n"
 CUT = -16.0  # nats; less likely tokens are not saved
-PIECE_BYTES = 2**22  # of logits that are made from a file at a time; so few stay in the cache of the processor
+PIECE_BYTES = 2**22  # of logits that are read at a time; so few stay in the cache of the processor
 MAX_HEADER = 2**26
 
 
-class Saved:
-    """A saved reference, read as it is asked. Errors: EdgeSteerError for a file that is none, or is damaged."""
+class SavedReference:
+    """A reference in a file. Logits are read when they are asked for."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, exact_backend: Backend | None = None) -> None:
+        """exact_backend: the running reference, for the mechanism, which a file cannot answer.
+
+        Errors: EdgeSteerError for a file that is no saved reference, or is damaged.
+        """
+        self.path = path = Path(path)
+        self.exact_backend = exact_backend
         with readable(path, "a saved reference of edge-steer").open("rb") as file:
             if file.readline(len(FORMAT)) != FORMAT:
-                raise EdgeSteerError(f"{path} is no saved reference; make one with: edge-steer parity --save-reference")
+                raise EdgeSteerError(f"{path} is no saved reference")
             try:
                 head = json.loads(file.readline(MAX_HEADER))
                 self.model = ModelIdentity(**head["model"])
-                self.steering: list[dict[str, object]] = head["steering"]
+                self.steering = tuple(
+                    SteeringRecord(**{**record, "layers": tuple(record["layers"])}) for record in head["steering"]
+                )
                 self.source: dict[str, Any] = head["source"]
                 self.answers: dict[str, list[dict[str, Any]]] = head["answers"]
                 self._vocabulary = int(head["vocabulary"])
                 self.unsteered, self.steered = (
-                    [Text(tuple(map(int, text["tokens"])), int(text["prompt"])) for text in head[name]]
+                    [TokenisedText(tuple(map(int, text["tokens"])), int(text["prompt"])) for text in head[name]]
                     for name in ("unsteered", "steered")
                 )
             except (ValueError, KeyError, TypeError) as error:
@@ -51,13 +72,9 @@ class Saved:
                     raise self._damaged("its last block is cut off")
                 self._blocks.append((begin, length))
                 file.seek(length, 1)
-        shifts = min(EFFECT_TEXTS, len(self.steered))
-        if len(self._blocks) != len(self.unsteered) + len(self.steered) + shifts or self._vocabulary < 1:
+        effects = min(EFFECT_TEXTS, len(self.steered))
+        if len(self._blocks) != len(self.unsteered) + len(self.steered) + effects or self._vocabulary < 1:
             raise self._damaged(f"it has {len(self._blocks)} blocks")
-
-    @property
-    def digest(self) -> str:
-        return digest(self.path)
 
     def rows(self, index: int, steered: bool) -> Iterator[Piece]:
         text = (self.steered if steered else self.unsteered)[index]
@@ -65,27 +82,27 @@ class Saved:
         count, at_once = len(text.following), max(1, PIECE_BYTES // (4 * self._vocabulary))
         with self.path.open("rb") as file:
             file.seek(begin)
-            # room that is used again and again: new memory costs as much as what is done with it
-            logits, room = (np.empty((min(at_once, count), self._vocabulary), dtype="<f4") for _ in range(2))
+            # reused buffers: allocating costs as much as computing
+            logits, buffer = (np.empty((min(at_once, count), self._vocabulary), dtype="<f4") for _ in range(2))
             for first in range(0, count, at_once):
                 piece = logits[: count - first]
-                yield piece, self._fill(piece, room.reshape(-1), file)
+                yield piece, self._fill(piece, buffer.reshape(-1), file)
             if file.tell() != begin + length:
                 raise self._damaged(f"block {index} has another length than its text")
 
-    def shift(self, index: int) -> Shift:
+    def effect(self, index: int) -> SteeringEffect:
         begin, length = self._blocks[len(self.unsteered) + len(self.steered) + index]
         text, hidden = self.steered[index], self.model.hidden_size
         rows = len(text.effect_rows)
-        shapes = ((rows, self._vocabulary), (rows, hidden), (len(text.placed_positions), hidden))
+        shapes = ((rows, self._vocabulary), (rows, hidden), (len(text.first_block_positions), hidden))
         if length != 4 * sum(rows * width for rows, width in shapes):
             raise self._damaged(f"the effect on steered text {index} has {length} bytes")
         with self.path.open("rb") as file:
             file.seek(begin)
-            return Shift(*(np.frombuffer(file.read(4 * r * w), "<f4").reshape(r, w) for r, w in shapes))
+            return SteeringEffect(*(np.frombuffer(file.read(4 * r * w), "<f4").reshape(r, w) for r, w in shapes))
 
-    def _fill(self, logits: Array, room: Array, file: BufferedReader) -> Floats:
-        """Read the next rows into `logits`; gives their totals. room: for as many numbers."""
+    def _fill(self, logits: Array, buffer: Array, file: BufferedReader) -> Floats:
+        """Read the next rows into `logits`; gives their totals. buffer: for as many numbers."""
         width = 12 + (self._vocabulary + 7) // 8
         heads, counts, end = [], [], 0
         for _ in logits:
@@ -93,50 +110,53 @@ class Saved:
             counts.append(count := int.from_bytes(head[8:12], "little"))
             if len(head) < width or count > self._vocabulary:
                 raise self._damaged("a row is cut off, or has more logits than there are tokens")
-            end += file.readinto(room[end : end + count].view(np.uint8).data) // 4
+            end += file.readinto(buffer[end : end + count].view(np.uint8).data) // 4
         head_bytes = np.frombuffer(b"".join(heads), np.uint8).reshape(len(logits), width)
-        kept = np.unpackbits(head_bytes[:, 12:], axis=1, count=self._vocabulary).view(np.bool_)
-        if [np.count_nonzero(row) for row in kept] != counts or end != sum(counts):
+        likely = np.unpackbits(head_bytes[:, 12:], axis=1, count=self._vocabulary).view(np.bool_)
+        if [np.count_nonzero(row) for row in likely] != counts or end != sum(counts):
             raise self._damaged("a row has another number of logits than its bits say")
         logits.fill(-np.inf)
-        logits[kept] = room[:end]
+        logits[likely] = buffer[:end]
         return np.ascontiguousarray(head_bytes[:, :8]).view("<f8")[:, 0]
 
     def _damaged(self, why: str) -> EdgeSteerError:
-        return EdgeSteerError(f"{self.path} is damaged: {why}; make it anew")
+        return EdgeSteerError(f"{self.path} is damaged: {why}; save it again")
 
 
 def save(
-    path: Path,
-    live: Baseline,
+    path: str | Path,
+    baseline: Baseline,
     source: Mapping[str, object],
     answers: Mapping[str, Sequence[Mapping[str, object]]],
+    progress: Progress = SILENT,
 ) -> None:
-    """Write a saved reference. source: what the header says of where the reference comes from.
+    """Write a saved reference. source: where the reference comes from, for the header.
 
     answers: the reference's rows by dose, as they are recorded; may be empty.
     Errors: EdgeSteerError where the file cannot be written.
     """
-    vocabulary = next(live.rows(0, False))[0].shape[1]
+    vocabulary = next(baseline.rows(0, False))[0].shape[1]
     head = {
-        "model": asdict(live.model),
+        "model": asdict(baseline.model),
         "source": {**source},
         "answers": {dose: list(rows) for dose, rows in answers.items()},
-        "steering": live.steering,
+        "steering": [asdict(record) for record in baseline.steering],
         "vocabulary": vocabulary,
-        "unsteered": [asdict(text) for text in live.unsteered],
-        "steered": [asdict(text) for text in live.steered],
+        "unsteered": [asdict(text) for text in baseline.unsteered],
+        "steered": [asdict(text) for text in baseline.steered],
     }
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(FORMAT + json.dumps(head).encode() + b"\n")
-        for steered, texts in enumerate((live.unsteered, live.steered)):
-            for index, text in enumerate(texts):
+        for steered, texts in enumerate((baseline.unsteered, baseline.steered)):
+            doing = f"the reference on {'steered' if steered else 'unsteered'} texts"
+            for index, text in enumerate(progress.counted(doing, texts)):
                 with _Block(file) as block:
-                    block.rows(live.rows(index, bool(steered)), text.following)
-        for index in range(min(EFFECT_TEXTS, len(live.steered))):
-            found = live.shift(index)
+                    block.rows(baseline.rows(index, bool(steered)), text.following)
+        effects = range(min(EFFECT_TEXTS, len(baseline.steered)))
+        for index in progress.counted("the effect of steering on the reference", effects):
+            effect = baseline.effect(index)
             with _Block(file) as block:
-                for part in (found.logits, found.states, found.placed):
+                for part in (effect.logits, effect.states, effect.at_first_block):
                     block.write(part.astype("<f4").tobytes())
 
 
@@ -164,7 +184,7 @@ class _Block:
         for logits, totals in pieces:
             chosen, following = following[: len(logits)], following[len(logits) :]
             for row, total, token in zip(logits, totals, chosen, strict=True):
-                kept = row > total + CUT
-                kept[token] = True
-                self.write(np.float64(total).astype("<f8").tobytes() + int(kept.sum()).to_bytes(4, "little"))
-                self.write(np.packbits(kept).tobytes() + row[kept].astype("<f4").tobytes())
+                likely = row > total + CUT
+                likely[token] = True
+                self.write(np.float64(total).astype("<f8").tobytes() + int(likely.sum()).to_bytes(4, "little"))
+                self.write(np.packbits(likely).tobytes() + row[likely].astype("<f4").tobytes())

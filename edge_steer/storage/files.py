@@ -1,34 +1,36 @@
-"""Whole files or none: writing through a temporary name, and naming content by SHA-256. Imports only errors."""
+"""Whole files or none: writing through a temporary name, reading what must be there, and the cache folder.
+
+Takes paths, gives paths and text. It knows nothing of what the files mean.
+"""
 
 import contextlib
-import hashlib
+import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+import platformdirs
 
 from edge_steer.core.errors import EdgeSteerError
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` when the block ends well and vanishes when it does not.
 
     Errors: EdgeSteerError when the folder does not exist or cannot be written.
     """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        temporary.touch(exist_ok=False)  # with the mode that the umask leaves
     except OSError as error:
         raise EdgeSteerError(
             f"cannot write {path}: {error.strerror}; choose a folder that exists and is writable"
         ) from None
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
         raise EdgeSteerError(f"cannot write {path}: {error.strerror or error}") from error
@@ -36,8 +38,21 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def readable(path: Path, what: str) -> Path:
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a whole UTF-8 file or leave the old one; the path. Errors: as `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return Path(path)
+
+
+def write_json(path: str | Path, value: object) -> Path:
+    """Write a value as indented JSON, the whole file or none; the path. Errors: as `replacing`."""
+    return write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def readable(path: str | Path, what: str) -> Path:
     """`path` itself if it is a file with content. Errors: EdgeSteerError naming `what` was expected."""
+    path = Path(path)
     if not path.is_file():
         raise EdgeSteerError(f"no such file: {path}; expected {what}")
     if not path.stat().st_size:
@@ -47,7 +62,7 @@ def readable(path: Path, what: str) -> Path:
     return path
 
 
-def read_lines(path: Path, what: str) -> list[str]:
+def read_lines(path: str | Path, what: str) -> list[str]:
     """The lines of a UTF-8 text that are not blank. Errors: EdgeSteerError if there are none, or it is not UTF-8."""
     try:
         lines = [line for line in readable(path, what).read_text("utf-8").splitlines() if line.strip()]
@@ -58,15 +73,16 @@ def read_lines(path: Path, what: str) -> list[str]:
     return lines
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of the file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def cache_folder() -> Path:
-    """Where derived files are kept: $EDGE_STEER_CACHE, else edge-steer under the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-steer"
-    folder = Path(os.environ.get("EDGE_STEER_CACHE") or default)
+    """Where derived files are kept: $EDGE_STEER_CACHE, else edge-steer in the user's cache folder."""
+    folder = Path(os.environ.get("EDGE_STEER_CACHE") or platformdirs.user_cache_path("edge-steer", appauthor=False))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def size_in_words(size: float) -> str:
+    """A number of bytes to three digits: 1234567 is "1.23 MB"."""
+    for unit_bytes, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit_bytes:
+            return f"{size / unit_bytes:.3g} {unit}"
+    return f"{size:.0f} bytes"

@@ -12,6 +12,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
+import filelock
+
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.storage.files import readable
 
@@ -20,25 +22,32 @@ _MISSING = object()
 
 
 class Store:
-    """A file of records, open for appending. `records`: those found at open, then every appended one."""
+    """A file of records, open for appending. `records`: those read when it was opened, then every appended one."""
 
-    def __init__(self, path: Path, header: Mapping[str, object]) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, header: Mapping[str, object]) -> None:
+        self.path = path = Path(path)
         self._header = _normal(header)
+        # A kill leaves the lock's file but not the lock, which ends with the process.
+        self._lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
             self._file = path.open("a+b", buffering=0)
+        except filelock.Timeout:
+            raise EdgeSteerError(
+                f"{path} is being written by another process; wait for it, or name another file"
+            ) from None
         except OSError as error:
-            raise EdgeSteerError(f"cannot write {path}: {error.strerror}; choose another --out") from None
+            self._release()
+            raise EdgeSteerError(f"cannot write {path}: {error.strerror}; choose another place") from None
         try:
-            self._lock(self._file)
             self.records = self._resume()
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     @classmethod
-    def open(cls, path: Path, header: Mapping[str, object]) -> Self:
+    def open(cls, path: str | Path, header: Mapping[str, object]) -> Self:
         """Begin a file, its folders too, or take one up again; a last line that was torn by a kill is cut off.
 
         Errors: EdgeSteerError for a file with another header, one that is no record file, or one that another
@@ -55,6 +64,7 @@ class Store:
     def close(self) -> None:
         """Give up the file and its lock."""
         self._file.close()
+        self._release()
 
     def append(self, record: Mapping[str, object]) -> None:
         """Add a record; it is on the disk when this returns. Errors: EdgeSteerError when it cannot be written."""
@@ -63,36 +73,35 @@ class Store:
 
     def replace(self, records: Iterable[Mapping[str, object]]) -> None:
         """Put these records in the place of all there are, in one step: a kill leaves the old file or the new one."""
-        kept = [_normal(record) for record in records]
+        new_records = [_normal(record) for record in records]
         temporary = self.path.with_name(f".{self.path.name}.partial")
         try:
             with contextlib.ExitStack() as undo:
                 new = undo.enter_context(temporary.open("w+b", buffering=0))
                 undo.callback(temporary.unlink, missing_ok=True)
-                self._lock(new)
-                _put(new, b"".join(map(_line, (self._header, *kept))))
+                _put(new, b"".join(map(_line, (self._header, *new_records))))
                 temporary.replace(self.path)
                 _sync_folder(self.path.parent)
                 undo.pop_all()
         except OSError as error:
             raise EdgeSteerError(f"cannot write {self.path}: {error.strerror}; free some space") from None
         self._file.close()
-        self._file, self.records = new, kept
+        self._file, self.records = new, new_records
 
     def _resume(self) -> list[Record]:
         self._file.seek(0)
         text = self._file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        if len(whole) < len(text):
-            self._file.truncate(len(whole))
-        if not whole:
+        whole_lines = text[: text.rfind(b"\n") + 1]
+        if len(whole_lines) < len(text):
+            self._file.truncate(len(whole_lines))
+        if not whole_lines:
             self._write(_line(self._header))
             _sync_folder(self.path.parent)
             return []
-        found, records = _parse(self.path, whole)
-        if difference := _difference(found, self._header):
+        header, records = _parse(self.path, whole_lines)
+        if difference := _difference(header, self._header):
             raise EdgeSteerError(
-                f"{self.path} was made otherwise: {difference}; name another --out, or delete it to begin anew"
+                f"{self.path} was made otherwise: {difference}; name another file, or delete it to begin anew"
             )
         return records
 
@@ -107,23 +116,17 @@ class Store:
                 f"cannot write {self.path}: {error.strerror}; free some space and run again to go on"
             ) from None
 
-    def _lock(self, file: FileIO) -> None:
-        """Kept until the file is closed, by a kill too."""
-        try:
-            import fcntl
-        except ImportError:  # Windows: nothing keeps a second writer out
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise EdgeSteerError(
-                f"{self.path} is being written by another process; wait for it, or name another --out"
-            ) from None
+    def _release(self) -> None:
+        with contextlib.suppress(OSError):  # Windows removes no open file; the next writer takes it over
+            if self._lock.is_locked:
+                Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
 
 
-def read(path: Path) -> tuple[Record, list[Record]]:
+def read(path: str | Path) -> tuple[Record, list[Record]]:
     """Header and whole records of a file, which may be being written. Errors: EdgeSteerError for any other file."""
-    text = readable(path, "records under a header").read_bytes()
+    path = readable(path, "records under a header")
+    text = path.read_bytes()
     return _parse(path, text[: text.rfind(b"\n") + 1])
 
 
@@ -152,18 +155,18 @@ def _normal(record: Mapping[str, object]) -> Record:
     return value
 
 
-def _difference(found: object, asked: object, key: str = "") -> str:
+def _difference(there: object, here: object, key: str = "") -> str:
     """The first key whose values differ, with both; "" if none does."""
-    if isinstance(found, dict) and isinstance(asked, dict):
-        for name in (*asked, *found):
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in (*here, *there):
             inner = f"{key}.{name}" if key else str(name)
-            if difference := _difference(found.get(name, _MISSING), asked.get(name, _MISSING), inner):
+            if difference := _difference(there.get(name, _MISSING), here.get(name, _MISSING), inner):
                 return difference
         return ""
-    return "" if found == asked else f"{key} is {_shown(found)} there and {_shown(asked)} here"
+    return "" if there == here else f"{key} is {_brief(there)} there and {_brief(here)} here"
 
 
-def _shown(value: object) -> str:
+def _brief(value: object) -> str:
     if value is _MISSING:
         return "missing"
     text = json.dumps(value)

@@ -1,14 +1,23 @@
 """files.py: whole files or none."""
 
-import hashlib
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.storage.files import cache_folder, digest, readable, replacing
+from edge_steer.storage.files import (
+    cache_folder,
+    read_lines,
+    readable,
+    replacing,
+    size_in_words,
+    write_json,
+    write_text,
+)
 
 
 def test_replacing_writes_the_whole_file(tmp_path: Path) -> None:
@@ -39,6 +48,28 @@ def test_the_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
         temporary.write_text("x")
     (tmp_path / "b").write_text("x")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE((tmp_path / "b").stat().st_mode)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the mask is read from Linux's /proc")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_process_umask_is_kept_to_and_never_changed(tmp_path: Path, umask: int) -> None:
+    """In a process of its own; a thread that reads the mask all along never reads another one."""
+    code = (
+        "import os, sys, threading; from pathlib import Path; from edge_steer.storage.files import write_text\n"
+        f"os.umask({umask})\n"
+        "def masks():\n"
+        "    for line in Path('/proc/self/status').read_text().splitlines():\n"
+        "        if line.startswith('Umask'): return line.split()[1]\n"
+        "seen, ended = set(), threading.Event()\n"
+        "def watch():\n"
+        "    while not ended.is_set(): seen.add(masks())\n"
+        "thread = threading.Thread(target=watch); thread.start()\n"
+        f"for _ in range(300): write_text({str(tmp_path / 'a')!r}, 'x')\n"
+        "ended.set(); thread.join(); print(*seen)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [f"{umask:04o}"]
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~umask
 
 
 def test_an_absent_folder_and_a_folder_in_the_way(tmp_path: Path) -> None:
@@ -77,9 +108,27 @@ def test_readable(tmp_path: Path) -> None:
     assert readable(path, "a vector") == path
 
 
-def test_digest_is_sha256(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc" * 100_000)
-    assert digest(tmp_path / "a") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+def test_paths_may_be_text(tmp_path: Path) -> None:
+    path = str(tmp_path / "a")
+    assert write_text(path, "one\n\ntwo\n") == readable(path, "text") == tmp_path / "a"
+    assert read_lines(path, "text") == ["one", "two"]
+    with replacing(path) as temporary:
+        temporary.write_text("x")
+    assert (tmp_path / "a").read_text() == "x"
+
+
+def test_json_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.json", {"b": [1, 0.5]})
+    assert path.read_text() == '{\n "b": [\n  1,\n  0.5\n ]\n}\n'
+    with pytest.raises(TypeError):
+        write_json(path, {"b": {1, 2}})
+    assert '"b"' in path.read_text()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_sizes_in_words() -> None:
+    sizes = [0, 999, 1000, 1_234_567, 999_000_000, 12_340_000_000]
+    assert [size_in_words(size) for size in sizes] == ["0 bytes", "999 bytes", "1 kB", "1.23 MB", "999 MB", "12.3 GB"]
 
 
 def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def test_another_header_is_refused(tmp_path: Path, header: dict[str, object], sa
     with Store.open(path, HEADER) as file:
         file.append({"id": "a"})
     before = path.read_bytes()
-    with pytest.raises(EdgeSteerError, match="name another --out, or delete it") as caught:
+    with pytest.raises(EdgeSteerError, match="name another file, or delete it") as caught:
         Store.open(path, header)
     assert says in str(caught.value)
     assert path.read_bytes() == before
@@ -145,3 +145,13 @@ def test_what_is_not_there_or_cannot_be_made(tmp_path: Path) -> None:
     torn.write_text('{"a"')
     with pytest.raises(EdgeSteerError, match="no whole line"):
         storage_records.read(torn)
+
+
+def test_a_path_may_be_text_and_no_lock_is_left_behind(tmp_path: Path) -> None:
+    path = str(tmp_path / "rows.jsonl")
+    with Store.open(path, HEADER) as file:
+        file.append({"id": "a"})
+        with pytest.raises(EdgeSteerError, match="written by another process"):
+            Store.open(path, HEADER)
+    assert storage_records.read(path)[1] == [{"id": "a"}]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.jsonl"]
