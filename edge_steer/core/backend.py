@@ -5,7 +5,6 @@ evaluation, parity and extraction are handed either and know no other. Token ids
 tokenised once, by the caller.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_steer.core.errors import RequestError
+from edge_steer.core.sampling import GREEDY, Sampling
 from edge_steer.core.steering import Steering, steerings
 from edge_steer.core.vector import Array, ModelIdentity
 
@@ -54,47 +54,6 @@ class Message(TypedDict):
     role: str
     content: str
     name: NotRequired[str]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen, in llama.cpp's order: penalties, top-k, top-p, min-p, temperature, a seeded draw.
-
-    Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. repeat_penalty (1 is off), frequency_penalty and
-    presence_penalty (0 is off) look at the last `repeat_last_n` tokens, prompt included.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-    repeat_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repeat_last_n: int = 64
-
-    def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1):
-            raise RequestError(f"{self}: need temperature >= 0, top_k >= 0, 0 < top_p <= 1, 0 <= min_p <= 1")
-        if not (self.repeat_penalty > 0 and self.repeat_last_n >= 0):
-            raise RequestError(f"{self}: need repeat_penalty > 0 and repeat_last_n >= 0")
-        if not all(map(math.isfinite, (self.temperature, self.repeat_penalty, *self._additive))):
-            raise RequestError(f"{self}: every number must be finite")
-        if not 0 <= self.seed < 2**32:
-            raise RequestError(f"seed is {self.seed}; it must lie in 0..{2**32 - 1}")
-
-    @property
-    def penalises(self) -> bool:
-        """Whether a token's logit depends on the tokens before it."""
-        return self.repeat_last_n > 0 and (self.repeat_penalty != 1 or any(self._additive))
-
-    @property
-    def _additive(self) -> tuple[float, float]:
-        return self.frequency_penalty, self.presence_penalty
-
-
-GREEDY = Sampling()
 
 
 @dataclass(frozen=True)

@@ -246,8 +246,7 @@ class _Sequence:
     @classmethod
     def start(cls, job: Job, position: int, model: LlamaModel, *, streams: bool) -> "_Sequence":
         request, sampling = job.request, job.request.sampling
-        greedy = not sampling.temperature and not sampling.penalises
-        sampler = None if greedy else LlamaSampler(sampling, request.prompt, model.vocab_size)
+        sampler = None if sampling.takes_likeliest else LlamaSampler(sampling, request.prompt, model)
         text = _Decoded(request.stop) if request.stop or streams else None
         return cls(job, position, request.prompt[-1], model, sampler, text, time.perf_counter())
 

@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from edge_steer.core.backend import Completion, Request, Sampling, TokenLogprobs
+from edge_steer.core.backend import Completion, Request, TokenLogprobs
+from edge_steer.core.sampling import Sampling
 from edge_steer.core.steering import Offsets
 from edge_steer.core.streaming import Text
 
