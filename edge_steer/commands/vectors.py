@@ -10,20 +10,34 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edge_steer.terminal.options import FILE
+from edge_steer.terminal.options import FILE, LAYERS, PATH
 from edge_steer.terminal.progress import say
 from edge_steer.terminal.tables import print_vector
 
 if TYPE_CHECKING:
-    from edge_steer.core.vector import SteeringVector
+    from edge_steer.core.vector import Phase, SteeringVector
+    from edge_steer.vectors.gguf_writer import Target
+    from edge_steer.vectors.layer_counting import Convention
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+phase_choice = click.Choice(["all", "generated"])
+
+
+def output_options(command: F) -> F:
+    """Where a vector is written, and which of its layers."""
+    for option in (
+        click.option("--layers", type=LAYERS, metavar="LAYERS", help="Layers to keep.  [default: all]"),
+        click.option(
+            "-o", "--output", type=FILE, required=True, help="The vector file to write (.safetensors or .gguf)."
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @click.command("import")
 @click.argument("file", type=FILE)
-@click.option("-o", "--out", type=FILE, required=True, help="Where to write the steering vector (.safetensors).")
 @click.option(
     "--convention",
     type=click.Choice(["block", "block+1"]),
@@ -31,33 +45,39 @@ F = TypeVar("F", bound=Callable[..., Any])
 )
 @click.option("--model-name", help="The model's name, where FILE does not say it.")
 @click.option("--architecture", help="The model's architecture, such as qwen2, where FILE does not say it.")
-@click.option("--layers", help="Layers to keep.  [default: all]")
+@output_options
 def import_command(
-    file: Path, out: Path, convention: Any, model_name: str | None, architecture: str | None, layers: str | None
-) -> None:  # fmt: skip
+    file: Path,
+    convention: "Convention | None",
+    model_name: str | None,
+    architecture: str | None,
+    output: Path,
+    layers: tuple[int, ...] | None,
+) -> None:
     """Read a vector FILE of another tool: GGUF, safetensors, .pt or .npz.
 
     Known are files of repeng, EasySteer, llama-cvector-generator and jukofyork/control-vectors (GGUF), of
     steering-vectors (.pt), and tensors by layer. No code in a .pt is run. Where FILE does not tell how it counts
     layers, --convention has to.
     """
-    from edge_steer.core.vector import parse_layers
-    from edge_steer.vectors import read
+    from edge_steer.vectors.read import read
+    from edge_steer.vectors.write import save
 
-    found = read.read(file, convention=convention, model=model_name, architecture=architecture)
-    vector = found.vector.at(parse_layers(layers)) if layers else found.vector
-    _save(vector, out)
+    source = read(file, convention=convention, model=model_name, architecture=architecture)
+    vector = source.vector.at(layers) if layers else source.vector
+    save(vector, output)
     print_vector(vector)
-    if found.left_out:
+    if source.left_out:
         say("index 0 left out: by block+1 it is the embeddings' output, which is no layer")
-    click.echo(f"wrote {out}: from {found.origin}, layers counted by {found.convention}")
+    click.echo(f"wrote {output}: from {source.origin}, layers counted by {source.convention}")
 
 
 @click.command()
-@click.argument("vector", type=FILE)
-@click.option("-o", "--out", type=FILE, required=True, help="Where to write the GGUF control vector.")
-@click.option("--layers", help="Layers to keep.  [default: all but layer 0]")
+@click.argument("vector", type=PATH)
+@click.option("-o", "--output", type=FILE, required=True, help="The GGUF control vector to write.")
+@click.option("--layers", type=LAYERS, metavar="LAYERS", help="Layers to keep.  [default: all but layer 0]")
 @click.option("--strength", type=float, default=1.0, show_default=True, help="Bake this strength into the values.")
+@click.option("--phase", type=phase_choice, help="The phase it is meant to be used in.  [default: VECTOR's]")
 @click.option(
     "--format",
     "target",
@@ -68,100 +88,121 @@ def import_command(
 )
 @click.option("--model-hint", help="The model's name in the file.  [default: the vector's architecture]")
 def export(
-    vector: Path, out: Path, layers: str | None, strength: float, target: Any, model_hint: str | None
-) -> None:  # fmt: skip
-    """Write a VECTOR file of any kind as a GGUF control vector, for llama.cpp or repeng."""
-    from edge_steer.core.vector import parse_layers, spans
-    from edge_steer.vectors import gguf_writer
+    vector: Path,
+    output: Path,
+    layers: tuple[int, ...] | None,
+    strength: float,
+    phase: "Phase | None",
+    target: "Target",
+    model_hint: str | None,
+) -> None:
+    """Write a VECTOR file of any kind, or of an export folder, as a GGUF control vector, for llama.cpp or repeng.
 
-    wanted = parse_layers(layers) if layers else None
-    loaded = gguf_writer.load(vector)
-    written = gguf_writer.write(loaded, out, layers=wanted, strength=strength, target=target, hint=model_hint)
+    How VECTOR is meant to be used goes along: its tuned layers as far as they are kept, its tuned strength divided by
+    --strength, its phase.
+    """
+    from edge_steer.core.vector import spans
+    from edge_steer.vectors.gguf_writer import write
+    from edge_steer.vectors.read import load
+
+    source = load(vector)
+    if phase:
+        tuning = source.tuning
+        source = (
+            source.tuned(tuning.layers, tuning.strength, phase) if tuning else source.tuned(layers, strength, phase)
+        )
+    written = write(source, output, layers=layers, strength=strength, target=target, hint=model_hint)
     if written.left_out:
         say("layer 0 left out: llama.cpp's control vectors have none")
     if 0 in written.vector.layers:
         say("layer 0 is in the file: repeng reads it, llama.cpp's own tools skip such a file and run unsteered")
-    click.echo(f"wrote {out}: layers {spans(written.vector.layers)}, strength {strength:g} baked in")
+    tuning = written.vector.tuning
+    if tuning and tuning.phase == "generated":
+        say("the vector is tuned for phase generated, which llama.cpp's own tools have not: they steer the prompt too")
+    click.echo(f"wrote {output}: layers {spans(written.vector.layers)}, strength {strength:g} baked in")
+    if tuning:
+        click.echo(f"to be used at {tuning}")
 
 
 @click.group("vector")
 def vector_group() -> None:
-    """Arithmetic on vectors of one model; the file written says what was done."""
-
-
-def output_options(command: F) -> F:
-    """Where a result is written, and which of its layers."""
-    for option in (
-        click.option("--layers", help="Layers of the result to keep.  [default: all]"),
-        click.option("-o", "--out", type=FILE, required=True, help="Where to write the result (.safetensors)."),
-    ):
-        command = option(command)
-    return command
+    """Arithmetic on vectors of one model, and how a vector is meant to be used; the file says what was done."""
 
 
 @vector_group.command("add")
-@click.argument("files", metavar="VECTOR VECTOR...", type=FILE, nargs=-1, required=True)
+@click.argument("files", metavar="VECTOR VECTOR...", type=PATH, nargs=-1, required=True)
 @output_options
-def vector_add(files: tuple[Path, ...], out: Path, layers: str | None) -> None:
+def vector_add(files: tuple[Path, ...], output: Path, layers: tuple[int, ...] | None) -> None:
     """Add vectors, layer by layer; a layer that only one has is kept as it is."""
     from edge_steer.vectors.read import load
 
     if len(files) < 2:
         raise click.UsageError("give at least two vectors to add")
-    first, *others = (load(file) for file in files)
-    for other in others:
-        first = first + other
-    _finish(first, out, layers)
+    total = load(files[0])
+    for file in files[1:]:
+        total = total + load(file)
+    _finish(total, output, layers)
 
 
 @vector_group.command("sub")
-@click.argument("vector", type=FILE)
-@click.argument("other", type=FILE)
+@click.argument("vector", type=PATH)
+@click.argument("other", type=PATH)
 @output_options
-def vector_sub(vector: Path, other: Path, out: Path, layers: str | None) -> None:
+def vector_sub(vector: Path, other: Path, output: Path, layers: tuple[int, ...] | None) -> None:
     """Subtract OTHER from VECTOR, layer by layer."""
     from edge_steer.vectors.read import load
 
-    _finish(load(vector) - load(other), out, layers)
+    _finish(load(vector) - load(other), output, layers)
 
 
 @vector_group.command("scale", context_settings={"ignore_unknown_options": True})
-@click.argument("vector", type=FILE)
+@click.argument("vector", type=PATH)
 @click.argument("factor", type=float)
 @output_options
-def vector_scale(vector: Path, factor: float, out: Path, layers: str | None) -> None:
+def vector_scale(vector: Path, factor: float, output: Path, layers: tuple[int, ...] | None) -> None:
     """Multiply VECTOR by FACTOR, which may be negative."""
     from edge_steer.vectors.read import load
 
-    _finish(load(vector) * factor, out, layers)
+    _finish(load(vector) * factor, output, layers)
 
 
 @vector_group.command("project")
-@click.argument("vector", type=FILE)
-@click.argument("other", type=FILE)
+@click.argument("vector", type=PATH)
+@click.argument("other", type=PATH)
 @output_options
-def vector_project(vector: Path, other: Path, out: Path, layers: str | None) -> None:
+def vector_project(vector: Path, other: Path, output: Path, layers: tuple[int, ...] | None) -> None:
     """Make VECTOR orthogonal to OTHER at every layer of OTHER: what it does less what OTHER does."""
     from edge_steer.vectors.read import load
 
-    _finish(load(vector).project_out(load(other)), out, layers)
+    _finish(load(vector).project_out(load(other)), output, layers)
 
 
-def _finish(vector: "SteeringVector", out: Path, layers: str | None) -> None:
-    from edge_steer.core.vector import parse_layers, spans
+@vector_group.command("tune")
+@click.argument("vector", type=PATH)
+@click.option("--layers", type=LAYERS, metavar="LAYERS", help="Layers to steer.  [default: all of VECTOR's]")
+@click.option("--strength", type=float, default=1.0, show_default=True)
+@click.option("--phase", type=phase_choice, default="all", show_default=True)
+@click.option("-o", "--output", type=FILE, required=True, help="The vector file to write (.safetensors or .gguf).")
+def vector_tune(
+    vector: Path, layers: tuple[int, ...] | None, strength: float, phase: "Phase", output: Path
+) -> None:  # fmt: skip
+    """Write VECTOR, its directions as they are, with the layers, strength and phase it is meant to be used at."""
+    from edge_steer.vectors.read import load
+    from edge_steer.vectors.write import save
+
+    tuned = load(vector).tuned(layers, strength, phase)
+    save(tuned, output)
+    click.echo(f"wrote {output}: to be used at {tuned.tuning}")
+
+
+def _finish(vector: "SteeringVector", output: Path, layers: tuple[int, ...] | None) -> None:
+    from edge_steer.core.vector import spans
+    from edge_steer.vectors.write import save
 
     if layers:
-        chosen = parse_layers(layers)
-        kept = vector.at(chosen)
-        vector = replace(kept, provenance=(*kept.provenance, f"layers {spans(chosen)} of {spans(vector.layers)}"))
-    _save(vector, out)
+        chosen = vector.at(layers)
+        step = f"layers {spans(chosen.layers)} of {spans(vector.layers)}"
+        vector = replace(chosen, provenance=(*chosen.provenance, step))
+    save(vector, output)
     print_vector(vector)
-    click.echo(f"wrote {out}: {vector.provenance[-1]}")
-
-
-def _save(vector: "SteeringVector", out: Path) -> None:
-    if out.suffix in (".gguf", ".pt", ".npz"):
-        raise click.UsageError(f"{out} would be a safetensors file; name it so, and export it to make a GGUF")
-    from edge_steer.vectors import native
-
-    native.save(vector, out)
+    click.echo(f"wrote {output}: {vector.provenance[-1]}")

@@ -1,8 +1,8 @@
 """GGUF control vectors of any tool, strictly read; and the marks by which a tool's counting of layers is known.
 
-Takes a path, gives a SteeringVector for a file with our keys (`edge_steer.`), else what was found. Whatever llama.cpp's
-loader would reject is refused, but for direction.0 and narrower or wider floats, which other tools write. It knows
-nothing of other formats.
+Takes a path, gives a SteeringVector for a file with our keys (`edge_steer.`), else an UncountedVector. Whatever
+llama.cpp's loader would reject is refused, but for direction.0 and narrower or wider floats, which other tools write.
+It knows nothing of other formats.
 """
 
 import itertools
@@ -17,23 +17,26 @@ import numpy as np
 from edge_steer.core.errors import EdgeSteerError, VectorError
 from edge_steer.core.vector import Array, ModelIdentity, SteeringVector
 from edge_steer.storage.gguf_header import BF16, F16, F32, F64, INT32, UINT32, Header, TensorInfo, read_header
-from edge_steer.vectors.layer_counting import Convention, Found
+from edge_steer.vectors.layer_counting import Convention, UncountedVector
 from edge_steer.vectors.native import MAX_BYTES
 from edge_steer.vectors.pickled import widened
+from edge_steer.vectors.tuning import with_fields
 
 ARCHITECTURE = "controlvector"
 LAYER_CONVENTION = "block-output"  # direction.N is added to the output of 0-based decoder block N (the layer law)
 PREFIX = "edge_steer."
+TUNING = "tuning."  # of the keys that say how the vector is meant to be used
 HINT, COUNT, METHOD = (f"{ARCHITECTURE}.{name}" for name in ("model_hint", "layer_count", "method"))
 T = TypeVar("T")
 _KINDS = {F32: "<f4", F16: "<f2", BF16: "<u2", F64: "<f8"}
 
 
-def read(path: Path) -> SteeringVector | Found:
-    """A GGUF control vector: a SteeringVector if edge-steer wrote it, strength baked in, else what was found.
+def read(path: str | Path) -> SteeringVector | UncountedVector:
+    """A GGUF control vector: a SteeringVector if edge-steer wrote it, strength baked in, else an UncountedVector.
 
     Errors: VectorError for a damaged file, one that contradicts itself, and tensors that are no directions.
     """
+    path = Path(path)
     try:
         header = read_header(path, only=ARCHITECTURE)
     except EdgeSteerError as error:
@@ -43,7 +46,7 @@ def read(path: Path) -> SteeringVector | Found:
     directions = _read_directions(path, header)
     keys = {key.removeprefix(PREFIX): value for key, value in header.metadata.items() if key.startswith(PREFIX)}
     if not keys:
-        return _found(header, directions)
+        return _of_marks(header, directions)
     if (convention := keys.get("layer_convention")) != LAYER_CONVENTION:
         raise VectorError(f"{path} counts layers by {convention!r}; this edge-steer reads {LAYER_CONVENTION!r}")
     vector = _of_keys(path, keys, directions)
@@ -52,7 +55,7 @@ def read(path: Path) -> SteeringVector | Found:
     return vector
 
 
-def _found(header: Header, directions: Mapping[int, Array]) -> Found:
+def _of_marks(header: Header, directions: Mapping[int, Array]) -> UncountedVector:
     """The first tool whose mark the file bears."""
     indices = [int(tensor.name.rpartition(".")[2]) for tensor in header.tensors]
     hint, method = header.metadata.get(HINT), header.metadata.get(METHOD)
@@ -60,7 +63,7 @@ def _found(header: Header, directions: Mapping[int, Array]) -> Found:
         ((origin, convention) for origin, (convention, bears) in _MARKS.items() if bears(header, indices)),
         ("a GGUF control vector without the mark of a known tool", None),
     )
-    return Found(
+    return UncountedVector(
         directions,
         origin,
         convention,
@@ -125,7 +128,7 @@ def _of_keys(path: Path, keys: Mapping[str, object], directions: dict[int, Array
         provenance = tuple(json.loads(get("provenance", str)))
     except (TypeError, ValueError, RecursionError):
         raise VectorError(f"{path}: key {PREFIX}provenance is not a JSON list") from None
-    return SteeringVector(
+    vector = SteeringVector(
         directions,
         model,
         method=get("method", str),
@@ -135,6 +138,8 @@ def _of_keys(path: Path, keys: Mapping[str, object], directions: dict[int, Array
         normalised=get("normalised", bool),
         provenance=provenance,
     )
+    tuning = {key.removeprefix(TUNING): value for key, value in keys.items() if key.startswith(TUNING)}
+    return with_fields(vector, tuning, path)
 
 
 def _read_directions(path: Path, header: Header) -> dict[int, Array]:

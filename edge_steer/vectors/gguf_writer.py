@@ -1,13 +1,12 @@
 """Steering vectors as GGUF control vectors, for llama.cpp's tools and for repeng; and what a GGUF says of itself.
 
 Takes a SteeringVector, gives a file that every llama.cpp tool loads. Beside what llama.cpp reads, the file says in
-keys of its own (`edge_steer.`) which layer convention it follows, what it was made from, for which model, and which
-strength is baked in. Files are read in read.py. It knows nothing of running a model.
+keys of its own (`edge_steer.`) which layer convention it follows, what it was made from, for which model, which
+strength is baked in, and how it is meant to be used. Files are read in read.py. It knows nothing of running a model.
 """
 
 import importlib.metadata
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from edge_steer.core.architectures import model_type
 from edge_steer.core.errors import VectorError
 from edge_steer.core.vector import UNKNOWN, SteeringVector, spans
 from edge_steer.storage.files import replacing
-from edge_steer.vectors import read
-from edge_steer.vectors.gguf_reader import ARCHITECTURE, COUNT, HINT, LAYER_CONVENTION, PREFIX
+from edge_steer.vectors.gguf_reader import ARCHITECTURE, COUNT, HINT, LAYER_CONVENTION, PREFIX, TUNING
+from edge_steer.vectors.tuning import change, fields_of
 
 Target = Literal["llama.cpp", "repeng"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -38,7 +37,7 @@ class Export:
 
 def write(
     vector: SteeringVector,
-    path: Path,
+    path: str | Path,
     *,
     layers: Iterable[int] | None = None,
     strength: float = 1.0,
@@ -50,13 +49,12 @@ def write(
     layers: None is all but layer 0, which llama.cpp's control vectors do not have. target: "repeng" names the model
     by its Hugging Face model_type and takes layer 0 where `layers` names it; repeng reads that, llama.cpp does not.
     hint: the model's name in the file. None is the vector's architecture as the target calls it. The same arguments
-    give the same bytes. Errors: VectorError for layer 0 in llama.cpp's files, a layer the vector has not, no layers
-    left, strength 0 or not finite, values past float32, an unknown target; EdgeSteerError for an unwritable path.
+    give the same bytes. A tuning goes along: its layers that are left, its strength divided by `strength`.
+    Errors: VectorError for layer 0 in llama.cpp's files, a layer the vector has not, no layer or no tuned layer left,
+    strength 0 or not finite, values past float32, an unknown target; EdgeSteerError for an unwritable path.
     """
     if target not in TARGETS:
         raise VectorError(f"no target {target!r}; allowed are {', '.join(TARGETS)}")
-    if not math.isfinite(strength) or strength == 0:
-        raise VectorError(f"strength is {strength}; a file needs a finite strength other than 0")
     chosen = vector.layers if layers is None else vector.check_layers(layers)
     holds_zero = target == "repeng" and layers is not None
     if 0 in chosen and not holds_zero and (layers is not None or chosen == (0,)):
@@ -64,9 +62,9 @@ def write(
             "llama.cpp's control vectors have no layer 0, and its loader rejects a whole file with direction.0; "
             f"choose from layers {spans(set(vector.layers) - {0}) or '1 up, of which this vector has none'}"
         )
-    kept = vector.at(layer for layer in chosen if layer or holds_zero)
-    baked = kept if strength == 1 else kept * strength
+    baked = change(vector, [layer for layer in chosen if layer or holds_zero], strength)
     architecture = vector.model.architecture or UNKNOWN
+    path = Path(path)
     with replacing(path) as temporary:
         writer = gguf.GGUFWriter(None, ARCHITECTURE)
         writer.add_string(HINT, hint or (model_type(architecture) if target == "repeng" else architecture))
@@ -78,11 +76,6 @@ def write(
         writer.write_tensors_to_file()
         writer.close()
     return Export(path, baked, left_out=(0,) if 0 in chosen and not holds_zero else ())
-
-
-def load(path: Path) -> SteeringVector:
-    """The vector of a file of any kind that needs no question; see `read.load`."""
-    return read.load(path)
 
 
 def _add_keys(writer: gguf.GGUFWriter, vector: SteeringVector, source_digest: str, strength: float) -> None:
@@ -110,6 +103,12 @@ def _add_keys(writer: gguf.GGUFWriter, vector: SteeringVector, source_digest: st
     add("pairs_digest", vector.pairs_digest)
     writer.add_bool(PREFIX + "normalised", vector.normalised)
     add("provenance", json.dumps(vector.provenance))
+    if vector.tuning:
+        for name, value in fields_of(vector.tuning).items():
+            if isinstance(value, float):
+                writer.add_float64(PREFIX + TUNING + name, value)
+            else:
+                add(TUNING + name, value)
 
 
 def _version() -> str:

@@ -1,8 +1,8 @@
-"""How a file counts layers, and what was found in it before its numbers are read as layers.
+"""How a file counts layers: another tool's directions by their index, and the same by our layer law.
 
 Two countings are in use. "block": index N is the output of the 0-based decoder block N, which is the layer law of
 vector.py. "block+1": block N's output has index N+1, as in the `hidden_states` of transformers. Takes what an importer
-found, gives a SteeringVector. It knows nothing of file formats, and never guesses.
+read, gives a SteeringVector. It knows nothing of file formats, and never guesses.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ MEANINGS: dict[Convention, str] = {
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a file of another tool holds. convention: None where nothing in the file tells it.
+class UncountedVector:
+    """Another tool's directions by their index in the file. convention: None where nothing in the file tells it.
 
     origin: whose file it is and by what mark that is known. architecture: llama.cpp's name or Hugging Face's.
     """
@@ -37,8 +37,11 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Imported:
-    """A vector by our layer law, and how it became one. `left_out` is True where index 0 was the embeddings'."""
+class VectorFile:
+    """What a file holds: a vector by our layer law, and how it became one.
+
+    origin: whose file it is and by what mark that is known. left_out: whether index 0 was the embeddings'.
+    """
 
     vector: SteeringVector
     origin: str
@@ -46,31 +49,35 @@ class Imported:
     left_out: bool = False
 
 
-def settle(
-    found: Found, path: Path, digest: str, convention: Convention | None, model: str | None, architecture: str | None
-) -> Imported:
-    """`found` by the layer law. convention: None is what the file tells. model, architecture: its model, if known.
+def count_layers(
+    uncounted: UncountedVector,
+    path: Path,
+    digest: str,
+    convention: Convention | None,
+    model: str | None,
+    architecture: str | None,
+) -> VectorFile:
+    """The vector by the layer law. convention: None is what the file tells. model, architecture: its model, if known.
 
     Index 0 of "block+1" is the embeddings' output, which no block gives; it is left out. Errors: VectorError where
     the file does not tell its convention and none is given, or nothing is left.
     """
-    if (counted := convention or found.convention) is None:
+    if (counted := convention or uncounted.convention) is None:
         raise VectorError(
-            f"{path} does not say how it counts layers ({found.origin}): --convention block is '{MEANINGS['block']}', "
-            f'--convention block+1 is "{MEANINGS["block+1"]}"; run: edge-steer import {path} -o vector.safetensors '
-            "--convention ..."
+            f"{path} does not say how it counts layers ({uncounted.origin}); import it with the convention "
+            f"""'block' ({MEANINGS["block"]}) or 'block+1' ({MEANINGS["block+1"]})"""
         )
     shift = CONVENTIONS.index(counted)
-    directions = {index - shift: direction for index, direction in found.directions.items() if index >= shift}
+    directions = {index - shift: direction for index, direction in uncounted.directions.items() if index >= shift}
     if not directions:
         raise VectorError(f"{path} holds only index 0, the embeddings' output by {counted!r}; no block gives that")
-    hint = architecture or found.architecture
+    hint = architecture or uncounted.architecture
     identity = ModelIdentity(
         model or UNKNOWN,
         gguf_name(hint) if hint and hint != UNKNOWN else None,
         hidden_size=len(next(iter(directions.values()))),
         block_count=0,
     )
-    step = f"imported from {digest[:12]} ({found.origin}), convention {counted}"
-    vector = SteeringVector(directions, identity, method=found.method, provenance=(step,))
-    return Imported(vector, found.origin, counted, left_out=len(directions) < len(found.directions))
+    step = f"imported from {digest[:12]} ({uncounted.origin}), convention {counted}"
+    vector = SteeringVector(directions, identity, method=uncounted.method, provenance=(step,))
+    return VectorFile(vector, uncounted.origin, counted, left_out=len(directions) < len(uncounted.directions))

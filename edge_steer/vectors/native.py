@@ -16,6 +16,7 @@ import safetensors.numpy
 from edge_steer.core.errors import VectorError
 from edge_steer.core.vector import FORMAT, ModelIdentity, SteeringVector
 from edge_steer.storage.files import readable, replacing
+from edge_steer.vectors.tuning import fields_of, with_fields
 
 MAX_HEADER = 2**20  # bytes of a safetensors header
 MAX_BYTES = 2**26  # of a file of vectors, and of what it unpacks to; the largest models' vectors take 2**23
@@ -38,15 +39,19 @@ _MODEL_TYPES: dict[str, Any] = {
 }
 
 
-def save(vector: SteeringVector, path: Path) -> None:
-    """Write as safetensors: tensors `direction.N` and the header as metadata."""
+def save(vector: SteeringVector, path: str | Path) -> None:
+    """Write as safetensors: tensors `direction.N` and the header as metadata, with the tuning if there is one."""
+    header = vector.header()
+    if vector.tuning:
+        header["tuning"] = fields_of(vector.tuning)
     tensors = {f"direction.{layer}": np.asarray(direction) for layer, direction in vector.directions.items()}
-    with replacing(path) as temporary:
-        safetensors.numpy.save_file(tensors, temporary, {"edge_steer": json.dumps(vector.header(), sort_keys=True)})
+    with replacing(Path(path)) as temporary:
+        safetensors.numpy.save_file(tensors, temporary, {"edge_steer": json.dumps(header, sort_keys=True)})
 
 
-def load(path: Path) -> SteeringVector:
+def load(path: str | Path) -> SteeringVector:
     """Read what `save` wrote. Errors: VectorError for a file that is not one of ours or is damaged."""
+    path = Path(path)
     metadata, tensors = read_safetensors(path)
     try:
         header = json.loads(metadata["edge_steer"])
@@ -59,12 +64,14 @@ def load(path: Path) -> SteeringVector:
             if dtype != "F32":
                 raise VectorError(f"{path}: {name} is {dtype}; F32 is needed")
             directions[int(match[1])] = np.frombuffer(data, "<f4").reshape(shape)
+        tuning = header.pop("tuning", {})
         _check_types(header, _HEADER_TYPES)
+        _check_types({"tuning": tuning}, {"tuning": dict})
         _check_types(header["model"], _MODEL_TYPES)
         _check_types(dict(enumerate(header["provenance"])), {}, other=str)
         header["model"] = ModelIdentity(**header["model"])
         header["provenance"] = tuple(header["provenance"])
-        return SteeringVector(directions, **header)
+        return with_fields(SteeringVector(directions, **header), tuning, path)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise VectorError(f"{path} is not a steering vector of edge-steer: {error}") from None
 
@@ -84,10 +91,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor
         content = path.read_bytes()
     try:
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
-        found = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
+        tensors = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
     except (safetensors.SafetensorError, ValueError, AttributeError, RecursionError) as error:
         raise VectorError(f"{path} is not a steering vector: {' '.join(str(error).split())[:200]}") from None
-    return metadata, {name: (tensor["dtype"], tensor["shape"], tensor["data"]) for name, tensor in found}
+    return metadata, {name: (tensor["dtype"], tensor["shape"], tensor["data"]) for name, tensor in tensors}
 
 
 def _check_types(values: Mapping[Any, object], types: Mapping[str, Any], other: Any = object) -> None:
