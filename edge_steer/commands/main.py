@@ -34,23 +34,45 @@ def main() -> None:
     """
 
 
-for command in (
-    demo,
-    convert,
-    quantize,
-    run,
-    info,
-    lm_eval,
-    build,
-    extract,
-    import_command,
-    export,
-    vector_group,
-    eval_command,
-    compare_command,
-    pairs_group,
-    parity,
-    plot,
-    sweep,
-):
-    main.add_command(command)
+main.add_commands(
+    "Use a steered model",
+    {
+        run: "Answer a prompt with a model, steered or not.",
+        lm_eval: "Run the lm-evaluation-harness on a steered model.",
+    },
+)
+main.add_commands(
+    "Make a vector",
+    {
+        demo: "The whole way on the bundled model: extract, steer, compare.",
+        pairs_group: "Make, rewrite, check and look at contrastive pairs.",
+        extract: "Extract a vector from a model and pairs.",
+        sweep: "Find the layer and strength that work best on a task.",
+        build: "All of these from one recipe, end to end.",
+    },
+)
+main.add_commands(
+    "Vector files",
+    {
+        import_command: "Read a vector file of another tool.",
+        export: "Write a vector for llama.cpp's own tools or repeng.",
+        vector_group: "Add, subtract, scale, project or tune vectors.",
+    },
+)
+main.add_commands(
+    "Measure",
+    {
+        eval_command: "Accuracy, steps, tokens and density on tasks, steered or not.",
+        compare_command: "Compare two results of eval, problem by problem.",
+        plot: "Plot density and steps against model size.",
+        parity: "Prove that a quantised model is steered as its reference is.",
+    },
+)
+main.add_commands(
+    "Models",
+    {
+        info: "Describe a model, a vector file or this machine.",
+        convert: "Make a GGUF of a Hugging Face model.",
+        quantize: "Make a smaller GGUF of a model.",
+    },
+)
