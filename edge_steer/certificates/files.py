@@ -1,68 +1,83 @@
-"""A GGUF file to certify, and how it is run."""
+"""GGUF files to certify, and how they run.
 
-import contextlib
+Takes what a user names, gives files that lie here, with their type and options; refuses what cannot be compared before
+anything is computed.
+"""
+
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from edge_steer.core.architectures import check_architecture
 from edge_steer.core.backend import EngineOptions, available_cores
-from edge_steer.llama.engine import Engine
-from edge_steer.llama.library import repacking_is_safe
-from edge_steer.models import describe, quantize
-from edge_steer.parity.compare import check_exact
-from edge_steer.storage.gguf_header import read_header
-
-EXACT = {"kv_type": "f32", "flash_attention": "off"}  # of an F32 file: nothing but rounding is left
-REPACK = "repack"  # whether llama.cpp lays weights out for this CPU, which changes logits; it is not chosen
-CONDITIONS = ("kv_type", "flash_attention", "parallel", "context", "gpu_layers")  # that are chosen, with the threads
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.progress import SILENT, Progress
+from edge_steer.models.file import ModelFile
+from edge_steer.models.quantize import gguf_for
+from edge_steer.parity.mechanism import check_exact, options_for
 
 
 @dataclass(frozen=True)
-class File:
-    """A GGUF to certify. source: what it was made from or where it lies, as the certificate names it."""
+class CertifiedFile:
+    """A GGUF file to certify. source: what it was made from or where it lies. options: how it runs."""
 
-    path: Path
-    quant: str
+    file: ModelFile
     source: str
-    conditions: Mapping[str, Any]
+    options: EngineOptions
+
+    @property
+    def quant(self) -> str:
+        return self.file.quant
 
 
-def file_of(source: str | Path, quant: str | None, folder: Path, options: EngineOptions, **located: Any) -> File:
-    """A file to certify, made if need be, and how it is run: as `options` say, but for F32, whose mechanism is checked.
+def certified_files(
+    sources: str | Path | Iterable[str | Path],
+    quants: Sequence[str],
+    revision: str | None,
+    options: EngineOptions,
+    progress: Progress = SILENT,
+) -> list[CertifiedFile]:
+    """The files that `sources` name, made if need be. quants: types to make of the one source; none: as it is.
 
-    options: of Engine.load. located: as models.gguf_for.
+    Errors: EdgeSteerError for no file, for quants of several, or for two files of one type, ModelError.
     """
-    path = quantize.gguf_for(source, quant, threads=options.threads, **located)
-    found = describe.quant_of(path)
-    asked = {name: getattr(options, name) for name in CONDITIONS}
-    threads = {"threads": options.threads or available_cores()}
-    exact = EXACT if found == "F32" else {}
-    return File(
-        path, found, stated(str(source), folder), {**asked, **threads, **exact, REPACK: repacking_is_safe(path)}
-    )  # fmt: skip
+    named = [sources] if isinstance(sources, str | Path) else list(sources)
+    if not named:
+        raise EdgeSteerError("no file to certify; name at least one")
+    if len(named) > 1 and quants:
+        raise EdgeSteerError("types are made of one model; name several files without types")
+    files = [
+        certified_file(source, quant, revision, options, progress) for source in named for quant in quants or (None,)
+    ]
+    if len({file.quant for file in files}) < len(files):
+        raise EdgeSteerError("two files are of the same type; make a certificate for each in a folder of its own")
+    return files
 
 
-def check_files(files: Sequence[File], steered: bool) -> None:
-    """Errors: ModelError for a file that cannot be compared, told from its header before anything is computed."""
-    for file in files:
-        architecture = read_header(file.path).architecture
-        check_exact(file.quant, architecture)
+def certified_file(
+    source: str | Path, quant: str | None, revision: str | None, options: EngineOptions, progress: Progress = SILENT
+) -> CertifiedFile:
+    """One file. It runs as `options` say; an exact one runs exactly. Errors: ModelError."""
+    file = ModelFile(gguf_for(source, quant, revision=revision, threads=options.threads, progress=progress))
+    with_threads = replace(options, threads=options.threads or available_cores())
+    return CertifiedFile(file, str(source), options_for(file.quant, with_threads))
+
+
+def check_files(files: Iterable[CertifiedFile], *, steered: bool) -> None:
+    """Errors: ModelError for a file that cannot be compared, known from its header."""
+    for certified in files:
+        architecture = certified.file.header.architecture
+        check_exact(certified.quant, architecture)
         if steered:
             check_architecture(architecture)
 
 
-@contextlib.contextmanager
-def opened(path: Path, conditions: Mapping[str, Any]) -> Iterator[Engine]:
-    """A file, run as its conditions say."""
-    with Engine.load(
-        path, EngineOptions(**{name: value for name, value in conditions.items() if name != REPACK})
-    ) as engine:
-        yield engine
+def path_from(source: str | Path, folder: Path) -> str:
+    """A file or folder as seen from the certificate's folder; a hub id as it is."""
+    return Path(os.path.relpath(source, folder)).as_posix() if Path(source).exists() else str(source)
 
 
-def stated(source: str, folder: Path) -> str:
-    """A file or folder as seen from the certificate's; a hub id as it is."""
-    return Path(os.path.relpath(source, folder)).as_posix() if Path(source).exists() else source
+def path_at(source: str, folder: Path) -> str:
+    """The inverse of `path_from`."""
+    return str(folder / source) if (folder / source).exists() else source

@@ -1,9 +1,8 @@
 """`edge-steer convert`, `quantize` and `info`."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -25,7 +24,7 @@ def convert(
     from edge_steer.models import convert
 
     if fetch_converter:
-        click.echo(convert.converter(NOTES))
+        click.echo(convert.fetch_converter(NOTES))
         return
     if not model:
         raise click.UsageError("name a MODEL to convert, or give --fetch-converter")
@@ -33,27 +32,19 @@ def convert(
 
 
 @click.command()
-@click.argument("source", metavar="MODEL")
+@click.argument("model")
 @click.argument("quant")
 @click.option("-o", "--out", type=FILE, help="Where to write the GGUF.  [default: the cache]")
 @click.option("--imatrix", type=FILE, help="Importance matrix of llama-imatrix (GGUF); the smallest types need one.")
 @click.option("--threads", type=click.IntRange(1, 512))
-def quantize(source: str, quant: str, out: Path | None, imatrix: Path | None, threads: int | None) -> None:
+def quantize(model: str, quant: str, out: Path | None, imatrix: Path | None, threads: int | None) -> None:
     """Quantise MODEL to QUANT, such as Q4_K_M, by llama.cpp's quantiser.
 
     MODEL is an F32, F16 or BF16 GGUF file, a Hugging Face folder or a hub id, which are converted first.
     """
-    from edge_steer.llama import quantizer
-    from edge_steer.models import importance, quantize
+    from edge_steer.models.quantize import quantize
 
-    path = quantize.gguf_for(source, progress=NOTES)
-    if not imatrix:
-        click.echo(quantize.quantize(path, quant, out, threads=threads, progress=NOTES))
-        return
-    if not out:
-        raise click.UsageError("with --imatrix the file needs a name; give --out")
-    quantizer.quantize_file(path, out, quant.upper(), threads, importance.read(imatrix))
-    click.echo(out)
+    click.echo(quantize(model, quant, out, imatrix=imatrix, threads=threads, progress=NOTES))
 
 
 @click.command()
@@ -61,26 +52,21 @@ def quantize(source: str, quant: str, out: Path | None, imatrix: Path | None, th
 @click.option("--json", "as_json", is_flag=True)
 def info(file: Path | None, as_json: bool) -> None:
     """Describe a model or vector FILE, or without one this machine and what llama.cpp can use of it."""
+    from edge_steer.models import describe, machine
+    from edge_steer.vectors import read
 
-    from edge_steer.models import describe
-    from edge_steer.vectors import gguf_writer
-
+    description: Mapping[str, object]
     if file is None:
-        from edge_steer.core.backend import available_cores
-        from edge_steer.llama.library import system_info
-
-        facts: dict[str, Any] = {"cores this process may use": available_cores(), **system_info()}
-    elif described := describe.describe_model(file):
-        facts = described
+        description = machine.describe_machine()
+    elif model := describe.describe_model(file):
+        description = model
     else:
-        vector = gguf_writer.load(file)
+        vector = read.load(file)
         if not as_json:
             print_vector(vector)
             return
-        facts = {"model": asdict(vector.model), "method": vector.method, "pooling": vector.pooling,
-                 "pairs": vector.pairs, "provenance": vector.provenance, "digest": vector.digest,
-                 "norms": vector.norms}  # fmt: skip
+        description = describe.describe_vector(vector)
     if as_json:
-        click.echo(json.dumps(facts))
+        click.echo(json.dumps(description))
         return
-    print_table(["", ""], ([name, str(value)] for name, value in facts.items()))
+    print_table(["", ""], ([name, str(value)] for name, value in description.items()))

@@ -34,7 +34,7 @@ def quantize_file(
     if quant not in QUANTS:
         raise ModelError(f"no quant {quant!r}; allowed are {', '.join(QUANTS)}")
     if quant in NEED_IMPORTANCE and not importance:
-        raise ModelError(f"{quant} needs an importance matrix; give a file of llama-imatrix with --imatrix")
+        raise ModelError(f"{quant} needs an importance matrix; make one with llama-imatrix")
     readable(source, "a GGUF model")
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = QUANTS[quant]

@@ -5,7 +5,6 @@ llama-cpp-python, fetched once from its source distribution. Results without a t
 a digest of everything they were made from. It reads no weights itself, and no pickles are ever opened.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -21,15 +20,18 @@ from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.quants import OUTTYPES
 from edge_steer.models import convert_driver, sources
 from edge_steer.storage import hub
-from edge_steer.storage.files import cache_folder, digest, readable, replacing
+from edge_steer.storage.digests import digest
+from edge_steer.storage.files import cache_folder, readable, replacing
+from edge_steer.storage.hub import Snapshot
+from edge_steer.storage.provenance import key
 
 _OF_DTYPE = {"float16": "F16", "bfloat16": "BF16"}  # without loss; any other dtype becomes F32
 _CONVERTER = re.compile(r"[^/]+/vendor/llama\.cpp/(LICENSE|convert_hf_to_gguf\.py|(conversion|gguf-py/gguf)/.+)")
 
 
 def convert(
-    source: str | Path,
-    target: Path | None = None,
+    source: str | Path | Snapshot,
+    target: str | Path | None = None,
     outtype: str | None = None,
     *,
     revision: str | None = None,
@@ -43,24 +45,23 @@ def convert(
     if outtype is not None:
         outtype = known_type(outtype, OUTTYPES)
     need("convert")
-    located = sources.located(source, revision)
-    folder, name = located.folder, located.name.rpartition("/")[2]
+    snapshot = source if isinstance(source, Snapshot) else sources.weights(source, revision)
+    folder, name = snapshot.folder, snapshot.name.rpartition("/")[2]
     readable(folder / "config.json", "a model's config.json")
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{source} holds no .safetensors; weights in other formats are not read")
+        raise ModelError(f"{folder} holds no .safetensors; weights in other formats are not read")
     outtype = outtype or _lossless(folder)
     if target is None:
-        inputs = sorted(path for pattern in (*hub.FILES, "*.md") for path in folder.glob(pattern))
-        made_from = [llama_version(), name, outtype, *(f"{path.name} {digest(path)}" for path in inputs)]
-        if (target := cached_path(f"{name}-{outtype}", made_from)).is_file():
+        origin = [llama_version(), snapshot.name, outtype, *_content(snapshot)]
+        if (target := cached_path(f"{name}-{outtype}", origin)).is_file():
             return target
-    scripts = converter(progress)
+    scripts = fetch_converter(progress)
     progress.note(f"converting {name} to {outtype}")
     with replacing(target) as temporary:
         command = [sys.executable, "-P", convert_driver.__file__, str(scripts), str(folder.resolve())]
         command += ["--outtype", outtype.lower(), "--outfile", str(temporary.resolve()), "--model-name", name]
-        _run(command, f"llama.cpp's converter refuses {source}", {"HF_HUB_OFFLINE": "1"})
-    return target
+        _run(command, f"llama.cpp's converter refuses {folder}", {"HF_HUB_OFFLINE": "1"})
+    return Path(target)
 
 
 def converter_folder() -> Path:
@@ -68,7 +69,7 @@ def converter_folder() -> Path:
     return cache_folder() / f"llama.cpp-{llama_version()}"
 
 
-def converter(progress: Progress = SILENT) -> Path:
+def fetch_converter(progress: Progress = SILENT) -> Path:
     """`converter_folder()`, filled from llama-cpp-python's source distribution if need be: the one use of the network.
 
     Errors: ModelError when pip cannot fetch it.
@@ -111,8 +112,17 @@ def llama_version() -> str:
     return importlib.metadata.version("llama-cpp-python").split("+")[0]
 
 
-def cached_path(stem: str, made_from: list[str]) -> Path:
-    return cache_folder() / f"{stem}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]}.gguf"
+def cached_path(stem: str, origin: list[str]) -> Path:
+    """Where a file made from `origin`, all that it depends on, is kept; it need not be there yet."""
+    return cache_folder() / f"{stem}-{key(origin, length=16)}.gguf"
+
+
+def _content(snapshot: Snapshot) -> list[str]:
+    """What tells a model's files from others: their commit on the hub, or the digests of all that is converted."""
+    if snapshot.commit:
+        return [snapshot.commit]
+    paths = sorted(path for pattern in (*hub.FILES, "*.md") for path in snapshot.folder.glob(pattern))
+    return [f"{path.name} {digest(path)}" for path in paths]
 
 
 def _lossless(folder: Path) -> str:

@@ -1,32 +1,33 @@
-"""What a GGUF file says of itself."""
+"""What a model file and a steering vector say of themselves, for people to read."""
 
 from collections import Counter
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import gguf
 
 from edge_steer.core.backend import EngineOptions
-from edge_steer.core.errors import EdgeSteerError, ModelError
-from edge_steer.core.quants import QUANTS
-from edge_steer.llama.library import system_info
-from edge_steer.storage.files import digest, readable
-from edge_steer.storage.gguf_header import Header, read_header
-from edge_steer.vectors.gguf_reader import ARCHITECTURE
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.vector import SteeringVector
+from edge_steer.models.file import ModelFile
+from edge_steer.models.machine import system_info
+from edge_steer.storage.files import readable
+from edge_steer.storage.gguf_header import CONTROL_VECTOR, read_header
+from edge_steer.storage.provenance import versions
 
 
-def describe_model(path: Path) -> dict[str, str | int] | None:
+def describe_model(path: str | Path) -> dict[str, str | int] | None:
     """What the header of a GGUF model says of it; None for a vector, of whatever kind.
 
     Errors: EdgeSteerError for a missing, empty or damaged file.
     """
+    path = Path(path)
     if not _is_gguf(path):
         return None
     header = read_header(path)
-    if header.architecture == ARCHITECTURE:
+    if header.architecture == CONTROL_VECTOR:
         return None
-    facts: dict[str, str | int] = {"file": str(path), "bytes": path.stat().st_size}
+    description: dict[str, str | int] = {"file": str(path), "bytes": path.stat().st_size}
     for name, key in {
         "name": "general.name",
         "architecture": "general.architecture",
@@ -36,11 +37,17 @@ def describe_model(path: Path) -> dict[str, str | int] | None:
         "pre-tokenizer": "tokenizer.ggml.pre",
     }.items():
         if isinstance(value := header.metadata.get(key), str | int):
-            facts[name] = value
-    known = {kind.value: kind.name for kind in gguf.GGMLQuantizationType}
-    counted = Counter(known.get(tensor.type, f"type {tensor.type}") for tensor in header.tensors)
-    facts["tensors"] = ", ".join(f"{count} {name}" for name, count in counted.most_common())
-    return facts
+            description[name] = value
+    type_names = {kind.value: kind.name for kind in gguf.GGMLQuantizationType}
+    types = Counter(type_names.get(tensor.type, f"type {tensor.type}") for tensor in header.tensors)
+    description["tensors"] = ", ".join(f"{count} {name}" for name, count in types.most_common())
+    return description
+
+
+def describe_vector(vector: SteeringVector) -> dict[str, object]:
+    """How a vector was made and is meant to be used, its digest, and the norm of each layer."""
+    tuning = asdict(vector.tuning) if vector.tuning else None
+    return {**vector.header(), "tuning": tuning, "digest": vector.digest, "norms": vector.norms}
 
 
 def _is_gguf(path: Path) -> bool:
@@ -48,34 +55,21 @@ def _is_gguf(path: Path) -> bool:
         return file.read(4) == b"GGUF"
 
 
-def quant_of(path: Path) -> str:
-    """The type a GGUF model says it was written in; "unknown" if it says none of QUANTS. Errors: ModelError."""
-    file_type = model_header(path).metadata.get("general.file_type")
-    return next((quant for quant, known in QUANTS.items() if known == file_type), "unknown")
-
-
-def model_header(path: Path) -> Header:
-    try:
-        return read_header(path)
-    except EdgeSteerError as error:
-        raise ModelError(str(error)) from None
-
-
 def facts(model: Path, engine: EngineOptions) -> dict[str, object]:
     """What rows depend on besides the settings of a sweep: the model file, the engine's options, versions.
 
     Errors: EdgeSteerError for a file that is no GGUF model.
     """
-    described = describe_model(model)
-    if described is None:
+    if describe_model(model) is None:
         raise EdgeSteerError(f"{model} is a vector, not a model; name a GGUF model")
+    file = ModelFile(model)
     return {
         "model": {
-            "name": described.get("name", model.stem),
-            "quant": quant_of(model) or "",
-            "digest": digest(model),
-            "parameters": read_header(model).parameters,
+            "name": file.name,
+            "quant": file.quant,
+            "digest": file.digest,
+            "parameters": file.header.parameters,
         },
         "engine": asdict(engine),
-        "versions": {**{name: version(name) for name in ("edge-steer", "math-verify")}, **system_info()},
+        "versions": {**versions("edge-steer", "math-verify"), **system_info()},
     }

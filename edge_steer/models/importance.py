@@ -18,13 +18,13 @@ _SUMS, _COUNTS = ".in_sum2", ".counts"  # tools/imatrix/imatrix.cpp, IMatrixColl
 _MAGIC = b"GGUF"
 
 
-def read(path: Path) -> dict[str, Array]:
+def read(path: str | Path) -> dict[str, Array]:
     """Tensor name -> float32 (experts * columns,): one expert's columns after the other's, one expert if it is dense.
 
     An expert that no text came to counts 1 everywhere, as in llama-quantize. Errors: ModelError for a file that is
     damaged or no importance matrix.
     """
-    readable(path, "an importance matrix")
+    path = readable(path, "an importance matrix")
     with path.open("rb") as file:
         if file.read(4) != _MAGIC:
             raise ModelError(f"{path} is no GGUF file; make one with: llama-imatrix --output-format gguf")
@@ -35,14 +35,14 @@ def read(path: Path) -> dict[str, Array]:
     if header.metadata.get("general.type") != "imatrix":
         raise ModelError(f"{path} is a GGUF but no importance matrix; llama-imatrix makes one")
     tensors = {tensor.name: tensor for tensor in header.tensors}
-    found = {
+    importance = {
         name.removesuffix(_SUMS): _mean(path, header, tensors, name.removesuffix(_SUMS))
         for name in tensors
         if name.endswith(_SUMS)
     }
-    if not found:
+    if not importance:
         raise ModelError(f"{path} holds no importance of any tensor")
-    return found
+    return importance
 
 
 def _mean(path: Path, header: Header, tensors: dict[str, TensorInfo], name: str) -> Array:

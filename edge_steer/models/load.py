@@ -88,5 +88,4 @@ def _load_reference(
     from edge_steer.reference.model import Reference
 
     progress("loading the reference")
-    located = sources.located(source, revision)
-    return Reference.load(located, threads=options.threads)
+    return Reference.load(sources.weights(source, revision), threads=options.threads)

@@ -1,4 +1,4 @@
-"""The GGUF of a MODEL in a type, from the cache where it is there."""
+"""A GGUF of a MODEL in a type, from the cache where it is there, by llama.cpp's own quantiser."""
 
 import re
 from pathlib import Path
@@ -7,11 +7,12 @@ from edge_steer.core.errors import ModelError
 from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.quants import OUTTYPES, QUANTS
 from edge_steer.llama.quantizer import quantize_file
-from edge_steer.models import sources
+from edge_steer.models import importance, sources
 from edge_steer.models.convert import cached_path, convert, known_type, llama_version
-from edge_steer.models.describe import model_header, quant_of
-from edge_steer.storage.files import digest
+from edge_steer.models.file import ModelFile
+from edge_steer.storage.digests import digest
 from edge_steer.storage.gguf_header import BF16, F16, F32
+from edge_steer.storage.hub import Snapshot
 
 
 def gguf_for(
@@ -22,45 +23,49 @@ def gguf_for(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Path:
-    """A GGUF of `source`, as sources.py has it, in the type `quant`, from the cache where it is there.
+    """A GGUF of a MODEL, as sources.py has it, in the type `quant`, from the cache where it is there.
 
     quant: None is the GGUF itself, or for Hugging Face weights the type that loses nothing. Errors: ModelError.
     """
     quant = None if quant is None else known_type(quant, tuple(QUANTS))
-    if path := sources.gguf(source, quant, revision=revision, progress=progress):
-        if quant in (None, quant_of(path)):
-            return path
-        return quantize(path, quant, threads=threads, progress=progress)
-    if quant is None or quant in OUTTYPES:
-        return convert(source, outtype=quant, revision=revision, progress=progress)
-    lossless = convert(source, revision=revision, progress=progress)
-    return quantize(lossless, quant, threads=threads, progress=progress)
+    files = sources.find(source, quant, revision=revision, progress=progress)
+    if isinstance(files, Snapshot):
+        if quant is None or quant in OUTTYPES:
+            return convert(files, outtype=quant, progress=progress)
+        files = convert(files, progress=progress)
+    elif quant in (None, ModelFile(files).quant):
+        return files
+    return quantize(files, quant, threads=threads, progress=progress)
 
 
 def quantize(
-    source: Path,
+    source: str | Path,
     quant: str,
-    target: Path | None = None,
+    target: str | Path | None = None,
     *,
+    imatrix: str | Path | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Path:
-    """An F32, F16 or BF16 GGUF quantised by llama.cpp; where it was written. target: None is the cache.
+    """A MODEL (its F32, F16 or BF16 weights) quantised by llama.cpp; where it was written.
 
-    Errors: ModelError for an unknown quant, a source that is quantised already or is no model.
+    target: None is the cache. imatrix: an importance matrix of llama-imatrix, which the smallest types need.
+    Errors: ModelError for an unknown quant, a source that is quantised already or is no model, an importance matrix of
+    another model.
     """
     quant = known_type(quant, tuple(QUANTS))
-    header = model_header(source)
-    if "controlvector" in header.architecture or not header.tensors:
-        raise ModelError(f"{source} is a GGUF of {header.architecture!r} with {len(header.tensors)} tensors, no model")
-    if any(tensor.type not in (F32, F16, BF16) for tensor in header.tensors):
-        raise ModelError(f"{source} is quantised already; quantise the F32, F16 or BF16 file it was made from")
+    file = ModelFile(gguf_for(source, threads=threads, progress=progress))
+    if any(tensor.type not in (F32, F16, BF16) for tensor in file.header.tensors):
+        raise ModelError(f"{file.path} is quantised already; quantise the F32, F16 or BF16 file it was made from")
+    weights = importance.read(imatrix) if imatrix else None
     if target is None:
-        stem = re.sub(rf"-({'|'.join(OUTTYPES)})(-[0-9a-f]{{16}})?$", "", source.stem)
-        if (target := cached_path(f"{stem}-{quant}", [llama_version(), quant, digest(source)])).is_file():
+        stem = re.sub(rf"-({'|'.join(OUTTYPES)})(-[0-9a-f]{{16}})?$", "", file.path.stem)
+        origin = [llama_version(), quant, file.digest, *([digest(imatrix)] if imatrix else [])]
+        if (target := cached_path(f"{stem}-{quant}", origin)).is_file():
             return target
-    elif target.exists() and target.samefile(source):
+    target = Path(target)
+    if target.exists() and target.samefile(file.path):
         raise ModelError(f"{target} is the source itself; name another file to write")
-    progress.note(f"quantising {source.name} to {quant}")
-    quantize_file(source, target, quant, threads)
+    progress.note(f"quantising {file.path.name} to {quant}")
+    quantize_file(file.path, target, quant, threads, weights)
     return target

@@ -10,10 +10,47 @@ from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.quants import FLOATS
 from edge_steer.models.recipe import ModelRecipe
 from edge_steer.storage import hub
-from edge_steer.storage.hub import Located
+from edge_steer.storage.files import size_in_words
+from edge_steer.storage.hub import Listing, Snapshot
 
 
-def located(source: str | Path, revision: str | None = None) -> Located:
+def find(
+    source: str | Path,
+    quant: str | None = None,
+    *,
+    revision: str | None = None,
+    progress: Progress = SILENT,
+) -> Path | Snapshot:
+    """The files that `source` names: one GGUF file, or a snapshot of Hugging Face weights.
+
+    A path ending in .gguf or a file is itself; a recipe's folder is the GGUF the recipe names, or else its source. Of a
+    hub id with a quant behind a colon (owner/name:Q4_K_M, or a file's name) it is that file; of one without that holds
+    no safetensors it is the file of type `quant`, else one that can be quantised to it; with quant None Q4_K_M.
+    Errors: ModelError.
+    """
+    path = Path(source)
+    if path.is_dir():
+        recipe = recipe_of(path)
+        return (recipe and recipe.gguf) or weights(path, revision)
+    parts = None if isinstance(source, Path) or path.is_file() else hub.parse_hub_id(source)
+    if path.is_file() or (path.suffix == ".gguf" and not (parts and parts[1])):
+        return path
+    if parts is None:
+        raise ModelError(
+            f"{source} is neither a GGUF file, nor a folder with Hugging Face files, nor a hub id like "
+            "Qwen/Qwen3-0.6B or owner/name:Q4_K_M"
+        )
+    repo, wanted = parts
+    listing = hub.list_files(repo, revision)
+    if wanted is None and listing.weights:
+        return hub.fetch_weights(listing)
+    name = hub.choose_gguf(listing, wanted or _type(listing, quant or hub.DEFAULT_QUANT))
+    size = listing.files[name]
+    progress.note(f"{name} of {repo} at {listing.commit[:10]}" + (f", {size_in_words(size)}" if size else ""))
+    return hub.fetch_gguf(listing, name)
+
+
+def weights(source: str | Path, revision: str | None = None) -> Snapshot:
     """Hugging Face files: a folder that holds them, the source of a folder's recipe, or a hub id.
 
     Errors: ModelError, or EdgeSteerError for a recipe that is damaged.
@@ -24,53 +61,17 @@ def located(source: str | Path, revision: str | None = None) -> Located:
     return hub.locate(source, revision)
 
 
-def gguf(
-    source: str | Path,
-    quant: str | None = None,
-    *,
-    revision: str | None = None,
-    progress: Progress = SILENT,
-) -> Path | None:
-    """The GGUF file that `source` names, or None if that is Hugging Face weights.
-
-    A path ending in .gguf or a file is itself; a recipe's folder is the GGUF the recipe names. Of a hub id with a
-    quant behind a colon (owner/name:Q4_K_M, or a file's name) it is that file; of one without that holds no
-    safetensors it is the file of type `quant`, else one that can be quantised to it; with quant None Q4_K_M.
-    Errors: ModelError.
-    """
-    path = Path(source)
-    if path.is_dir():
-        recipe = recipe_of(path)
-        return recipe.gguf if recipe else None
-    named = None if isinstance(source, Path) or path.is_file() else hub.split(source)
-    if path.is_file() or (path.suffix == ".gguf" and not (named and named[1])):
-        return path
-    if named is None:
-        raise ModelError(
-            f"{source} is neither a GGUF file, nor a folder with Hugging Face files, nor a hub id like "
-            "Qwen/Qwen3-0.6B or owner/name:Q4_K_M"
-        )
-    repo, wanted = named
-    held = hub.listing(repo, revision)
-    if wanted is None and held.weights:
-        return None
-    name = hub.pick(held, wanted or _type(held, quant or hub.DEFAULT_QUANT))
-    size = held.files[name]
-    progress.note(f"{name} of {repo} at {held.commit[:10]}" + (f", {size / 1e9:.2f} GB" if size else ""))
-    return hub.gguf(held, name)
-
-
 def recipe_of(source: str | Path) -> ModelRecipe | None:
     """The recipe of a model folder; None for what has none. Errors: EdgeSteerError for a damaged one."""
     folder = Path(source)
     return ModelRecipe.load(folder) if (folder / "recipe.toml").is_file() else None
 
 
-def _type(held: hub.Listing, quant: str) -> str:
+def _type(listing: Listing, quant: str) -> str:
     """`quant` itself where the repository has it, or else a type it can be made from."""
     for name in (quant, *FLOATS):
         try:
-            hub.pick(held, name)
+            hub.choose_gguf(listing, name)
         except ModelError:
             continue
         return name

@@ -15,6 +15,7 @@ from edge_steer.storage.files import readable
 
 Scalar = str | int | float | bool
 F32, F16, F64, BF16 = 0, 1, 28, 30  # enum ggml_type
+CONTROL_VECTOR = "controlvector"  # general.architecture of a control vector
 UINT32, INT32 = 4, 5  # enum gguf_type
 MAX_KEYS = 65_536
 MAX_TENSORS = 65_536
@@ -65,12 +66,12 @@ class Header:
         return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
 
-def read_header(path: Path, only: str | None = None) -> Header:
+def read_header(path: str | Path, only: str | None = None) -> Header:
     """The keys and tensor list of a GGUF file. only: stop at the keys of any other architecture.
 
     Errors: EdgeSteerError for a missing, empty, truncated or damaged file, or one of another architecture.
     """
-    readable(path, "a GGUF file")
+    path = readable(path, "a GGUF file")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         return _Reader(path, view).header(only)
 

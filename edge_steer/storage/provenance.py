@@ -8,7 +8,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
+
+from edge_steer.core.backend import Backend
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,13 @@ class Provenance:
     model: Mapping[str, Any]
     backend: Mapping[str, Any]
     versions: Mapping[str, str]
+
+
+class RunningModel(Backend, Protocol):
+    """A Backend that says what its numbers depend on."""
+
+    @property
+    def provenance(self) -> Provenance: ...
 
 
 def versions(*packages: str) -> dict[str, str]:

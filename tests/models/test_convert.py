@@ -22,6 +22,7 @@ from edge_steer.core.errors import EdgeSteerError, ModelError
 from edge_steer.llama.model import LlamaModel
 from edge_steer.models import convert, describe, quantize
 from edge_steer.models.convert_driver import pre_tokenizer_name
+from edge_steer.models.file import ModelFile
 from edge_steer.models.recipe import ModelRecipe, bundled_model
 from edge_steer.recipes.recipe import VectorRecipe
 from edge_steer.storage.gguf_header import read_header
@@ -41,7 +42,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     pytest.importorskip("torch", reason="conversion needs edge-steer[convert]")
     scripts = convert.converter_folder()
     if not scripts.is_dir():
-        pytest.skip("llama.cpp's converter is not in the cache; fetch it with edge_steer.models.convert.converter()")
+        pytest.skip(
+            "llama.cpp's converter is not in the cache; fetch it with edge_steer.models.convert.fetch_converter()"
+        )
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("EDGE_STEER_CACHE", str(folder))
@@ -157,7 +160,7 @@ def test_the_chain_uses_the_cache(f16: Path, wide_folder: Path, cache: Path) -> 
     assert quantize.gguf_for(str(wide_folder), "q5_0", threads=1, progress=heard) == first
     assert quantize.gguf_for(f16, "F16") == quantize.gguf_for(f16) == quantize.gguf_for(wide_folder) == f16
     assert quantize.gguf_for(first, "Q5_0") == first
-    assert (describe.quant_of(first), describe.quant_of(f16)) == ("Q5_0", "F16")
+    assert (ModelFile(first).quant, ModelFile(f16).quant) == ("Q5_0", "F16")
     assert len(heard.notes) == 1
     assert not list(cache.glob("*.partial"))
 
@@ -211,8 +214,8 @@ def test_a_hub_id_without_network_is_one_line(tmp_path: Path) -> None:
     """In a process of its own: huggingface_hub reads HF_HUB_OFFLINE when it is imported."""
     code = (
         "import os; os.environ.update(HF_HUB_OFFLINE='1', HF_HOME=os.getcwd())\n"
-        "from edge_steer import errors, models\n"
-        "try: models.convert('nobody/nothing', revision='f' * 40)\n"
+        "from edge_steer.core import errors\nfrom edge_steer.models import convert\n"
+        "try: convert.convert('nobody/nothing', revision='f' * 40)\n"
         "except errors.ModelError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -226,7 +229,7 @@ def test_the_converter_cannot_be_fetched_offline(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(ModelError, match=r"cannot fetch llama.cpp's converter .*: ERROR: ") as caught:
-        convert.converter()
+        convert.fetch_converter()
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -240,7 +243,7 @@ def test_quantize_refuses(f16: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is the source itself"):
         quantize.quantize(f16, "Q8_0", f16)
     with pytest.raises(ModelError, match="no model"):
-        quantize.quantize(ROOT / "tests" / "golden" / "vector.gguf", "Q8_0")
+        quantize.quantize(ROOT / "tests" / "vectors" / "golden" / "vector.gguf", "Q8_0")
     with pytest.raises(EdgeSteerError, match="cannot write"):
         quantize.quantize(f16, "Q8_0", tmp_path / "absent" / "a.gguf")
     truncated = tmp_path / "cut.gguf"

@@ -116,7 +116,7 @@ def test_columns_that_count_more_are_kept_better(bundled_f16: Path, tmp_path: Pa
 
 
 def test_the_smallest_types_need_one(bundled_f16: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"IQ2_XS needs an importance matrix; .* --imatrix"):
+    with pytest.raises(ModelError, match=r"IQ2_XS needs an importance matrix; make one with llama-imatrix"):
         quantize_file(bundled_f16, tmp_path / "q.gguf", "IQ2_XS", 1)
     counts = {name: np.ones(n, np.float32) for name, n in columns(bundled_f16).items()}
     path = written(tmp_path / "i.gguf", counts)
@@ -125,7 +125,6 @@ def test_the_smallest_types_need_one(bundled_f16: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert read_header(tmp_path / "q.gguf").metadata["general.file_type"] == 20
     assert (tmp_path / "q.gguf").stat().st_size < bundled_f16.stat().st_size / 4
-    assert "give --out" in CliRunner().invoke(main, arguments).output
 
 
 @pytest.mark.parametrize("quant", QUANTS)

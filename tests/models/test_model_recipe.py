@@ -9,7 +9,7 @@ from paths import ROOT
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.models.recipe import ModelRecipe
 from edge_steer.recipes.build import Build
-from edge_steer.recipes.build_recipe import BuildRecipe, MadePairs
+from edge_steer.recipes.build_recipe import BuildRecipe, PairTable
 from edge_steer.recipes.recipe import VectorRecipe, fill
 from edge_steer.storage import hub
 
@@ -69,13 +69,13 @@ def test_a_model_recipe_is_whole(folder: Path) -> None:
     assert recipe.name == folder.name
     if recipe.source == str(folder):
         return
-    assert hub.split(recipe.source) == (recipe.source, None)
+    assert hub.parse_hub_id(recipe.source) == (recipe.source, None)
     assert recipe.name == recipe.source.split("/")[1].lower()
     assert recipe.revision
     assert recipe.blocks
     assert recipe.layers == tuple(range(recipe.blocks // 3, 2 * recipe.blocks // 3))
     assert recipe.layer is None
-    assert all(hub.split(repo) == (repo, None) and repo.lower().endswith("gguf") for repo in recipe.ggufs)
+    assert all(hub.parse_hub_id(repo) == (repo, None) and repo.lower().endswith("gguf") for repo in recipe.ggufs)
     assert recipe.chat
 
 
@@ -92,7 +92,7 @@ def test_the_papers_models_have_recipes_of_their_own_commits() -> None:
 def test_a_shipped_vectors_recipe_can_be_built(folder: Path) -> None:
     build = Build.load(folder)
     assert build.recipe.model == folder.parts[-2]
-    if build.recipe.search is None:
+    if build.recipe.sweep is None:
         assert VectorRecipe.load(folder).layer == build.recipe.layer
 
 
@@ -102,20 +102,20 @@ def test_the_tables_of_a_build_are_read_and_have_defaults(tmp_path: Path) -> Non
         'keep_lowest = 40\nmax_nll_ratio = 1.5\n[sweep]\ntask = "gsm8k"\nstrengths = "1:3:1"\n'
     )
     recipe = BuildRecipe.load(tmp_path)
-    assert recipe.pairs == MadePairs("gsm8k", None, 50, "Q8_0", None, None, None, True, 1.5, 40)
-    assert (recipe.extraction.method, recipe.extraction.pooling, recipe.extraction.quant) == (
+    assert recipe.pairs == PairTable("gsm8k", None, 50, "Q8_0", None, None, None, True, 1.5, 40)
+    assert (recipe.extract.method, recipe.extract.pooling, recipe.extract.quant) == (
         "mean_difference",
         "last",
         None,
     )
-    assert recipe.search
-    assert (recipe.search.layers, recipe.search.dev, recipe.search.test, recipe.search.rule) == (
+    assert recipe.sweep
+    assert (recipe.sweep.layers, recipe.sweep.dev, recipe.sweep.test, recipe.sweep.rule) == (
         None,
         100,
         200,
         "accuracy",
     )
-    assert (recipe.comparison.quants, recipe.comparison.texts) == (None, 16)
+    assert (recipe.parity.quants, recipe.parity.texts) == (None, 16)
     assert (recipe.layer, recipe.strength) == (None, None)
 
 

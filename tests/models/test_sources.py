@@ -11,8 +11,8 @@ from paths import ABACUS
 from edge_steer.core.errors import EdgeSteerError, ModelError
 from edge_steer.models import sources
 from edge_steer.storage import hub
-from edge_steer.storage.files import digest
-from edge_steer.storage.hub import Listing
+from edge_steer.storage.digests import digest
+from edge_steer.storage.hub import Listing, Snapshot
 
 SHOW = """\
 from edge_steer.core import errors
@@ -41,28 +41,28 @@ def run(environment: Mapping[str, str], *lines: str) -> list[str]:
 
 def test_files_of_the_hub_are_found_by_id_and_quant(environment: dict[str, str]) -> None:
     offline = {**environment, "HF_HUB_OFFLINE": "1"}
-    (absent,) = run(offline, "sources.gguf('we/abacus-GGUF:F16')")
+    (absent,) = run(offline, "sources.find('we/abacus-GGUF:F16')")
     assert absent.startswith("cannot fetch we/abacus-GGUF from the Hugging Face hub: ")
-    told, by_quant, by_name, default, weights, folder = run(
+    note, by_quant, by_name, default, weights, folder = run(
         environment,
-        "sources.gguf('we/abacus-GGUF:f16', progress=Printed())",
-        "sources.gguf('we/abacus-GGUF:abacus-F16.gguf')",
-        "sources.gguf('we/abacus-GGUF')",
-        "sources.gguf('we/abacus')",
-        "sources.located('we/abacus').folder",
+        "sources.find('we/abacus-GGUF:f16', progress=Printed())",
+        "sources.find('we/abacus-GGUF:abacus-F16.gguf')",
+        "sources.find('we/abacus-GGUF')",
+        "sources.find('we/abacus').folder",
+        "sources.weights('we/abacus').folder",
     )
-    assert told == f"abacus-F16.gguf of we/abacus-GGUF at {COMMIT[:10]}, 0.01 GB"
+    assert note == f"abacus-F16.gguf of we/abacus-GGUF at {COMMIT[:10]}, 7.37 MB"
     assert digest(Path(by_quant)) == digest(ABACUS / "abacus-F16.gguf")
     assert f"snapshots/{COMMIT}" in by_quant
     assert by_name == by_quant == default  # Q4_K_M is the default, and F16 what there is to make it from
-    assert weights == "None"
+    assert weights == folder
     assert {path.name for path in Path(folder).iterdir()} == REPOS["we/abacus"].keys()
     assert run(
         offline,
-        "sources.gguf('we/abacus-GGUF:F16')",
-        "sources.gguf('we/abacus')",
-        f"sources.located('we/abacus', '{COMMIT}').folder",
-    ) == [by_quant, "None", folder]
+        "sources.find('we/abacus-GGUF:F16')",
+        "sources.find('we/abacus').folder",
+        f"sources.weights('we/abacus', '{COMMIT}').folder",
+    ) == [by_quant, folder, folder]
 
 
 def test_a_quant_that_the_hub_has_not_is_made_from_what_it_has(environment: dict[str, str]) -> None:
@@ -80,10 +80,10 @@ def test_a_quant_that_the_hub_has_not_is_made_from_what_it_has(environment: dict
 def test_what_the_hub_will_not_give_is_said_in_one_line(environment: dict[str, str]) -> None:
     gated, unknown, weights, quant = run(
         environment,
-        "sources.gguf('we/gated')",
-        "sources.gguf('we/unknown:Q4_0')",
-        "sources.located('we/abacus:Q4_0')",
-        "sources.gguf('we/abacus:Q4_0')",
+        "sources.find('we/gated')",
+        "sources.find('we/unknown:Q4_0')",
+        "sources.weights('we/abacus:Q4_0')",
+        "sources.find('we/abacus:Q4_0')",
     )
     assert gated.startswith("cannot fetch we/gated from the Hugging Face hub: it is gated; accept its licence")
     assert unknown.startswith("cannot fetch we/unknown from the Hugging Face hub: 404")
@@ -93,36 +93,37 @@ def test_what_the_hub_will_not_give_is_said_in_one_line(environment: dict[str, s
 
 def test_local_paths_are_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert sources.gguf("owner/absent.gguf") == Path("owner/absent.gguf")
+    assert sources.find("owner/absent.gguf") == Path("owner/absent.gguf")
     (tmp_path / "owner").mkdir()
     shutil.copy(ABACUS / "recipe.toml", tmp_path / "owner" / "model")
-    assert sources.gguf("owner/model") == Path("owner/model")
+    assert sources.find("owner/model") == Path("owner/model")
     (tmp_path / "owner" / "weights").mkdir()
-    assert sources.gguf("owner/weights") is None
-    assert sources.located("owner/weights").folder == Path("owner/weights")
-    assert sources.gguf(ABACUS) == ABACUS / "abacus-F16.gguf"
-    assert sources.located(ABACUS).folder == ABACUS
+    assert sources.find("owner/weights") == Snapshot(Path("owner/weights"), "weights", None)
+    assert sources.weights("owner/weights").folder == Path("owner/weights")
+    assert sources.find(ABACUS) == ABACUS / "abacus-F16.gguf"
+    assert sources.weights(ABACUS).folder == ABACUS
     for other in ("word", "a/b/c:Q4_0", "../x"):
         with pytest.raises(ModelError, match="is neither a GGUF file, nor a folder"):
-            sources.gguf(other)
+            sources.find(other)
 
 
 def test_a_folder_with_a_recipe_stands_for_its_source(environment: dict[str, str], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     text = 'name = "m"\nsource = "we/abacus"\nlayers = "2-3"\nquants = ["Q8_0"]\n'
     recipe.write_text(text + f'revision = "{COMMIT}"\n')
-    there = f"sources.located({str(tmp_path)!r})"
-    commit, folder, gguf = run(environment, f"{there}.commit", f"{there}.folder", f"sources.gguf({str(tmp_path)!r})")
-    assert (commit, gguf) == (COMMIT, "None")
+    there = f"sources.weights({str(tmp_path)!r})"
+    same = f"sources.find({str(tmp_path)!r}).folder"
+    commit, folder, again = run(environment, f"{there}.commit", f"{there}.folder", same)
+    assert (commit, again) == (COMMIT, folder)
     assert (Path(folder) / "model.safetensors").is_file()
     recipe.write_text(text)
     assert run(environment, f"{there}.commit") == [COMMIT]  # main, for it is not pinned
     recipe.write_text("name = 1")
     with pytest.raises(EdgeSteerError, match="is missing"):
-        sources.located(tmp_path)
+        sources.weights(tmp_path)
 
 
-def held(*names: str) -> Listing:
+def listing(*names: str) -> Listing:
     return Listing("o/n", None, COMMIT, dict.fromkeys(names))
 
 
@@ -139,7 +140,7 @@ def held(*names: str) -> Listing:
     ],
 )
 def test_a_quant_is_matched_in_the_names(names: tuple[str, ...], wanted: str, found: str) -> None:
-    assert hub.pick(held(*names), wanted) == found
+    assert hub.choose_gguf(listing(*names), wanted) == found
 
 
 @pytest.mark.parametrize(
@@ -155,4 +156,4 @@ def test_a_quant_is_matched_in_the_names(names: tuple[str, ...], wanted: str, fo
 )
 def test_no_file_is_guessed(names: tuple[str, ...], words: str) -> None:
     with pytest.raises(ModelError, match=words):
-        hub.pick(held(*names), "Q4_0")
+        hub.choose_gguf(listing(*names), "Q4_0")
