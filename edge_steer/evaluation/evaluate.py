@@ -1,153 +1,209 @@
-"""A backend on a task: every completion a row, graded and scored; then accuracy, steps, tokens, density and NLL.
+"""A model on tasks under several methods: every completion a row, graded and scored.
 
-Takes a Backend, a Task and methods, gives rows, and figures with intervals from rows. With a Store every row is on
-disk before the next is counted, and a stopped run goes on where it ended. It knows no model format and no plot.
+Takes a running model, tasks and methods, gives rows. In a folder every row is on disk before the next is counted, and a
+stopped run goes on where it ended. It knows no model format and no plot.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_steer.core.backend import Backend
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.core.progress import Progress
-from edge_steer.core.steering import Steering
-from edge_steer.evaluation.results import FORMAT, ROWS, Cells
+from edge_steer.core.progress import SILENT, Progress
+from edge_steer.core.steering import Steer, Steering
+from edge_steer.evaluation.results import FORMAT, ROWS, Cells, save_summary
+from edge_steer.evaluation.units import last_rows
+from edge_steer.storage.provenance import Provenance, RunningModel, versions
 from edge_steer.storage.records import Store
-from edge_steer.tasks.grading import Graders
-from edge_steer.tasks.rows import UNSTEERED, Method, OnRow, Prompts, Row, answer, jobs_of, scored
+from edge_steer.tasks.grading import GRADING_SECONDS, Graders
+from edge_steer.tasks.load import load_task
+from edge_steer.tasks.rows import UNSTEERED, Method, OnRow, Prompts, Row, complete, jobs_of, score
 from edge_steer.tasks.task import Task
 
-
-def evaluate(
-    backend: Backend,
-    task: Task,
-    method: Method = UNSTEERED,
-    *,
-    graders: Graders,
-    store: Store | None = None,
-    on_row: OnRow | None = None,
-    nll: bool = True,
-) -> list[Row]:
-    """Rows of one method on one task, in the order of its problems.
-
-    store: keeps each row as it comes; rows of this method and task that it holds already are not made again, and
-    those that lack only their score are scored. Its header must say what the rows depend on.
-    """
-    jobs = jobs_of(task, method)
-    rows = {row.key: row for row in map(Row.of, store.records if store else ())}
-
-    def keep(row: Row) -> None:
-        if store:
-            store.append(row.record())
-        rows[row.key] = row
-        if on_row:
-            on_row(row)
-
-    prompts = Prompts(backend)
-    for job in jobs:
-        if (found := rows.get(job.key)) and found.ids:
-            keep(scored(backend, prompts.of(job), found))
-    answer(backend, [job for job in jobs if job.key not in rows], graders, keep, nll=nll)
-    return [rows[job.key] for job in jobs]
-
-
-METHODS = ("unsteered", "steered", "dense-prompt")
 # Our words for what DenseSteer's rewriting prompt asks for: the same meaning, fewer steps, more in each.
 DENSE_PROMPT = (
     "Reason densely. Solve the problem in as few steps as possible: merge steps that belong together, and let each "
     "step carry as much of the computation as it can. Leave out repetition, but no calculation that the answer needs. "
     "Write each step as one paragraph, with a blank line between steps."
 )
+METHODS = ("unsteered", "steered", "dense-prompt")
 
 
-def methods_of(names: Sequence[str], task: Task, steering: tuple[Steering, ...]) -> list[Method]:
-    """The methods of METHODS that `names` lists, for a task.
+def evaluate(
+    model: RunningModel,
+    task: str | Path | Task,
+    methods: Mapping[str, Method | Steer],
+    *,
+    folder: str | Path | None = None,
+    limit: int | None = None,
+    nll: bool = True,
+    grading_seconds: float = GRADING_SECONDS,
+    graders: Graders | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, list[Row]]:
+    """The rows of each method on a task, in the order of its problems.
 
-    "dense-prompt" puts DENSE_PROMPT after the task's own system message. Errors: EdgeSteerError for an unknown name,
-    or "steered" without a steering.
+    task: a name, NAME=FILE, the path of a task.toml, or a Task. methods: by name what steers (a vector, a Steering, a
+    list of them, or None for the model as it is), or a Method with a system message. folder: where rows.jsonl and
+    summary.json are kept, so that a stopped run goes on; None writes nothing. limit: the first so many problems.
+    nll: score each text under the unsteered model. grading_seconds: the time limit of one answer. graders: those of a
+    caller who evaluates again and again, which have their own limit. Errors: EdgeSteerError.
+    """
+    settings = EvaluationSettings.of([task], methods, limit=limit, nll=nll, grading_seconds=grading_seconds)
+    cells = evaluate_tasks(model, settings, folder=folder, graders=graders, progress=progress)
+    return {method: rows for (_, method), rows in cells.items()}
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is evaluated: every method on every task.
+
+    nll: score each text under the unsteered model. grading_seconds: the time limit of one answer.
+    Errors: EdgeSteerError for no tasks or methods, two of one name, or several samples at temperature 0.
+    """
+
+    tasks: tuple[Task, ...]
+    methods: tuple[Method, ...]
+    nll: bool = True
+    grading_seconds: float = GRADING_SECONDS
+
+    def __post_init__(self) -> None:
+        for what, names in (("task", [t.name for t in self.tasks]), ("method", [m.name for m in self.methods])):
+            if not names:
+                raise EdgeSteerError(f"no {what} to evaluate; at least one is needed")
+            if len({*names}) < len(names):
+                raise EdgeSteerError(f"a {what} is named twice in {', '.join(names)}")
+        for task in self.tasks:
+            jobs_of(task)
+
+    @classmethod
+    def of(
+        cls,
+        tasks: Iterable[str | Path | Task],
+        methods: Mapping[str, Method | Steer],
+        *,
+        limit: int | None = None,
+        nll: bool = True,
+        grading_seconds: float = GRADING_SECONDS,
+    ) -> "EvaluationSettings":
+        """From names of tasks and a mapping of methods, as `evaluate` takes them. Errors: EdgeSteerError."""
+        return cls(
+            tuple(task_of(task, limit) for task in tasks),
+            tuple(Method.of(name, method) for name, method in methods.items()),
+            nll,
+            grading_seconds,
+        )
+
+    def header(self, provenance: Provenance) -> dict[str, Any]:
+        """All that the rows depend on."""
+        return {
+            "format": FORMAT,
+            "model": {**provenance.model},
+            "backend": {**provenance.backend},
+            "methods": {method.name: method.described() for method in self.methods},
+            "tasks": {task.name: task.described() for task in self.tasks},
+            "nll": self.nll,
+            "grading_seconds": self.grading_seconds,
+            "versions": {**provenance.versions, **versions("math-verify", "sympy")},
+        }
+
+
+def evaluate_tasks(
+    model: RunningModel,
+    settings: EvaluationSettings,
+    *,
+    folder: str | Path | None = None,
+    graders: Graders | None = None,
+    progress: Progress = SILENT,
+) -> Cells:
+    """The rows of every method on every task, by the names of both; see `evaluate`.
+
+    Once all are there rows.jsonl holds each row once, in the order of tasks, methods, problems and repeats.
+    Errors: EdgeSteerError, for a folder with other rows too, or one that another process writes.
+    """
+    for method in settings.methods:
+        model.check_steering(method.steering)
+    header = settings.header(model.provenance)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(Store.open(Path(folder) / ROWS, header)) if folder else None
+        graders = graders or stack.enter_context(Graders(seconds=settings.grading_seconds))
+        evaluator = Evaluator(model, graders, store=store, nll=settings.nll, progress=progress)
+        cells = {(task.name, m.name): evaluator.rows(task, m) for task in settings.tasks for m in settings.methods}
+        if store:
+            records = [row.record() for rows in cells.values() for row in rows]
+            if records != store.records:
+                store.replace(records)
+    if folder:
+        save_summary(Path(folder), header, cells)
+    return cells
+
+
+class Evaluator:
+    """A model, graders and a store, ready for any method on any task.
+
+    store: keeps each row as it comes. Rows that it holds are not made again, and those that await their score are
+    scored; its header must say what the rows depend on. None keeps no rows.
+    """
+
+    def __init__(
+        self,
+        model: Backend,
+        graders: Graders,
+        *,
+        store: Store | None = None,
+        nll: bool = True,
+        progress: Progress = SILENT,
+    ) -> None:
+        self._model, self._graders, self._store, self._nll, self._progress = model, graders, store, nll, progress
+        self._rows = last_rows(store.records if store else ())
+        self._prompts = Prompts(model)
+
+    def rows(self, task: Task, method: Method = UNSTEERED, on_row: OnRow | None = None) -> list[Row]:
+        """Rows of one method on one task, in the order of its problems. on_row: called with each new row."""
+        jobs = jobs_of(task, method)
+        done = {job.key for job in jobs if job.key in self._rows}
+        doing = f"{task.name}, {method.name}"
+        self._progress(doing, len(done), len(jobs))
+
+        def keep(row: Row) -> None:
+            if self._store:
+                self._store.append(row.record())
+            self._rows[row.key] = row
+            done.add(row.key)
+            self._progress(doing, len(done), len(jobs))
+            if on_row:
+                on_row(row)
+
+        missing = [job for job in jobs if job.key not in done]
+        for job in jobs:
+            if (row := self._rows.get(job.key)) and row.awaits_score:
+                keep(score(self._model, self._prompts.of(job), row))
+        complete(self._model, missing, self._graders, keep, nll=self._nll)
+        return [self._rows[job.key] for job in jobs]
+
+
+def task_of(task: str | Path | Task, limit: int | None = None) -> Task:
+    """A task by what names it, or itself; its first `limit` problems. Errors: EdgeSteerError."""
+    if isinstance(task, Task):
+        return task if limit is None else task.limit(limit)
+    return load_task(task, limit=limit)
+
+
+def methods_of(names: Sequence[str], steering: tuple[Steering, ...]) -> dict[str, Method]:
+    """The methods of METHODS that `names` lists. "dense-prompt" asks with DENSE_PROMPT, unsteered.
+
+    Errors: EdgeSteerError for an unknown name, or "steered" without a steering.
     """
     known = {
         "unsteered": UNSTEERED,
         "steered": Method("steered", steering),
-        "dense-prompt": Method("dense-prompt", system="\n\n".join(filter(None, (task.settings.system, DENSE_PROMPT)))),
+        "dense-prompt": Method("dense-prompt", system=DENSE_PROMPT),
     }
     if not names or len({*names}) < len(names) or not {*names} <= {*known}:
         raise EdgeSteerError(f"methods {', '.join(names)!r}: allowed are {', '.join(METHODS)}, each once")
     if "steered" in names and not steering:
-        raise EdgeSteerError("the method 'steered' needs a vector; give one with --vector")
-    return [known[name] for name in names]
-
-
-def header_of(
-    model: Mapping[str, object],
-    backend: Mapping[str, object],
-    tasks: Sequence[Task],
-    methods: Sequence[str],
-    steering: Sequence[Steering],
-    versions: Mapping[str, str],
-    *,
-    nll: bool,
-    grading_seconds: float,
-) -> dict[str, object]:
-    """All that the rows depend on. model: at least its file's digest. backend: the settings that change numbers."""
-    return {
-        "format": FORMAT,
-        "model": {**model},
-        "backend": {**backend},
-        "steering": [
-            {"vector": s.vector.digest, "strength": s.strength, "layers": s.layers, "phase": s.phase} for s in steering
-        ],
-        "methods": {name: DENSE_PROMPT if name == "dense-prompt" else None for name in methods},
-        "tasks": {
-            task.name: {
-                "digest": task.digest,
-                "problems": len(task.samples),
-                "grader": task.grader,
-                "settings": asdict(task.settings),
-            }
-            for task in tasks
-        },
-        "nll": nll,
-        "grading_seconds": grading_seconds,
-        "versions": {**versions},
-    }
-
-
-def make(
-    folder: Path,
-    header: Mapping[str, object],
-    backend: Backend,
-    tasks: Sequence[Task],
-    methods: Sequence[str],
-    steering: tuple[Steering, ...],
-    *,
-    graders: Graders,
-    progress: Progress,
-    nll: bool = True,
-) -> Cells:
-    """Every method on every task, kept in `folder`; rows that are there are not made again.
-
-    Once all are there the file holds each row once, in the order of tasks, methods, problems and repeats.
-    Errors: EdgeSteerError for a folder with other rows, or one that another process writes.
-    """
-    cells: Cells = {}
-    with Store.open(folder / ROWS, header) as store:
-        kept = {row.key for row in map(Row.of, store.records)}
-        for task in tasks:
-            for method in methods_of(methods, task, steering):
-                cell = task.name, method.name
-                done = {key for key in kept if key[:2] == cell}
-                doing, total = ", ".join(cell), len(task.samples) * task.settings.samples
-
-                def count(row: Row, done: set[Any] = done, doing: str = doing, total: int = total) -> None:
-                    done.add(row.key)
-                    progress(doing, len(done), total)
-
-                progress(doing, len(done), total)
-                cells[cell] = evaluate(backend, task, method, graders=graders, store=store, on_row=count, nll=nll)
-        records = [row.record() for rows in cells.values() for row in rows]
-        if records != store.records:
-            store.replace(records)
-    return cells
+        raise EdgeSteerError("the method 'steered' needs a vector")
+    return {name: known[name] for name in names}

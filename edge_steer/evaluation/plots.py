@@ -50,12 +50,12 @@ class Grid:
 
     def curve(self, layer: int) -> list[tuple[float, Point]]:
         """Strength and value by rising strength, the unsteered cell among them."""
-        found = [(strength, point) for (at, strength), point in self.cells.items() if at == layer]
-        return sorted([*found, *([(0.0, self.unsteered)] if self.unsteered else [])], key=lambda pair: pair[0])
+        steered = [(strength, point) for (at, strength), point in self.cells.items() if at == layer]
+        return sorted([*steered, *([(0.0, self.unsteered)] if self.unsteered else [])], key=lambda pair: pair[0])
 
 
 @dataclass(frozen=True)
-class Sized:
+class ModelPoint:
     """One model's figure in a plot against model size; `series` is what its line is named."""
 
     model: str
@@ -151,7 +151,7 @@ def plot_heat(grids: Sequence[Grid], title: str, path: Path, chosen: tuple[int, 
     _save(figure, title, path)
 
 
-def plot_sizes(models: Sequence[Sized], title: str, path: Path) -> None:
+def plot_model_points(models: Sequence[ModelPoint], title: str, path: Path) -> None:
     """Each quantity against the number of parameters, one line a series, with 95% intervals.
 
     Errors: EdgeSteerError for no models, or as plot_response.
@@ -168,10 +168,10 @@ def plot_sizes(models: Sequence[Sized], title: str, path: Path) -> None:
             alike.append(model.model)
     for axis, name in zip(axes, names, strict=True):
         for i, label in enumerate(series):
-            found = sorted((m.parameters, m.values[name]) for m in models if m.series == label and name in m.values)
-            if not found:
+            curve = sorted((m.parameters, m.values[name]) for m in models if m.series == label and name in m.values)
+            if not curve:
                 continue
-            across, points = zip(*found, strict=True)
+            across, points = zip(*curve, strict=True)
             errors = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
             axis.errorbar(
                 across, [p.value for p in points], errors, label=label, marker=MARKERS[i % len(MARKERS)], markersize=6,
@@ -224,9 +224,10 @@ def plot_likelihoods(values: Mapping[str, Sequence[float]], title: str, path: Pa
     places = range(1, len(values) + 1)
     mean = {"marker": "D", "markerfacecolor": COLOURS[1], "markeredgecolor": COLOURS[1]}
     axes[0].boxplot(list(values.values()), widths=0.5, showmeans=True, showfliers=False, meanprops=mean)
-    for place, found in zip(places, values.values(), strict=True):
-        across = [place + 0.18 * (2 * i / max(len(found) - 1, 1) - 1) for i in range(len(found))]
-        axes[0].plot(across, found, ".", markersize=4, alpha=0.45, color=COLOURS[0])
+    for place, likelihoods in zip(places, values.values(), strict=True):
+        last = max(len(likelihoods) - 1, 1)
+        across = [place + 0.18 * (2 * i / last - 1) for i in range(len(likelihoods))]
+        axes[0].plot(across, likelihoods, ".", markersize=4, alpha=0.45, color=COLOURS[0])
     axes[0].set_xticks(list(places), list(values))
     axes[0].set(ylabel="NLL per token, nats")
     axes[0].set_ylim(bottom=0)

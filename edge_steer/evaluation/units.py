@@ -1,9 +1,10 @@
 """Rows in units: blocks of a task's problems under every method, resumable after a kill at any point.
 
 Takes a task, methods and a runner that makes rows, gives all rows. The units follow from the settings alone, so the
-rows do not depend on when a run was stopped or on who made them. It loads no model: a runner does.
+rows do not depend on when a run was stopped or on who made them. It loads no model: a runner has one.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 from edge_steer.core.backend import Backend
-from edge_steer.core.progress import Progress
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.progress import SILENT, Progress
 from edge_steer.storage.records import Record, Store, read
 from edge_steer.tasks.grading import Graders
-from edge_steer.tasks.rows import Job, Key, Method, OnRow, Row, answer, jobs_of
+from edge_steer.tasks.rows import Key, Method, OnRow, Row, RowJob, complete, jobs_of
 from edge_steer.tasks.task import Sample, Task
 
 UNIT_ROUNDS = 8  # a unit fills the batch this many times over, so that its end, which does not fill it, weighs little
@@ -55,7 +57,7 @@ class Plan:
         """How many rows there are in all."""
         return len(self.task.samples) * len(self.methods) * self.task.settings.samples
 
-    def jobs(self, unit: Unit) -> list[Job]:
+    def jobs(self, unit: Unit) -> list[RowJob]:
         """A unit's jobs, those of one problem side by side, so that its prompt is computed once."""
         by_method = [{(job.sample.id, job.repeat): job for job in jobs_of(self.task, m)} for m in self.methods]
         repeats = range(self.task.settings.samples)
@@ -66,13 +68,15 @@ class Runner(Protocol):
     """Makes the rows of units: in this process, or elsewhere."""
 
     def __call__(self, plan: Plan, units: Sequence[Unit], on_row: OnRow) -> Iterator[Unit]:
-        """on_row is called for every row, a later one of the same key replacing the earlier; a unit is given when
-        all its rows have been told. Units may come in any order."""
+        """on_row is called for every row, a later one of the same key replacing the earlier.
+
+        A unit is given once on_row was called for all its rows. Units may come in any order.
+        """
 
 
 @dataclass(frozen=True)
-class Made:
-    """The rows of a plan in its order; `changed` counts those that came out otherwise when they were made again."""
+class PlanRows:
+    """The rows of a plan in its order. changed: how many came out otherwise when they were made again."""
 
     rows: tuple[Row, ...]
     changed: int
@@ -86,48 +90,69 @@ def in_process(backend: Backend, graders: Graders) -> Runner:
 
     def run(plan: Plan, units: Sequence[Unit], on_row: OnRow) -> Iterator[Unit]:
         for unit in units:
-            answer(backend, plan.jobs(unit), graders, on_row, nll=plan.nll)
+            complete(backend, plan.jobs(unit), graders, on_row, nll=plan.nll)
             yield unit
 
     return run
 
 
-def make(path: Path, header: Mapping[str, object], plan: Plan, runner: Runner, progress: Progress, doing: str) -> Made:
-    """All rows of a plan, kept in a store at `path`; what whole units there are is not made again.
+def make_rows(
+    plan: Plan,
+    runner: Runner,
+    *,
+    path: Path | None = None,
+    header: Mapping[str, object] | None = None,
+    progress: Progress = SILENT,
+    doing: str = "answering",
+) -> PlanRows:
+    """All rows of a plan, kept in a file of records; what whole units there are is not made again.
 
     A unit that was cut short is made again from its beginning: in the same batch the same rows come out, and rows
     that are on disk stay as they are unless their text did change, which is counted.
-    progress: called with `doing`, the rows done and the rows in all. Errors: EdgeSteerError.
+    path: of the file; None keeps no rows. header: what the rows depend on. progress: called with `doing`, the rows
+    done and the rows in all. Errors: EdgeSteerError.
     """
-    with Store.open(path, {**header, "rows": plan.size, "problems a unit": plan.problems}) as store:
-        kept = _rows(store.records)
-        whole = {record[WHOLE] for record in store.records if WHOLE in record}
+    with contextlib.ExitStack() as stack:
+        store = None
+        if path:
+            header = {**(header or {}), "rows": plan.size, "problems a unit": plan.problems}
+            store = stack.enter_context(Store.open(path, header))
+        records = list(store.records) if store else []
+        rows = last_rows(records)
+        whole = {record[WHOLE] for record in records if WHOLE in record}
         done = {job.key for unit in plan.units if unit.index in whole for job in plan.jobs(unit)}
         changed: set[Key] = set()
 
-        def take(row: Row) -> None:
-            before = kept.get(row.key)
+        def keep(row: Row) -> None:
+            before = rows.get(row.key)
             if before and before.text != row.text:
                 changed.add(row.key)
             if before is None or before.text != row.text or (before.nll is None and row.nll is not None):
-                store.append(row.record())
-                kept[row.key] = row
+                if store:
+                    store.append(row.record())
+                rows[row.key] = row
             done.add(row.key)
             progress(doing, len(done), plan.size)
 
         progress(doing, len(done), plan.size)
-        for unit in runner(plan, [unit for unit in plan.units if unit.index not in whole], take):
-            store.append({WHOLE: unit.index})
-    return Made(tuple(kept[job.key] for unit in plan.units for job in plan.jobs(unit)), len(changed))
+        for unit in runner(plan, [unit for unit in plan.units if unit.index not in whole], keep):
+            if store:
+                store.append({WHOLE: unit.index})
+    return PlanRows(tuple(rows[job.key] for unit in plan.units for job in plan.jobs(unit)), len(changed))
 
 
-def found(path: Path) -> tuple[Record, list[Row]]:
-    """The header of a file and its rows so far, also while it is being written. Errors: EdgeSteerError."""
+def read_rows(path: Path, format: str) -> tuple[Record, list[Row]]:
+    """The header of a file and its rows so far, also while it is being written.
+
+    Errors: EdgeSteerError for a file whose header names another format.
+    """
     header, records = read(path)
-    return header, list(_rows(records).values())
+    if header.get("format") != format:
+        raise EdgeSteerError(f"{path} holds no rows of an evaluation; expected the format {format!r}")
+    return header, list(last_rows(records).values())
 
 
-def _rows(records: Sequence[Record]) -> dict[Key, Row]:
+def last_rows(records: Sequence[Record]) -> dict[Key, Row]:
     """The last row of each key."""
     rows = (Row.of(record) for record in records if WHOLE not in record)
     return {row.key: row for row in rows}

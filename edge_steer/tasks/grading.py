@@ -26,6 +26,7 @@ _Job = tuple["Future[Grade]", dict[str, str]]
 ROOT = str(Path(__file__).parents[2])
 MEMORY = 4 << 30  # bytes of address space a worker may use, where the system can limit it
 START_SECONDS = 300.0
+GRADING_SECONDS = 10.0  # the limit of one answer where no other is asked
 GRACE_SECONDS = 10
 
 
@@ -38,7 +39,7 @@ class Graders:
     Errors: EdgeSteerError if math-verify is not installed, or from a future if no worker can be started.
     """
 
-    def __init__(self, workers: int = 2, seconds: float = 10.0) -> None:
+    def __init__(self, workers: int = 2, seconds: float = GRADING_SECONDS) -> None:
         need("evaluate")
         if workers < 1 or not seconds > 0:
             raise EdgeSteerError(f"{workers} grading workers, {seconds:g} s an answer; need at least 1 and more than 0")

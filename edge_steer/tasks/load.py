@@ -27,10 +27,10 @@ PROMPTS: dict[tuple[Protocol, answers.Kind], str] = {
 
 
 def load_task(
-    name: str,
+    name: str | Path,
     *,
     protocol: Protocol = "densesteer",
-    file: Path | None = None,
+    file: str | Path | None = None,
     split: str | None = None,
     limit: int | None = None,
 ) -> Task:
@@ -42,11 +42,12 @@ def load_task(
     """
     if protocol not in PROTOCOLS:
         raise EdgeSteerError(f"no protocol {protocol!r}; known are {', '.join(PROTOCOLS)}")
-    known, equals, given = name.partition("=")
+    name, file = str(name), None if file is None else Path(file)
+    known, equals, named_file = name.partition("=")
     if equals and known in TASKS:
         if file is not None:
             raise EdgeSteerError(f"{name} names a file, and {file} is another; give one")
-        return load_task(known, protocol=protocol, file=Path(given), split=split, limit=limit)
+        return load_task(known, protocol=protocol, file=named_file, split=split, limit=limit)
     if file is not None and split is not None:
         raise EdgeSteerError(f"{file} is the split to ask; leave out the split {split!r}")
     if name == WORD_PROBLEMS:

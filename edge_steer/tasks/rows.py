@@ -1,4 +1,7 @@
-"""A Backend answers a task's problems: rows."""
+"""A Backend completes a task's problems: every completion a row, graded, and scored under the unsteered model.
+
+Takes a Backend, tasks, methods and graders, gives rows one by one. It knows no file and no figure.
+"""
 
 import hashlib
 import statistics
@@ -12,28 +15,47 @@ import numpy as np
 
 from edge_steer.core.backend import Backend, Completion, Request, Tokens
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.core.steering import Offsets, Steering
+from edge_steer.core.steering import Offsets, Steer, Steering, described, steerings
 from edge_steer.tasks.answers import Grade
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.task import Sample, Task, count_steps, density
 
 Key = tuple[str, str, str, int]  # task, method, id, repeat
+OLD_UNSCORED = "ids"  # the name of the field in rows files written earlier
 
 
 @dataclass(frozen=True)
 class Method:
-    """How the model is moved: by steering, by a system message in place of the task's, or not at all."""
+    """How the model is moved: by steering, by a system message, or not at all.
+
+    system: stands behind the task's own system message.
+    """
 
     name: str
     steering: tuple[Steering, ...] = ()
     system: str | None = None
+
+    @classmethod
+    def of(cls, name: str, method: "Method | Steer") -> "Method":
+        """A method of this name: another one renamed, or a steering as every `steer=` takes it. Errors: VectorError."""
+        return replace(method, name=name) if isinstance(method, Method) else cls(name, steerings(method))
+
+    def described(self) -> dict[str, object]:
+        """The method as the header of a results file tells it."""
+        return {"steering": described(self.steering), "system": self.system}
+
+    def asks(self, task: Task) -> Task:
+        """The task with this method's system message."""
+        if self.system is None:
+            return task
+        return task.with_settings(system="\n\n".join(filter(None, (task.settings.system, self.system))))
 
 
 UNSTEERED = Method("unsteered")
 
 
 @dataclass(frozen=True)
-class Job:
+class RowJob:
     """One completion to make; `repeat` counts from 0 the completions of one problem."""
 
     task: Task
@@ -60,7 +82,8 @@ class Row:
     prompt: SHA-256 of the prompt's token ids. extracted: what was taken as the answer. error: why there is no text
     (finish is "error" then) or no grade, else "". seconds: wall time, not compared.
     nll: mean negative log-likelihood of a generated token, in nats, under the unsteered model on the same prompt;
-    None when there is no token, or not yet: then `ids` are the generated tokens, and they are dropped with the score.
+    None when there is no token, or no score was asked, or the row awaits it.
+    unscored_tokens: the generated tokens of a row that awaits its score; they are dropped with the score.
     """
 
     task: str
@@ -77,11 +100,16 @@ class Row:
     error: str
     seconds: float = field(compare=False)
     nll: float | None
-    ids: tuple[int, ...] = ()
+    unscored_tokens: tuple[int, ...] = ()
 
     @property
     def key(self) -> Key:
         return self.task, self.method, self.id, self.repeat
+
+    @property
+    def awaits_score(self) -> bool:
+        """Whether the likelihood is still to be computed; a stopped run leaves such rows."""
+        return bool(self.unscored_tokens)
 
     @property
     def answered(self) -> bool:
@@ -96,23 +124,31 @@ class Row:
     def record(self) -> dict[str, Any]:
         """What a store keeps."""
         record = asdict(self)
-        if not self.ids:
-            del record["ids"]
+        if not self.awaits_score:
+            del record["unscored_tokens"]
         return record
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Row":
-        """The inverse of `record`. Errors: EdgeSteerError for anything else."""
-        try:
-            return cls(**{**record, "ids": tuple(record.get("ids", ()))})
-        except TypeError:
-            raise EdgeSteerError(f"{str(dict(record))[:80]} is no row of an evaluation") from None
+        """The inverse of `record`, which may be of an earlier version. Errors: EdgeSteerError for anything else."""
+        values = dict(record)
+        tokens = values.pop("unscored_tokens", values.pop(OLD_UNSCORED, ()))
+        if values.keys() == RECORD_TYPES.keys() and all(isinstance(values[key], RECORD_TYPES[key]) for key in values):
+            return cls(**values, unscored_tokens=tuple(tokens))
+        raise EdgeSteerError(f"{str(dict(record))[:80]} is no row of an evaluation")
 
 
+RECORD_TYPES: Mapping[str, Any] = {
+    **dict.fromkeys(("task", "id", "method", "prompt", "text", "extracted", "finish", "error"), str),
+    **dict.fromkeys(("repeat", "tokens", "steps"), int),
+    "correct": bool,
+    "seconds": int | float,
+    "nll": int | float | None,
+}
 OnRow = Callable[[Row], None]
 
 
-def jobs_of(task: Task, method: Method = UNSTEERED) -> list[Job]:
+def jobs_of(task: Task, method: Method = UNSTEERED) -> list[RowJob]:
     """Every completion of a task by one method, problem by problem.
 
     Errors: EdgeSteerError for several completions of a problem without sampling: they would all be the same.
@@ -123,10 +159,10 @@ def jobs_of(task: Task, method: Method = UNSTEERED) -> list[Job]:
             f"{settings.samples} samples of each problem of {task.name} at temperature 0 are all the same; "
             "set a temperature, or 1 sample"
         )
-    return [Job(task, sample, repeat, method) for sample in task.samples for repeat in range(settings.samples)]
+    return [RowJob(task, sample, repeat, method) for sample in task.samples for repeat in range(settings.samples)]
 
 
-def answer(backend: Backend, jobs: Sequence[Job], graders: Graders, on_row: OnRow, *, nll: bool = True) -> None:
+def complete(backend: Backend, jobs: Sequence[RowJob], graders: Graders, on_row: OnRow, *, nll: bool = True) -> None:
     """Make every job in one call of the backend, graded while it decodes.
 
     on_row is called, in the calling thread, for each row once it is graded, and again once it is scored where the
@@ -137,53 +173,56 @@ def answer(backend: Backend, jobs: Sequence[Job], graders: Graders, on_row: OnRo
     for job in jobs:
         unsteered = Offsets.of(job.method.steering, backend.model) is None
         requests.append(_request(job, prompts.of(job), wants_logprobs=nll and unsteered))
-    waiting: deque[tuple[int, Completion, Future[Grade] | None]] = deque()
+    ungraded: deque[tuple[int, Completion, Future[Grade] | None]] = deque()
     unscored: list[tuple[int, Row]] = []
 
-    def settle(wait: bool) -> None:
+    def give_graded(wait: bool) -> None:
         """Give the rows that are graded, in the order in which they were completed."""
-        while waiting:
-            index, completion, grade = waiting[0]
+        while ungraded:
+            index, completion, grade = ungraded[0]
             if grade and not (wait or grade.done()):
                 return
-            waiting.popleft()
+            ungraded.popleft()
             row = _row(jobs[index], requests[index].prompt, completion, grade.result() if grade else None, nll)
-            if row.ids:
+            if row.awaits_score:
                 unscored.append((index, row))
             on_row(row)
 
-    def take(index: int, completion: Completion) -> None:
+    def on_done(index: int, completion: Completion) -> None:
         job = jobs[index]
         failed = completion.finish == "error"
         grade = None if failed else graders.submit(completion.text, job.sample.answer, job.task.grader)
-        waiting.append((index, completion, grade))
-        settle(wait=False)
+        ungraded.append((index, completion, grade))
+        give_graded(wait=False)
 
     if requests:
-        backend.generate(requests, on_done=take)
-    settle(wait=True)
+        backend.generate(requests, on_done=on_done)
+    give_graded(wait=True)
     for index, row in unscored:
-        on_row(scored(backend, requests[index].prompt, row))
+        on_row(score(backend, requests[index].prompt, row))
+
+
+def score(backend: Backend, prompt: Tokens, row: Row) -> Row:
+    """A row that awaits its score, with its likelihood under the unsteered model."""
+    nll = backend.nll((*prompt, *row.unscored_tokens), len(prompt))
+    return replace(row, nll=float(nll.mean()), unscored_tokens=())
 
 
 class Prompts:
-    """The prompts of jobs; those of one problem under one system message are made once."""
+    """The prompts of jobs; those of one problem under one system message are tokenised once."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._made: dict[tuple[str, str, str | None], Tokens] = {}
+        self._tokens: dict[tuple[str, str, str | None], Tokens] = {}
 
-    def of(self, job: Job) -> Tokens:
+    def of(self, job: RowJob) -> Tokens:
         key = job.task.name, job.sample.id, job.method.system
-        if key not in self._made:
-            task = job.task
-            if job.method.system is not None:
-                task = replace(task, settings=replace(task.settings, system=job.method.system))
-            self._made[key] = self._backend.chat(task.messages(job.sample))
-        return self._made[key]
+        if key not in self._tokens:
+            self._tokens[key] = self._backend.chat(job.method.asks(job.task).messages(job.sample))
+        return self._tokens[key]
 
 
-def _request(job: Job, prompt: Tokens, wants_logprobs: bool) -> Request:
+def _request(job: RowJob, prompt: Tokens, wants_logprobs: bool) -> Request:
     settings = job.task.settings
     return Request(
         prompt,
@@ -194,10 +233,10 @@ def _request(job: Job, prompt: Tokens, wants_logprobs: bool) -> Request:
     )
 
 
-def _row(job: Job, prompt: Tokens, completion: Completion, grade: Grade | None, nll: bool) -> Row:
-    scored = None
+def _row(job: RowJob, prompt: Tokens, completion: Completion, grade: Grade | None, nll: bool) -> Row:
+    known_nll = None
     if nll and completion.logprobs:
-        scored = -statistics.fmean(token.logprob for token in completion.logprobs)
+        known_nll = -statistics.fmean(token.logprob for token in completion.logprobs)
     return Row(
         task=job.task.name,
         id=job.sample.id,
@@ -212,11 +251,6 @@ def _row(job: Job, prompt: Tokens, completion: Completion, grade: Grade | None, 
         finish=completion.finish,
         error=grade.error if grade else completion.error,
         seconds=completion.seconds,
-        nll=scored,
-        ids=completion.tokens if nll and scored is None else (),
+        nll=known_nll,
+        unscored_tokens=completion.tokens if nll and known_nll is None else (),
     )
-
-
-def scored(backend: Backend, prompt: Tokens, row: Row) -> Row:
-    """The row with its likelihood under the unsteered model."""
-    return replace(row, nll=float(backend.nll((*prompt, *row.ids), len(prompt)).mean()), ids=())

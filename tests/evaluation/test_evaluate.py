@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 
 from edge_steer.core import stats
-from edge_steer.core.backend import EngineOptions, Sampling
+from edge_steer.core.backend import EngineOptions
 from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.sampling import Sampling
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import SteeringVector
-from edge_steer.evaluation.evaluate import evaluate
+from edge_steer.evaluation.evaluate import Evaluator
 from edge_steer.evaluation.figures import compare, summarise, weighted
 from edge_steer.llama.engine import Engine
 from edge_steer.reference.model import Reference
 from edge_steer.storage.records import Store
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.load import load_task
-from edge_steer.tasks.rows import UNSTEERED, Method, Row, answer, jobs_of
+from edge_steer.tasks.rows import UNSTEERED, Method, Row, complete, jobs_of
 from edge_steer.tasks.task import Sample, Task
 
 TASK = load_task("wordproblems", split="dev", limit=6)
@@ -45,7 +46,7 @@ def steered(bundled_vector: SteeringVector) -> Method:
 
 @pytest.fixture(scope="module")
 def rows(engine: Engine, graders: Graders) -> list[Row]:
-    return evaluate(engine, TASK, graders=graders)
+    return Evaluator(engine, graders).rows(TASK)
 
 
 def drawn(task: Task, samples: int, seed: int = 0) -> Task:
@@ -73,9 +74,9 @@ def test_rows_are_graded_and_scored(engine: Engine, rows: list[Row]) -> None:
 
 def test_two_runs_give_the_same_rows(engine: Engine, graders: Graders, steered: Method, bundled_f16: Path) -> None:
     task = drawn(TASK.limit(3), 2)
-    first = [evaluate(engine, task, method, graders=graders) for method in (UNSTEERED, steered)]
+    first = [Evaluator(engine, graders).rows(task, method) for method in (UNSTEERED, steered)]
     with Engine.load(bundled_f16, EngineOptions(parallel=6, threads=1)) as another:
-        again = [evaluate(another, task, method, graders=graders) for method in (UNSTEERED, steered)]
+        again = [Evaluator(another, graders).rows(task, method) for method in (UNSTEERED, steered)]
     assert first == again
     assert len({row.text for row in first[0]}) > len(task.samples)
 
@@ -84,42 +85,42 @@ def test_steered_texts_are_scored_by_the_unsteered_model(
     engine: Engine, graders: Graders, steered: Method, rows: list[Row]
 ) -> None:
     told: list[Row] = []
-    answer(engine, [*jobs_of(TASK), *jobs_of(TASK, steered)], graders, told.append)
+    complete(engine, [*jobs_of(TASK), *jobs_of(TASK, steered)], graders, told.append)
     last = {row.key: row for row in told}
     assert len(last) == 2 * len(TASK.samples)
     assert len(told) == 3 * len(TASK.samples), "each steered row is told again with its score"
-    assert not any(row.ids for row in last.values())
-    unscored = [row for row in told if row.ids]
+    assert not any(row.unscored_tokens for row in last.values())
+    unscored = [row for row in told if row.unscored_tokens]
     assert {row.method for row in unscored} == {"steered"}
     for row in unscored:
         sample = next(sample for sample in TASK.samples if sample.id == row.id)
         prompt = engine.chat(TASK.messages(sample))
         assert row.nll is None
-        assert engine.decode(row.ids) == row.text
-        assert last[row.key].nll == pytest.approx(engine.nll((*prompt, *row.ids), len(prompt)).mean())
+        assert engine.decode(row.unscored_tokens) == row.text
+        assert last[row.key].nll == pytest.approx(engine.nll((*prompt, *row.unscored_tokens), len(prompt)).mean())
         assert last[row.key].prompt == next(r.prompt for r in rows if r.id == row.id)
     assert any(last[row.key].text != last[row.task, "unsteered", row.id, 0].text for row in unscored)
     silent: list[Row] = []
-    answer(engine, jobs_of(TASK, steered), graders, silent.append, nll=False)
+    complete(engine, jobs_of(TASK, steered), graders, silent.append, nll=False)
     assert [row.nll for row in silent] == [None] * len(TASK.samples)
-    assert not any(row.ids for row in silent)
+    assert not any(row.unscored_tokens for row in silent)
 
 
 def test_a_strength_of_zero_is_the_unsteered_model(
     engine: Engine, graders: Graders, bundled_vector: SteeringVector, rows: list[Row]
 ) -> None:
     told: list[Row] = []
-    answer(engine, jobs_of(TASK, Method("zero", (Steering(bundled_vector, 0.0),))), graders, told.append)
+    complete(engine, jobs_of(TASK, Method("zero", (Steering(bundled_vector, 0.0),))), graders, told.append)
     made = {row.id: replace(row, method="unsteered") for row in told}
     assert [made[row.id] for row in rows] == rows
     assert len(told) == len(rows)
 
 
 def test_a_method_may_ask_with_another_system_message(engine: Engine, graders: Graders, rows: list[Row]) -> None:
-    asked = evaluate(engine, TASK.limit(1), Method("brief", system="Be brief."), graders=graders)[0]
+    asked = Evaluator(engine, graders).rows(TASK.limit(1), Method("brief", system="Be brief."))[0]
     assert asked.prompt != rows[0].prompt
     task = replace(TASK, settings=replace(TASK.settings, system="Be brief.")).limit(1)
-    same = evaluate(engine, task, graders=graders)[0]
+    same = Evaluator(engine, graders).rows(task)[0]
     assert replace(same, method="brief") == asked
 
 
@@ -129,7 +130,7 @@ def test_repeats_differ_and_are_reproducible(engine: Engine, graders: Graders) -
     assert len({*seeds}) == len(seeds)
     assert seeds == [job.seed for job in jobs_of(drawn(TASK, 3), Method("other"))]
     assert seeds[:3] != [job.seed for job in jobs_of(drawn(TASK, 3, seed=1))][:3]
-    assert [row.repeat for row in evaluate(engine, task, graders=graders)] == [0, 1, 2]
+    assert [row.repeat for row in Evaluator(engine, graders).rows(task)] == [0, 1, 2]
     with pytest.raises(EdgeSteerError, match="temperature"):
         jobs_of(replace(TASK, settings=replace(TASK.settings, samples=2)))
 
@@ -139,7 +140,7 @@ def test_a_prompt_that_does_not_fit_is_an_error_row(bundled_f16: Path, graders: 
     task = replace(TASK, samples=(TASK.samples[0], long, *TASK.samples[1:3]))
     with Engine.load(bundled_f16, EngineOptions(parallel=4, threads=1, context=400)) as engine:
         for method in (UNSTEERED, steered):
-            made = evaluate(engine, task, method, graders=graders)
+            made = Evaluator(engine, graders).rows(task, method)
             failed = made.pop(1)
             assert (failed.id, failed.finish, failed.correct, failed.nll) == ("long", "error", False, None)
             assert "400" in failed.error
@@ -165,19 +166,19 @@ def test_an_interrupted_run_resumes(
                 raise KeyboardInterrupt
 
         with Store.open(path, {}) as store, pytest.raises(KeyboardInterrupt):
-            evaluate(engine, TASK, method, graders=graders, store=store, on_row=stop)
+            Evaluator(engine, graders, store=store).rows(TASK, method, on_row=stop)
         with path.open("a") as file:
             file.write('{"id": "torn')
     with Store.open(path, {}) as store:
         before = {Row.of(record).key for record in store.records}
-        made = [evaluate(engine, TASK, method, graders=graders, store=store) for method in (UNSTEERED, steered)]
+        made = [Evaluator(engine, graders, store=store).rows(TASK, method) for method in (UNSTEERED, steered)]
         kept = {Row.of(record).key: Row.of(record) for record in store.records}
         assert len(before) == 2 + 6
         assert [*kept.values()].count(made[0][0]) == 1
         assert [kept[row.key] for row in made[0] + made[1]] == made[0] + made[1]
-        assert all(row.nll is not None and not row.ids for row in kept.values())
+        assert all(row.nll is not None and not row.unscored_tokens for row in kept.values())
         count = len(store.records)
-        again = evaluate(engine, TASK, steered, graders=graders, store=store, on_row=lambda _: pytest.fail("again"))
+        again = Evaluator(engine, graders, store=store).rows(TASK, steered, on_row=lambda _: pytest.fail("again"))
         assert again == made[1]
         assert len(store.records) == count
     assert [row.text for row in made[0]] == [row.text for row in rows]
@@ -190,8 +191,8 @@ def test_the_reference_makes_the_same_rows_by_another_route(
     with Engine.load(bundled_f32, EngineOptions(parallel=3, threads=1, kv_type="f32", flash_attention="off")) as exact:
         for method in (UNSTEERED, steered):
             for a, b in zip(
-                evaluate(bundled, task, method, graders=graders),
-                evaluate(exact, task, method, graders=graders),
+                Evaluator(bundled, graders).rows(task, method),
+                Evaluator(exact, graders).rows(task, method),
                 strict=True,
             ):
                 assert a == replace(b, nll=a.nll)
@@ -199,11 +200,14 @@ def test_the_reference_makes_the_same_rows_by_another_route(
 
 
 def test_a_row_is_its_record(rows: list[Row]) -> None:
-    for row in (rows[0], replace(rows[0], nll=None, ids=(3, 4))):
+    for row in (rows[0], replace(rows[0], nll=None, unscored_tokens=(3, 4))):
         assert Row.of(row.record()) == row
-    assert "ids" not in rows[0].record()
-    with pytest.raises(EdgeSteerError, match="no row"):
-        Row.of({"id": "a"})
+    assert "unscored_tokens" not in rows[0].record()
+    written_earlier = {**rows[0].record(), "nll": None, "ids": [3, 4]}
+    assert Row.of(written_earlier) == replace(rows[0], nll=None, unscored_tokens=(3, 4))
+    for damaged in ({"id": "a"}, {**rows[0].record(), "tokens": "12"}, {**rows[0].record(), "more": 1}):
+        with pytest.raises(EdgeSteerError, match="no row"):
+            Row.of(damaged)
 
 
 def made_up(

@@ -16,10 +16,10 @@ from edge_steer.evaluation.plots import (
     LIGHTEST,
     Grid,
     Point,
-    Sized,
+    ModelPoint,
     plot_heat,
     plot_response,
-    plot_sizes,
+    plot_model_points,
     plot_strengths,
 )
 from edge_steer.evaluation.svg import Measured, colour_of, power_of_ten, svg_measured, svg_response
@@ -89,11 +89,11 @@ def test_a_heat_map_leaves_missing_cells_white_and_frames_the_chosen(tmp_path: P
 def test_density_against_size_has_a_colour_a_series(tmp_path: Path) -> None:
     path = tmp_path / "sizes.png"
     models = [
-        Sized(name, size, series, {"density": Point(20 + i, 19 + i, 21 + i), "steps": Point(8 - i, 7 - i, 9 - i)})
+        ModelPoint(name, size, series, {"density": Point(20 + i, 19 + i, 21 + i), "steps": Point(8 - i, 7 - i, 9 - i)})
         for i, (name, size) in enumerate({"a-0.5B": 494_000_000, "a-1.5B": 1_543_000_000}.items())
         for series in ("gsm8k, unsteered", "gsm8k, steered")
     ]
-    plot_sizes(models, "two models", path)
+    plot_model_points(models, "two models", path)
     found = drawn(path)
     assert all(found.get(of_hex(colour), 0) > 200 for colour in COLOURS[:2])
     assert found.get(of_hex(COLOURS[2]), 0) == 0
@@ -109,7 +109,7 @@ def test_nothing_to_plot_is_said(tmp_path: Path) -> None:
     with pytest.raises(EdgeSteerError, match="no steered cell"):
         plot_heat([Grid("steps", "number", {}, UNSTEERED)], "", tmp_path / "x.png")
     with pytest.raises(EdgeSteerError, match="no models"):
-        plot_sizes([], "", tmp_path / "x.png")
+        plot_model_points([], "", tmp_path / "x.png")
     with pytest.raises(EdgeSteerError, match="cannot write"):
         plot_strengths([grid((1,), (1,))], "", tmp_path / "nowhere" / "x.png")
     assert not list(tmp_path.iterdir())

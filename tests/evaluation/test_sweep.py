@@ -29,8 +29,8 @@ from edge_steer.llama.engine import Engine
 from edge_steer.recipes.recipe import VectorRecipe
 from edge_steer.storage.records import Store
 from edge_steer.tasks.load import load_task
-from edge_steer.tasks.task import WORD_PROBLEMS
-from edge_steer.vectors import gguf_writer, native
+from edge_steer.tasks.wordproblems import WORD_PROBLEMS
+from edge_steer.vectors import native, read
 
 Rows = dict[tuple[str, str, int], dict[str, Any]]
 
@@ -225,7 +225,7 @@ def test_the_recipe_of_the_chosen_cell(
     assert (recipe.model, recipe.layer, recipe.strength, recipe.phase) == ("abacus", 5, 0.35, "generated")
     assert recipe.pairs is None
     assert "5 wordproblems problems" in recipe.chosen
-    exported = gguf_writer.load(folder / recipe.vector)
+    exported = read.load(folder / recipe.vector)
     assert exported.layers == (5,)
     assert (exported.directions[5] == bundled_vector.directions[5]).all()
     before = (folder / "recipe.toml").read_bytes()
