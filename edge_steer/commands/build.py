@@ -1,13 +1,13 @@
-"""The command build: a vector from its recipe, end to end; what will be done is printed first.
+"""The commands demo and build: the whole main path on the bundled model, and a vector from its recipe.
 
 Parses, calls, prints. Heavy packages are imported inside the command.
 """
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,9 +17,8 @@ from edge_steer.terminal.tables import print_side_by_side, print_table
 
 if TYPE_CHECKING:
     from edge_steer.core.backend import EngineOptions
-    from edge_steer.recipes.build import Build
-    from edge_steer.recipes.demo import Outcome
-    from edge_steer.recipes.plan import Planned
+    from edge_steer.recipes.demo import DemoOutcome
+    from edge_steer.recipes.plan import BuildPlan
 
 
 @click.command()
@@ -29,98 +28,87 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(1, 512))
 def demo(model: Path | None, out: Path | None, problems: int, threads: int | None) -> None:
     """Extract, export, quantise, steer and compare with the reference, on the bundled model."""
-    from edge_steer.models.recipe import ModelRecipe, bundled_model
-    from edge_steer.recipes import demo
+    from edge_steer.recipes.demo import run_demo
 
-    folder = model or bundled_model()
-    out = out or folder.parents[1] / "export" / ModelRecipe.load(folder).name / "dense"
     with progress_bar() as progress:
-        outcome = demo.demo(folder, out, problems=problems, threads=threads, progress=progress)
+        outcome = run_demo(model, out, problems=problems, threads=threads, progress=progress)
 
     _print_outcome(outcome)
-    click.echo(f"wrote {out}/vector.gguf, table.json and response.png")
+    click.echo(f"wrote {outcome.folder}/vector.gguf, table.json and response.png")
 
 
-def _print_outcome(outcome: "Outcome") -> None:
+def _print_outcome(outcome: "DemoOutcome") -> None:
     """The demo's problem with both answers, and its table."""
     click.echo(f"\n{outcome.sample.question}\n")
     print_side_by_side({"unsteered": outcome.unsteered, f"strength {outcome.strength:g}": outcome.steered})
     rows: list[list[str]] = []
     before = None
-    for cell in sorted(outcome.cells, key=lambda cell: cell.strength):
-        if before not in (None, cell.strength):
+    for entry in sorted(outcome.measurements, key=lambda entry: entry.strength):
+        if before not in (None, entry.strength):
             rows.append([])
-        before = cell.strength
-        s, parity = cell.summary, cell.parity
-        row = [f"{cell.strength:g}", cell.backend, f"{s.steps:.1f}", f"{s.tokens:.0f}", f"{s.density:.1f}"]
+        before = entry.strength
+        s, parity = entry.summary, entry.parity
+        row = [f"{entry.strength:g}", entry.backend, f"{s.steps:.1f}", f"{s.tokens:.0f}", f"{s.density:.1f}"]
         distance = [f"{parity.kl['mean']:.2g}", f"{parity.top1:.1%}"] if parity else ["", ""]
         rows.append([*row, f"{s.accuracy:.0%}", *distance])
     print_table(
         ["strength", "backend", "steps", "tokens", "density", "accuracy", "KL", "same top-1"],
         rows,
-        f"layer {outcome.layer}, {outcome.cells[0].summary.samples} held-out problems, greedy; KL from torch float32",
+        f"layer {outcome.layer}, {outcome.problems} held-out problems, greedy; KL from torch float32",
     )
-
-
-STEPS = ("generate", "rewrite", "check", "extract", "sweep", "export", "parity")
 
 
 @click.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--model", type=FOLDER, help="The model's folder.  [default: models/<model> beside the export folder]")
 @click.option("--dry-run", is_flag=True, help="Only print what would be done.")
-@click.option("--from", "first", type=click.Choice(STEPS), help="Do this step and those behind it again.")
+@click.option("--from", "first", metavar="STEP", help="Do this step of the plan and those behind it again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan, or what was built, as JSON.")
 @engine_options
-def build(folder: Path, model: Path | None, dry_run: bool, first: Any, as_json: bool, engine: "EngineOptions") -> None:
+def build(
+    folder: Path, model: Path | None, dry_run: bool, first: str | None, as_json: bool, engine: "EngineOptions"
+) -> None:
     """Build the vector of FOLDER/recipe.toml, such as export/abacus/dense, end to end.
 
     Solutions, dense rewrites, checked pairs, extraction, sweep, export, parity: a step is skipped where its output is
     there and what it was made from has not changed. A stopped build goes on. Status 1 if parity is out of tolerance.
     """
-    from edge_steer.core.backend import available_cores
-    from edge_steer.recipes import plan
-    from edge_steer.recipes.build import Build
-    from edge_steer.recipes.run import run
-    from edge_steer.recipes.step import Means
+    from edge_steer.recipes.plan import plan_build
+    from edge_steer.recipes.run import run_build
 
-    threads = engine.threads or available_cores()
-    engine = replace(engine, threads=threads)
-    made = Build.load(folder, model)
-    if first:
-        made.forget(first)
-    planned = plan.plan(made, threads)
-    if as_json and dry_run:
-        click.echo(json.dumps([asdict(step) for step in planned]))
+    plan = plan_build(folder, model, first=first, threads=engine.threads)
     if not as_json:
-        _print_plan(made, planned, threads)
+        _print_plan(plan)
+    elif dry_run:
+        click.echo(json.dumps([asdict(step) for step in plan.steps]))
     if dry_run:
         return
     with progress_bar() as progress:
-        run(made, Means(engine, progress))
-    layer, strength = made.at
+        outcome = run_build(folder, model, first=first, options=engine, progress=progress)
+    layers, strength, phase = outcome.tuning.layers, outcome.tuning.strength, outcome.tuning.phase
     if as_json:
-        click.echo(json.dumps({"layer": layer, "strength": strength, **made.lock}))
+        steps = {name: asdict(record) for name, record in outcome.build.records.items()}
+        click.echo(json.dumps({"layer": layers[0], "strength": strength, "phase": phase, "steps": steps}))
     else:
-        click.echo(f"built {folder / made.recipe.vector}: layer {layer}, strength {strength:g}, {made.recipe.phase}")
-    if made.failures:
-        say(f"parity OUT OF TOLERANCE: {', '.join(made.failures)}; see {folder / 'certificate.json'}")
+        click.echo(f"built {outcome.vector}: layer {layers[0]}, strength {strength:g}, phase {phase}")
+    if outcome.failed_quants:
+        say(f"parity OUT OF TOLERANCE: {', '.join(outcome.failed_quants)}; see {folder / 'certificate.json'}")
         sys.exit(1)
 
 
-def _print_plan(made: "Build", planned: "list[Planned]", threads: int) -> None:
-    from edge_steer.recipes.plan import shown, total
+def _print_plan(plan: "BuildPlan") -> None:
+    from edge_steer.recipes.plan import duration_text
 
     rows = []
-    for step in planned:
-        seconds = "" if step.seconds is None else shown(step.seconds)
+    for step in plan.steps:
+        seconds = "" if step.seconds is None else duration_text(step.seconds)
         rows.append([step.step, step.state, "; ".join(filter(None, (step.why, step.work))), seconds])
-    pinned = f" at {made.revision[:10]}" if made.revision else ", not pinned" if made.repo else ""
-    print_table(["step", "", "", "about"], rows, f"{made.folder}: {made.recipe.vector} of {made.model.source}{pinned}")
-    todo = [step for step in planned if step.state == "to do"]
-    if not todo:
+    build = plan.build
+    pinned = f" at {build.revision[:10]}" if build.revision else ", not pinned" if build.repo else ""
+    title = f"{build.folder}: {build.recipe.vector} of {build.model.source}{pinned}"
+    print_table(["step", "", "", "about"], rows, title)
+    if not plan.to_do:
         click.echo("everything is done")
         return
-    guessed = total(planned)
-    time = "an unknown time" if guessed is None else shown(guessed)
-    click.echo(f"{len(todo)} steps to do; computing takes {time}, roughly, on {threads} cores")
+    time = "an unknown time" if plan.seconds is None else duration_text(plan.seconds)
+    click.echo(f"{len(plan.to_do)} steps to do; computing takes {time}, roughly, on {plan.threads} cores")

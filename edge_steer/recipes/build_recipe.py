@@ -1,8 +1,8 @@
-"""How a vector is made: the tables of export/<model>/<vector>/recipe.toml, which a build works through.
+"""How a vector is made: the tables of export/<model>/<vector>/recipe.toml.
 
-    [pairs]     solutions of the model itself, and who rewrites them densely; or `pairs = FILE` for pairs at hand
+    [pairs]     solutions of the model itself, and who rewrites them densely; or `pairs = FILE` for a file of pairs
     [extract]   method, pooling, and in which form the model is read
-    [sweep]     layers, strengths and problems to choose on; without it layer and strength are given
+    [sweep]     layers, strengths and problems to choose on; without it the recipe gives layer and strength
     [parity]    which types are held against the reference, and on which texts or problems
 
 Takes a folder, gives a frozen value with every key checked. It opens no model and knows no task.
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_steer.core.vector import Phase, parse_layers
-from edge_steer.recipes.recipe import phase_of
+from edge_steer.recipes.recipe import BUILT_PAIRS, phase_of
 from edge_steer.storage.toml import TomlTable
 
 
 @dataclass(frozen=True)
-class MadePairs:
+class PairTable:
     """[pairs]: `count` solutions of the model in the type `quant` to a task, rewritten by `rewriter`.
 
     split: None is the one no evaluation uses. rewriter: a model of the endpoint at base_url, None as `pairs rewrite`
     has them, or a GGUF on this machine, in the recipe's folder if it is there. numbers, max_nll_ratio, keep_lowest:
-    which pairs are kept, as checks.Rules.
+    which pairs are kept, as criteria.Criteria.
     """
 
     task: str
@@ -36,9 +36,14 @@ class MadePairs:
     max_nll_ratio: float | None
     keep_lowest: int | None
 
+    @property
+    def is_file_rewriter(self) -> bool:
+        """Whether a GGUF on this machine rewrites, and no endpoint."""
+        return bool(self.rewriter and self.rewriter.endswith(".gguf"))
+
 
 @dataclass(frozen=True)
-class Extraction:
+class ExtractTable:
     """[extract]: quant None is the reference in PyTorch, else a GGUF of that type in llama.cpp."""
 
     method: str = "mean_difference"
@@ -47,7 +52,7 @@ class Extraction:
 
 
 @dataclass(frozen=True)
-class Search:
+class SweepTable:
     """[sweep]: as the options of `edge-steer sweep`. layers: None is all the model recipe says are worth steering."""
 
     task: str
@@ -64,7 +69,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ParityTable:
     """[parity]: as the options of `edge-steer parity`. quants: None is those of the model recipe.
 
     texts: how many to compare on: the reference's answers to a task, or without one solutions of the pairs.
@@ -79,7 +84,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class BuildRecipe:
-    """What a build is told. layer, strength: given, or what an earlier build chose; pairs: a file at hand, or how."""
+    """A vector's recipe with its tables.
+
+    layer, strength: chosen by hand or by an earlier build, None while a sweep has not chosen them. pairs: a file, or
+    how to make them.
+    """
 
     folder: Path
     model: str
@@ -87,17 +96,18 @@ class BuildRecipe:
     phase: Phase
     layer: int | None
     strength: float | None
-    pairs: Path | MadePairs
-    extraction: Extraction
-    search: Search | None
-    comparison: Comparison
+    pairs: Path | PairTable
+    extract: ExtractTable
+    sweep: SweepTable | None
+    parity: ParityTable
 
     @classmethod
-    def load(cls, folder: Path) -> "BuildRecipe":
+    def load(cls, folder: str | Path) -> "BuildRecipe":
         """Read folder/recipe.toml. Errors: EdgeSteerError naming the file and the key."""
+        folder = Path(folder)
         table = TomlTable(folder / "recipe.toml", "a recipe")
         phase = phase_of(table)
-        pairs = _pairs(table, folder)
+        pairs = _pair_table(table, folder)
         recipe = cls(
             folder=folder,
             model=table.text("model"),
@@ -106,60 +116,76 @@ class BuildRecipe:
             layer=table.whole("layer") if table.has("layer") else None,
             strength=table.number("strength") if table.has("strength") else None,
             pairs=pairs,
-            extraction=_extraction(table.table("extract")),
-            search=_search(table.table("sweep")),
-            comparison=_comparison(table.table("parity")),
+            extract=_extract_table(table.table("extract")),
+            sweep=_sweep_table(table.table("sweep")),
+            parity=_parity_table(table.table("parity")),
         )
         table.text("chosen", optional=True)
         table.finish()
-        if recipe.search is None and (recipe.layer is None or recipe.strength is None):
+        if recipe.sweep is None and (recipe.layer is None or recipe.strength is None):
             key = "layer" if recipe.layer is None else "strength"
             raise table.error(key, "is missing; give layer and strength, or a [sweep] that chooses them")
         if Path(recipe.vector).name != recipe.vector or not recipe.vector.endswith(".gguf"):
             raise table.error("vector", f"{recipe.vector!r} is no name of a .gguf file in the recipe's folder")
         return recipe
 
+    @property
+    def pairs_file(self) -> Path:
+        """The pairs to extract from: the file that the recipe names, or the one that a build makes."""
+        return self.pairs if isinstance(self.pairs, Path) else self.folder / BUILT_PAIRS
 
-def _pairs(table: TomlTable, folder: Path) -> Path | MadePairs:
+    def near(self, name: str) -> Path:
+        """A file named in the recipe: in the recipe's folder if it is there."""
+        return self.folder / name if (self.folder / name).is_file() else Path(name)
+
+    def task_name(self, task: str) -> str:
+        """A task as load_task knows it, its file looked for in the recipe's folder first."""
+        name, equals, file = task.partition("=")
+        if equals:
+            return f"{name}={self.near(file)}"
+        return str(self.near(task)) if task.endswith(".toml") else task
+
+
+def _pair_table(table: TomlTable, folder: Path) -> Path | PairTable:
     if isinstance(table.rest.get("pairs"), str):
         return (folder / table.text("pairs")).resolve()
-    made = table.table("pairs")
-    if made is None:
+    inner = table.table("pairs")
+    if inner is None:
         raise table.error("pairs", "is missing; name a file of pairs, or say in [pairs] how they are made")
-    found = MadePairs(
-        task=made.text("task"),
-        split=made.text("split", optional=True) or None,
-        count=_count(made, "count", 50),
-        quant=made.text("quant"),
-        max_tokens=_optional_count(made, "max_tokens"),
-        rewriter=made.text("rewriter", optional=True) or None,
-        base_url=made.text("base_url", optional=True) or None,
-        numbers=made.flag("numbers", True),
-        max_nll_ratio=made.number("max_nll_ratio") if made.has("max_nll_ratio") else None,
-        keep_lowest=_optional_count(made, "keep_lowest"),
+    pairs = PairTable(
+        task=inner.text("task"),
+        split=inner.text("split", optional=True) or None,
+        count=_count(inner, "count", 50),
+        quant=inner.text("quant"),
+        max_tokens=_optional_count(inner, "max_tokens"),
+        rewriter=inner.text("rewriter", optional=True) or None,
+        base_url=inner.text("base_url", optional=True) or None,
+        numbers=inner.flag("numbers", True),
+        max_nll_ratio=inner.number("max_nll_ratio") if inner.has("max_nll_ratio") else None,
+        keep_lowest=_optional_count(inner, "keep_lowest"),
     )
-    made.finish()
-    if found.base_url and found.rewriter and found.rewriter.endswith(".gguf"):
-        raise made.error("base_url", f"the rewriter {found.rewriter} is a file on this machine; leave it out")
-    return found
+    inner.finish()
+    if pairs.base_url and pairs.is_file_rewriter:
+        raise inner.error("base_url", f"the rewriter {pairs.rewriter} is a file on this machine; leave it out")
+    return pairs
 
 
-def _extraction(table: TomlTable | None) -> Extraction:
+def _extract_table(table: TomlTable | None) -> ExtractTable:
     if table is None:
-        return Extraction()
-    found = Extraction(
-        method=table.text("method", optional=True) or Extraction.method,
-        pooling=table.text("pooling", optional=True) or Extraction.pooling,
+        return ExtractTable()
+    extract = ExtractTable(
+        method=table.text("method", optional=True) or ExtractTable.method,
+        pooling=table.text("pooling", optional=True) or ExtractTable.pooling,
         quant=table.text("quant", optional=True) or None,
     )
     table.finish()
-    return found
+    return extract
 
 
-def _search(table: TomlTable | None) -> Search | None:
+def _sweep_table(table: TomlTable | None) -> SweepTable | None:
     if table is None:
         return None
-    found = Search(
+    sweep = SweepTable(
         task=table.text("task"),
         split=table.text("split", optional=True) or None,
         strengths=table.text("strengths"),
@@ -173,22 +199,22 @@ def _search(table: TomlTable | None) -> Search | None:
         nll=table.flag("nll", True),
     )
     table.finish()
-    return found
+    return sweep
 
 
-def _comparison(table: TomlTable | None) -> Comparison:
+def _parity_table(table: TomlTable | None) -> ParityTable:
     if table is None:
-        return Comparison()
+        return ParityTable()
     quants = table.texts("quants") if table.has("quants") else None
-    found = Comparison(
+    parity = ParityTable(
         quants=quants,
-        texts=_count(table, "texts", Comparison.texts),
+        texts=_count(table, "texts", ParityTable.texts),
         task=table.text("task", optional=True) or None,
         split=table.text("split", optional=True) or None,
-        problems=_count(table, "problems", Comparison.problems),
+        problems=_count(table, "problems", ParityTable.problems),
     )
     table.finish()
-    return found
+    return parity
 
 
 def _count(table: TomlTable, key: str, default: int) -> int:

@@ -6,130 +6,221 @@ from pathlib import Path
 
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.progress import Progress
-from edge_steer.llama.engine import Engine
-from edge_steer.pairs import checks, pair, rewrite, solutions
-from edge_steer.pairs import pair as pairs_pair
-from edge_steer.pairs.endpoint import Endpoint
-from edge_steer.recipes.build import REWRITTEN, Build, rules_of
-from edge_steer.recipes.build_recipe import MadePairs
+from edge_steer.models.load import load
+from edge_steer.pairs.calibration import CALIBRATION_SPLITS, leave_out_evaluation_problems, load_calibration_task
+from edge_steer.pairs.checks import check_pairs
+from edge_steer.pairs.criteria import Criteria
+from edge_steer.pairs.endpoint import PUBLIC, Endpoint
+from edge_steer.pairs.pair import read_pairs, write_pairs
+from edge_steer.pairs.rewrite import (
+    CHARACTERS_PER_TOKEN,
+    DEFAULT_REWRITER,
+    ModelRewriter,
+    Rewriter,
+    dense_pairs,
+    estimate_usage,
+    rewrite_solutions,
+    rewrites_header,
+)
+from edge_steer.pairs.rules import DEFAULT_RULES, rules_digest
+from edge_steer.pairs.solutions import generate_solutions, read_chosen_solutions, solutions_header
+from edge_steer.recipes.build import Build
+from edge_steer.recipes.build_recipe import PairTable
 from edge_steer.recipes.recipe import BUILT_PAIRS
 from edge_steer.recipes.step import (
-    CHECKS,
-    REWRITE_TOKENS,
-    Made,
-    Means,
-    model_gguf,
-    step_key,
-    step_versions,
-    write_json,
+    PROMPT_TOKENS,
+    SOLUTION_TOKENS,
+    Step,
+    StepContext,
+    StepOutput,
+    Work,
+    task_inputs,
 )
-from edge_steer.storage.files import digest
-from edge_steer.storage.records import Store
-from edge_steer.tasks.grading import Graders
+from edge_steer.storage import provenance
+from edge_steer.storage.digests import digest
+from edge_steer.storage.files import readable, write_json
 from edge_steer.tasks.load import load_task
 from edge_steer.tasks.task import Task
 
+REWRITTEN = Path("build", "rewritten.jsonl")
+CHECKS = Path("build", "checks.json")
+REWRITE_TOKENS = 8192  # of a rewrite at most, thinking included
+LENGTH_RATIO = 0.8  # length of a rewrite over that of its solution, about
 
-def generate_step(build: Build, means: Means) -> Made:
-    made = settings_of_pairs(build)
-    task, good = _calibration(build, made, means.progress), 0
 
-    def count(solution: solutions.Solution) -> None:
-        nonlocal good
-        good += solution.whole and solution.correct
-        means.progress("solving", min(good, made.count), made.count)
+def pairs_are_given(build: Build) -> bool:
+    return isinstance(build.recipe.pairs, Path)
 
-    path = model_gguf(build, made.quant, means)
-    with Graders() as graders, Engine.load(path, means.engine) as engine:
-        model, backend = {"name": path.stem, "digest": digest(path)}, {"name": "llama.cpp", **asdict(means.engine)}
-        header = solutions.header_of(task, model, backend, step_versions())
-        file = Path("build", f"solutions-{step_key(header)}.jsonl")
-        with Store.open(build.folder / file, header) as store:
-            chosen = solutions.generate(
-                engine, task, graders=graders, store=store, count=made.count, on_solution=count,
-                at_once=means.engine.parallel,
-            )  # fmt: skip
+
+def check_endpoint(build: Build) -> None:
+    """Errors: EdgeSteerError where an endpoint is to rewrite and its key is missing."""
+    if REWRITE.state(build).kind == "to do" and not _rewriter_file(build):
+        _endpoint(_pair_table(build))
+
+
+def _generate_inputs(build: Build) -> dict[str, object]:
+    table = _pair_table(build)
+    return {
+        "model": build.model_inputs(table.quant),
+        "task": task_inputs(build, table.task),
+        "split": table.split,
+        "count": table.count,
+        "max_tokens": table.max_tokens,
+    }
+
+
+def _generate(build: Build, context: StepContext) -> StepOutput:
+    table = _pair_table(build)
+    task = _calibration_task(build, table, context.progress)
+    with load(
+        build.model.folder, table.quant, revision=build.revision, options=context.engine, progress=context.progress
+    ) as engine:
+        file = Path("build", f"solutions-{provenance.key(solutions_header(task, engine.provenance))}.jsonl")
+        chosen = generate_solutions(
+            engine,
+            task,
+            build.folder / file,
+            count=table.count,
+            at_once=context.engine.parallel,
+            progress=context.progress,
+        )
     if not chosen:
         raise EdgeSteerError(f"{build.folder / file}: no solution of {task.name} is right and whole")
-    if len(chosen) < made.count:
-        means.progress.note(f"{len(chosen)} of {made.count} solutions wanted: {task.name} has no more problems")
-    return Made((file,), {"solutions": len(chosen), "tokens": sum(solution.tokens for solution in chosen)})
+    if len(chosen) < table.count:
+        context.progress.note(f"{len(chosen)} of {table.count} solutions: {task.name} has no more problems")
+    return StepOutput((file,), {"solutions": len(chosen), "tokens": sum(solution.tokens for solution in chosen)})
 
 
-def rewrite_step(build: Build, means: Means) -> Made:
-    made = settings_of_pairs(build)
-    told = solutions.load_chosen(build.folder / next(iter(build.steps["generate"]["outputs"])))
+def _calibration_task(build: Build, table: PairTable, progress: Progress) -> Task:
+    """The problems to solve: without those that the sweep draws, or that the task's test split asks."""
+    task = load_calibration_task(build.recipe.task_name(table.task), split=table.split)
+    if table.max_tokens:
+        task = replace(task, settings=replace(task.settings, max_tokens=table.max_tokens))
+    evaluations: list[Task] = []
+    if sweep := build.recipe.sweep:
+        evaluations += load_task(build.recipe.task_name(sweep.task), split=sweep.split).split(sweep.dev, sweep.test)
+    if (table.split or CALIBRATION_SPLITS.get(table.task, "test")) != "test":
+        evaluations.append(load_task(table.task))
+    return leave_out_evaluation_problems(task, evaluations, progress)
+
+
+def _generate_work(build: Build) -> Work:
+    table = _pair_table(build)
+    tokens = float(table.count * SOLUTION_TOKENS)
+    return Work(
+        f"{table.count} right solutions to {table.task} by {table.quant}, about {tokens:,.0f} tokens", decoded=tokens
+    )
+
+
+def _rewrite_inputs(build: Build) -> dict[str, object]:
+    table, file = _pair_table(build), _rewriter_file(build)
+    return {
+        "solutions": GENERATE.output_digest(build),
+        "rewriter": digest(file) if file else table.rewriter,
+        "base_url": table.base_url,
+        "rules": rules_digest(DEFAULT_RULES),
+    }
+
+
+def _rewrite(build: Build, context: StepContext) -> StepOutput:
+    chosen = read_chosen_solutions(GENERATE.output(build))
     with ExitStack() as stack:
-        name: dict[str, object]
-        if local := build.rewriter_file:
-            engine = stack.enter_context(Engine.load(local, means.engine))
-            ask, name = rewrite.by_model(engine, REWRITE_TOKENS), {"name": local.stem, "digest": digest(local)}
+        rewriter: Rewriter
+        if local := _rewriter_file(build):
+            rewriter = ModelRewriter(stack.enter_context(load(local, options=context.engine)), REWRITE_TOKENS)
         else:
-            endpoint = endpoint_of(made)
-            ask, name = endpoint.ask, {"name": endpoint.model, "endpoint": endpoint.shown}
-        header = rewrite.header_of(name)
-        file = Path("build", f"rewrites-{step_key(header)}.jsonl")
-        store = stack.enter_context(Store.open(build.folder / file, header))
-        total, done = len(rewrite.unfinished(told, store)), 0
-
-        def count(_: rewrite.Rewrite) -> None:
-            nonlocal done
-            done += 1
-            means.progress("rewriting", done, total)
-
-        found, left_out = rewrite.pairs_of(told, rewrite.rewrite(told, ask, store, count))
-        used = rewrite.usage(store.records)
-    for left, why in left_out:
-        means.progress.note(f"left out: {left}: {why}")
-    pair.write(build.folder / REWRITTEN, found)
-    return Made((file, REWRITTEN), {"pairs": len(found), "left out": len(left_out), "used": asdict(used)})
+            rewriter = _endpoint(_pair_table(build))
+        file = Path("build", f"rewrites-{provenance.key(rewrites_header(rewriter))}.jsonl")
+        rewriting = rewrite_solutions(chosen, rewriter, build.folder / file, progress=context.progress)
+    dense = dense_pairs(chosen, rewriting.rewrites)
+    for line in dense.left_out:
+        context.progress.note(f"left out: {line}")
+    write_pairs(dense.pairs, build.folder / REWRITTEN)
+    findings = {"pairs": len(dense.pairs), "left out": len(dense.left_out), "used": asdict(rewriting.total_usage)}
+    return StepOutput((file, REWRITTEN), findings)
 
 
-def check_step(build: Build, means: Means) -> Made:
-    made, found = settings_of_pairs(build), pairs_pair.read(build.folder / REWRITTEN)
-    task = load_task(build.task_name(made.task), split=made.split or solutions.CALIBRATION.get(made.task))
-    with (
-        Graders() as graders,
-        Engine.load(model_gguf(build, made.quant, means), means.engine) as engine,
-    ):
-        checked = checks.check(found, lambda text: len(engine.encode(text, start=False)), graders, task.grader)
-        checked = checks.score(engine, found, checked, means.progress)
-    reasons = checks.select(checked, rules_of(made))
-    for row, why in zip(checked, reasons, strict=True):
-        if why:
-            means.progress.note(f"dropped: {row.name}: {'; '.join(why)}")
-    kept = [pair for pair, why in zip(found, reasons, strict=True) if not why]
-    if not kept:
-        raise EdgeSteerError(f"none of {len(found)} pairs passes the checks, as said above; mend [pairs]")
-    pairs_pair.write(build.folder / BUILT_PAIRS, kept)
-    write_json(build, CHECKS, [{**asdict(row), "reasons": why} for row, why in zip(checked, reasons, strict=True)])
-    return Made((BUILT_PAIRS, CHECKS), {"pairs": len(kept), "dropped": len(found) - len(kept)})
+def _rewrite_work(build: Build) -> Work:
+    table = _pair_table(build)
+    count, tokens = solution_count(build)
+    if GENERATE.state(build).kind == "done":
+        usage = estimate_usage(read_chosen_solutions(GENERATE.output(build)))
+        sent, received = usage.prompt_tokens, usage.completion_tokens
+    else:
+        rules = len(DEFAULT_RULES) / CHARACTERS_PER_TOKEN
+        sent, received = round(count * (rules + PROMPT_TOKENS) + tokens), round(tokens)
+    amount = f"{count} requests, about {sent:,} tokens sent and {received:,} received"
+    if local := _rewriter_file(build):
+        return Work(f"{amount}, by {local.name} here", decoded=received, read=sent)
+    address = table.base_url or f"$OPENAI_BASE_URL or {PUBLIC}"
+    return Work(f"{amount}, by {table.rewriter or DEFAULT_REWRITER} of {address}")
 
 
-def settings_of_pairs(build: Build) -> MadePairs:
+def _check_inputs(build: Build) -> dict[str, object]:
+    table = _pair_table(build)
+    return {
+        "pairs": REWRITE.output_digest(build, REWRITTEN),
+        "model": build.model_inputs(table.quant),
+        "rules": asdict(_criteria(table)),
+    }
+
+
+def _check(build: Build, context: StepContext) -> StepOutput:
+    table = _pair_table(build)
+    task = load_calibration_task(build.recipe.task_name(table.task), split=table.split)
+    pairs = read_pairs(build.folder / REWRITTEN)
+    with load(
+        build.model.folder, table.quant, revision=build.revision, options=context.engine, progress=context.progress
+    ) as engine:
+        report = check_pairs(
+            pairs, backend=engine, criteria=_criteria(table), kind=task.grader, progress=context.progress
+        )
+    for name, reasons in report.dropped.items():
+        context.progress.note(f"dropped: {name}: {'; '.join(reasons)}")
+    if not report.passing:
+        raise EdgeSteerError(f"none of {len(pairs)} pairs passes the checks, for the reasons above; change [pairs]")
+    write_pairs(report.passing, build.folder / BUILT_PAIRS)
+    write_json(build.folder / CHECKS, report.records())
+    return StepOutput((BUILT_PAIRS, CHECKS), {"pairs": len(report.passing), "dropped": len(report.dropped)})
+
+
+def _check_work(build: Build) -> Work:
+    count, tokens = solution_count(build)
+    quant = _pair_table(build).quant
+    return Work(f"{count} pairs, their NLL under {quant}", read=tokens * (1 + LENGTH_RATIO) + 2 * count * PROMPT_TOKENS)
+
+
+def solution_count(build: Build) -> tuple[int, float]:
+    """How many solutions there are or will be, and how many tokens they have."""
+    if GENERATE.state(build).kind == "done":
+        findings = GENERATE.record(build).findings
+        return findings["solutions"], float(findings["tokens"])
+    count = _pair_table(build).count
+    return count, float(count * SOLUTION_TOKENS)
+
+
+def _pair_table(build: Build) -> PairTable:
     if isinstance(build.recipe.pairs, Path):
-        raise ValueError("pairs are given; there are none to make")
+        raise ValueError("the recipe names a file of pairs; there are none to make")
     return build.recipe.pairs
 
 
-def endpoint_of(made: MadePairs) -> Endpoint:
-    return Endpoint(made.rewriter or rewrite.MODEL, made.base_url, REWRITE_TOKENS)
+def _criteria(table: PairTable) -> Criteria:
+    return Criteria(table.numbers, table.max_nll_ratio, table.keep_lowest)
 
 
-def _calibration(build: Build, made: MadePairs, progress: Progress) -> Task:
-    """The problems to solve: without those that the sweep, or the task's own test split, evaluates on."""
-    split = made.split or solutions.CALIBRATION.get(made.task)
-    task = load_task(build.task_name(made.task), split=split)
-    if made.max_tokens:
-        task = replace(task, settings=replace(task.settings, max_tokens=made.max_tokens))
-    search = build.recipe.search
-    held = [load_task(build.task_name(search.task), split=search.split)] if search else []
-    if split and split != "test":
-        held.append(load_task(made.task))
-    shared = {mine.id for other in held for mine, _ in solutions.shared_problems(task.samples, other.samples)}
-    progress.note(
-        f"{len(shared)} of {len(task.samples)} problems of {task.name} are evaluation problems; they are left out"
-    )
-    if len(shared) == len(task.samples):
-        raise EdgeSteerError(f"every problem of {task.name} is an evaluation problem; name another split in [pairs]")
-    return replace(task, samples=tuple(sample for sample in task.samples if sample.id not in shared))
+def _rewriter_file(build: Build) -> Path | None:
+    """The GGUF that rewrites; None where an endpoint does."""
+    table = _pair_table(build)
+    if not table.rewriter or not table.is_file_rewriter:
+        return None
+    return readable(build.recipe.near(table.rewriter), "a GGUF model that rewrites")
+
+
+def _endpoint(table: PairTable) -> Endpoint:
+    return Endpoint(table.rewriter or DEFAULT_REWRITER, table.base_url, REWRITE_TOKENS)
+
+
+GENERATE = Step("generate", (), _generate_inputs, _generate, _generate_work, pairs_are_given)
+REWRITE = Step("rewrite", (GENERATE,), _rewrite_inputs, _rewrite, _rewrite_work, pairs_are_given)
+CHECK = Step("check", (REWRITE,), _check_inputs, _check, _check_work, pairs_are_given)

@@ -1,64 +1,93 @@
 """What a build would do: which steps, what is fetched, sent and computed, and about how long it takes.
 
-Takes a Build, gives lines to print. Nothing is fetched, sent or run; the hub is asked how large its files are. Times
-are guesses from the size of the model and of the work, for the rates below.
+Takes the folder of a vector's recipe, gives values to print. Nothing is fetched, sent or run; the hub is asked how
+large its files are. Times are guesses from the size of the model and of the work, for the rates below.
 """
 
 import fnmatch
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from edge_steer.certificates.behaviour import DOSES
+from edge_steer.core.backend import available_cores
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.evaluation.sweep import cells, parse_strengths
 from edge_steer.models import convert
-from edge_steer.pairs import pair, rewrite, solutions
-from edge_steer.pairs.endpoint import PUBLIC
-from edge_steer.recipes.build import STEPS, Build
-from edge_steer.recipes.build_recipe import MadePairs
+from edge_steer.recipes.build import Build
+from edge_steer.recipes.pair_steps import CHECK, GENERATE, REWRITE
+from edge_steer.recipes.parity_step import PARITY
+from edge_steer.recipes.step import Step
+from edge_steer.recipes.vector_steps import EXPORT, EXTRACT, SWEEP
 from edge_steer.storage import hub
+from edge_steer.storage.files import size_in_words
 from edge_steer.storage.gguf_header import read_header
 
-SOLUTION_TOKENS = 300  # of a solution, where none is there to count
-PROMPT_TOKENS = 150
-DENSER = 0.8  # length of a rewrite over that of its solution, about
+STEPS = (GENERATE, REWRITE, CHECK, EXTRACT, SWEEP, EXPORT, PARITY)
+FETCH = "fetch"  # the model's files, and llama.cpp's converter: not a step, for the cache knows whether they are there
 # Parameters times tokens, a second and core: eight sequences of Qwen2.5-0.5B in Q4_K_M (docs/benchmarks.md), rounded.
 DECODED, READ = 2e10, 7e10
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A step: its state as build.State has it, how much work it is in words, and about how many seconds, if known."""
+class PlannedStep:
+    """A step: its state as step.State has it, how much work it is in words, and about how many seconds, if known."""
 
     step: str
-    state: str
-    why: str
-    work: str
-    seconds: float | None
+    state: Literal["given", "done", "to do"]
+    why: str = ""
+    work: str = ""
+    seconds: float | None = None
 
 
-def plan(build: Build, threads: int) -> list[Planned]:
-    """Every step in order, the fetching of the model first. Errors: EdgeSteerError for pairs that are not there."""
-    model, parameters = _model(build)
-    planned = [model]
-    for step in STEPS:
-        state = build.state(step)
-        work, decoded, read = _work(build, step) if state.kind == "to do" else ("", 0.0, 0.0)
-        seconds = None
-        if parameters and state.kind == "to do":
-            seconds = parameters * (decoded / DECODED + read / READ) / threads
-        planned.append(Planned(step, state.kind, state.why, work, seconds))
-    return planned
+@dataclass(frozen=True)
+class BuildPlan:
+    """Every step of a build in order, the fetching of the model first."""
+
+    build: Build
+    steps: tuple[PlannedStep, ...]
+    threads: int
+
+    @property
+    def to_do(self) -> tuple[PlannedStep, ...]:
+        return tuple(step for step in self.steps if step.state == "to do")
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all that is to be computed; None if one step's time is not known."""
+        times = [step.seconds for step in self.to_do if step.step != FETCH]
+        return None if None in times else sum(seconds for seconds in times if seconds)
 
 
-def total(planned: Sequence[Planned]) -> float | None:
-    """Seconds of all that is to do; None if one of them is not known."""
-    known = [step.seconds for step in planned if step.state == "to do" and step.step != "fetch"]
-    return None if None in known else sum(seconds for seconds in known if seconds)
+def plan_build(
+    folder: str | Path, model: str | Path | None = None, *, first: str | None = None, threads: int | None = None
+) -> BuildPlan:
+    """What `run_build` with the same arguments would do. threads: None is the cores that this process may use.
+
+    Errors: EdgeSteerError for recipes that do not fit together, an unknown step, or pairs that are not there.
+    """
+    build = Build.load(folder, model)
+    forget_from(build, first)
+    return plan_steps(build, threads)
 
 
-def shown(seconds: float) -> str:
+def forget_from(build: Build, first: str | None) -> None:
+    """Take the step `first` and all behind it as not done; None is no step. Errors: EdgeSteerError for no such step."""
+    names = [step.name for step in STEPS]
+    if first is None:
+        return
+    if first not in names:
+        raise EdgeSteerError(f"a build has no step {first!r}; its steps are {', '.join(names)}")
+    for name in names[names.index(first) :]:
+        build.records.pop(name, None)
+
+
+def plan_steps(build: Build, threads: int | None = None) -> BuildPlan:
+    """What is to do of a build. Errors: EdgeSteerError for pairs that are not there."""
+    threads = threads or available_cores()
+    fetch, parameters = _fetching(build)
+    return BuildPlan(build, (fetch, *(_planned(build, step, parameters, threads) for step in STEPS)), threads)
+
+
+def duration_text(seconds: float) -> str:
     """A time as a person says it, and no more exact than it is known."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size:
@@ -66,87 +95,40 @@ def shown(seconds: float) -> str:
     return "seconds"
 
 
-def _model(build: Build) -> tuple[Planned, float | None]:
+def _planned(build: Build, step: Step, parameters: float | None, threads: int) -> PlannedStep:
+    state = step.state(build)
+    if state.kind != "to do":
+        return PlannedStep(step.name, state.kind, state.why)
+    work = step.work(build)
+    seconds = parameters * (work.decoded / DECODED + work.read / READ) / threads if parameters else None
+    return PlannedStep(step.name, state.kind, state.why, work.text, seconds)
+
+
+def _fetching(build: Build) -> tuple[PlannedStep, float | None]:
     """The fetching of the model and of the converter, and the number of parameters."""
     if build.repo is None:
         parameters = read_header(build.model.gguf).parameters if build.model.gguf else None
-        return Planned("fetch", "given", "", "", None), parameters or _size(build, None) / 2
+        return PlannedStep(FETCH, "given"), parameters or _local_size(build) / 2
     missing = [] if convert.converter_folder().is_dir() else ["llama.cpp's converter (from the package index)"]
-    kept = hub.cached(build.repo, build.revision)
-    if kept and kept.weights:
-        state = Planned("fetch", "to do" if missing else "done", "", ", ".join(missing), None)
-        return state, _size(build, kept) / 2
+    cached = hub.cached_listing(build.repo, build.revision)
+    if cached and cached.weights:
+        return PlannedStep(FETCH, "to do" if missing else "done", "", ", ".join(missing)), _hub_size(cached) / 2
     try:
-        held = hub.listing(build.repo, build.revision)
+        listing = hub.list_files(build.repo, build.revision)
     except EdgeSteerError as error:
         work = f"{build.repo}, of unknown size: {error}"
-        return Planned("fetch", "to do", "not in the cache", ", ".join([work, *missing]), None), None
-    size = _size(build, held)
-    work = f"{_bytes(size)} of {build.repo} at {held.commit[:10]}"
-    return Planned("fetch", "to do", "not in the cache", ", ".join([work, *missing]), None), size / 2
+        return PlannedStep(FETCH, "to do", "not in the cache", ", ".join([work, *missing])), None
+    size = _hub_size(listing)
+    work = f"{size_in_words(size)} of {build.repo} at {listing.commit[:10]}"
+    return PlannedStep(FETCH, "to do", "not in the cache", ", ".join([work, *missing])), size / 2
 
 
-def _size(build: Build, held: hub.Listing | None) -> float:
-    """Bytes of the weights, which have two for a parameter, and of what comes with them."""
-    if held is None:
-        return sum(file.stat().st_size for file in Path(build.model.source).glob("*.safetensors"))
-    wanted = (n for n in held.files if "/" not in n and any(fnmatch.fnmatch(n, pattern) for pattern in hub.FILES))
-    return sum(held.files[name] or 0 for name in wanted)
+def _local_size(build: Build) -> float:
+    """Bytes of the weights, two for a parameter."""
+    return sum(file.stat().st_size for file in Path(build.model.source).glob("*.safetensors"))
 
 
-def _bytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-def _work(build: Build, step: str) -> tuple[str, float, float]:
-    """How much a step is, in words, in tokens decoded and in tokens read."""
-    recipe, made, search = build.recipe, build.recipe.pairs, build.recipe.search
-    if isinstance(made, MadePairs):
-        count, tokens = made.count, float(made.count * SOLUTION_TOKENS)
-        if build.state("generate").kind == "done":
-            found = build.steps["generate"]["found"]
-            count, tokens = found["solutions"], float(found["tokens"])
-        if step == "generate":
-            return f"{count} right solutions to {made.task} by {made.quant}, about {tokens:,.0f} tokens", tokens, 0
-        if step == "rewrite":
-            return _rewriting(build, made, count, tokens)
-        if step == "check":
-            return f"{count} pairs, their NLL under {made.quant}", 0, tokens * (1 + DENSER) + 2 * count * PROMPT_TOKENS
-    else:
-        count = len(pair.read(made))
-    texts = 2 * count * (SOLUTION_TOKENS + PROMPT_TOKENS)
-    if step == "extract":
-        where = f"from {recipe.extraction.quant.upper()}" if recipe.extraction.quant else "in PyTorch"
-        return f"{count} pairs {where}", 0, texts
-    if step == "sweep" and search:
-        per_problem = len(cells(build.swept_layers, parse_strengths(search.strengths)))
-        rows = per_problem * search.dev + 2 * search.test
-        work = (
-            f"{rows:,} rows by {build.swept_quant}: {per_problem} cells on {search.dev} dev problems of {search.task}, "
-            f"two on {search.test} others"
-        )
-        return work, rows * SOLUTION_TOKENS, rows * SOLUTION_TOKENS * search.nll
-    if step == "export":
-        return recipe.vector, 0, 0
-    compared, sides = recipe.comparison, 1 + len(build.quants)
-    number = min(compared.problems if compared.task else count, compared.texts)
-    read = sides * 4 * number * (SOLUTION_TOKENS + PROMPT_TOKENS)
-    work = f"{', '.join(build.quants)} against PyTorch on {number} texts"
-    if not compared.task:
-        return work, 0, read
-    rows = sides * len(DOSES) * compared.problems
-    return f"{work}; {rows:,} rows on {compared.task}", rows * SOLUTION_TOKENS, read + rows * SOLUTION_TOKENS
-
-
-def _rewriting(build: Build, made: MadePairs, count: int, tokens: float) -> tuple[str, float, float]:
-    if build.state("generate").kind == "done":
-        told = solutions.load_chosen(build.folder / next(iter(build.steps["generate"]["outputs"])))
-        used = rewrite.estimate(told)
-        sent, received = used.prompt_tokens, used.completion_tokens
-    else:
-        rules = len(rewrite.RULES) / rewrite.CHARACTERS
-        sent, received = round(count * (rules + PROMPT_TOKENS) + tokens), round(tokens)
-    amount = f"{count} requests, about {sent:,} tokens sent and {received:,} received"
-    if local := build.rewriter_file:
-        return f"{amount}, by {local.name} here", received, sent
-    return f"{amount}, by {made.rewriter or rewrite.MODEL} of {made.base_url or f'$OPENAI_BASE_URL or {PUBLIC}'}", 0, 0
+def _hub_size(listing: hub.Listing) -> float:
+    """Bytes of the weights and of what comes with them."""
+    names = (n for n in listing.files if "/" not in n and any(fnmatch.fnmatch(n, pattern) for pattern in hub.FILES))
+    return sum(listing.files[name] or 0 for name in names)

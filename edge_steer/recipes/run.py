@@ -52,7 +52,7 @@ def run_build(
     forget_from(build, first)
     (build.folder / "build").mkdir(exist_ok=True)
     if build.repo and not build.revision:
-        build.commit = hub.listing(build.repo).commit
+        build.commit = hub.list_files(build.repo).commit
         build.save()
     if not pairs_are_given(build):
         check_endpoint(build)  # a missing key is reported before hours of solving

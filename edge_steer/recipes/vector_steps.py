@@ -4,89 +4,200 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.evaluation.sweep import Rule, Settings, parse_strengths, sweep
-from edge_steer.evaluation.sweep_files import draw, write_summary
+from edge_steer.evaluation.results import SUMMARY
+from edge_steer.evaluation.sweep import SweepSettings, run_sweep
+from edge_steer.evaluation.sweep_cells import parse_strengths, sweep_cells
+from edge_steer.evaluation.sweep_plots import draw_sweep
 from edge_steer.evaluation.units import in_process
 from edge_steer.extraction.extract import record, reduce
 from edge_steer.extraction.quality import measure
-from edge_steer.llama.engine import Engine
-from edge_steer.models.describe import facts
-from edge_steer.pairs import pair
-from edge_steer.recipes.build import VECTOR, Build
-from edge_steer.recipes.build_recipe import Search
+from edge_steer.models.load import load
+from edge_steer.pairs.pair import read_pairs
+from edge_steer.recipes.build import Build
+from edge_steer.recipes.build_recipe import SweepTable
+from edge_steer.recipes.pair_steps import CHECK, pairs_are_given, solution_count
 from edge_steer.recipes.recipe import fill
-from edge_steer.recipes.step import LAYERS, Made, Means, model_gguf, open_reference, step_key, write_json
-from edge_steer.storage.files import digest
+from edge_steer.recipes.step import (
+    PROMPT_TOKENS,
+    SOLUTION_TOKENS,
+    Step,
+    StepContext,
+    StepOutput,
+    Work,
+    task_inputs,
+)
+from edge_steer.storage import provenance
+from edge_steer.storage.digests import digest
+from edge_steer.storage.files import readable, write_json
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.load import load_task
-from edge_steer.vectors import gguf_writer, native
+from edge_steer.tasks.task import Task
+from edge_steer.vectors import gguf_writer, read
+from edge_steer.vectors.write import save
+
+VECTOR = Path("build", "vector.safetensors")
+LAYERS = Path("build", "layers.json")
 
 
-def extract_step(build: Build, means: Means) -> Made:
-    told, extraction = pair.read(build.pairs_file), build.recipe.extraction
-
-    if extraction.quant:
-        path = model_gguf(build, extraction.quant, means)
-        with Engine.load(path, means.engine) as engine:
-            states = record(engine, told, pooling=extraction.pooling, progress=means.progress)
-        states = replace(states, model=replace(states.model, revision=digest(path)))
-    else:
-        states = record(open_reference(build, means), told, pooling=extraction.pooling, progress=means.progress)
-    vector = reduce(states, extraction.method)
-    native.save(vector, build.folder / VECTOR)
-    write_json(build, LAYERS, [asdict(layer) for layer in measure(states, extraction.method)])
-    return Made((VECTOR, LAYERS), {"pairs": len(told), "digest": vector.digest})
+def tuned_point(build: Build) -> tuple[int, float]:
+    """The layer and the strength: what the sweep chose, or else the recipe's."""
+    if build.recipe.sweep:
+        findings = SWEEP.record(build).findings
+        return findings["layer"], findings["strength"]
+    if build.recipe.layer is None or build.recipe.strength is None:
+        raise ValueError("a recipe with neither a sweep nor layer and strength")
+    return build.recipe.layer, build.recipe.strength
 
 
-def sweep_step(build: Build, means: Means) -> Made:
-    search = build.recipe.search
-    if search is None:
-        raise ValueError("a sweep without [sweep]")
-    settings = _settings(build, search, means)
-    path = model_gguf(build, build.swept_quant, means)
-    known = facts(path, means.engine)
-    parts = [settings.header, known, settings.dev.digest, settings.test.digest, asdict(settings.dev.settings)]
-    folder = Path("build", f"sweep-{step_key(parts)}")
-    with Graders() as graders, Engine.load(path, means.engine) as engine:
-        results = sweep(settings, build.folder / folder, in_process(engine, graders), known, means.progress)
-    summary = write_summary(results, build.folder / folder).relative_to(build.folder)
+def pair_count(build: Build) -> int:
+    """How many pairs there are or will be, at most."""
+    return len(read_pairs(build.recipe.pairs_file)) if pairs_are_given(build) else solution_count(build)[0]
+
+
+def _extract_inputs(build: Build) -> dict[str, object]:
+    extract = build.recipe.extract
+    return {
+        "pairs": digest(readable(build.recipe.pairs_file, "pairs, one JSON object a line")),
+        "model": build.model_inputs(extract.quant),
+        "method": extract.method,
+        "pooling": extract.pooling,
+    }
+
+
+def _extract(build: Build, context: StepContext) -> StepOutput:
+    extract, pairs = build.recipe.extract, read_pairs(build.recipe.pairs_file)
+    with load(
+        build.model.folder,
+        extract.quant,
+        runtime="llama" if extract.quant else "torch",
+        revision=build.revision,
+        options=context.engine,
+        progress=context.progress,
+    ) as model:
+        states = record(model, pairs, pooling=extract.pooling, progress=context.progress)
+    vector = reduce(states, extract.method)
+    save(vector, build.folder / VECTOR)
+    write_json(build.folder / LAYERS, [asdict(layer) for layer in measure(states, extract.method)])
+    return StepOutput((VECTOR, LAYERS), {"pairs": len(pairs), "digest": vector.digest})
+
+
+def _extract_work(build: Build) -> Work:
+    count, quant = pair_count(build), build.recipe.extract.quant
+    runtime = f"from {quant.upper()}" if quant else "in PyTorch"
+    return Work(f"{count} pairs {runtime}", read=2 * count * (SOLUTION_TOKENS + PROMPT_TOKENS))
+
+
+def _layer_and_strength_are_given(build: Build) -> bool:
+    return build.recipe.sweep is None
+
+
+def _sweep_table(build: Build) -> SweepTable:
+    if build.recipe.sweep is None:
+        raise ValueError("the recipe has no [sweep]; layer and strength are given")
+    return build.recipe.sweep
+
+
+def _sweep_quant(build: Build) -> str:
+    """The type the sweep runs on; without one in the recipe, the model recipe's last."""
+    return (_sweep_table(build).quant or build.model.quants[-1]).upper()
+
+
+def _sweep_layers(build: Build) -> tuple[int, ...]:
+    return _sweep_table(build).layers or build.model.layers
+
+
+def _sweep_inputs(build: Build) -> dict[str, object]:
+    table = _sweep_table(build)
+    settings = {**asdict(table), "task": task_inputs(build, table.task), "layers": _sweep_layers(build)}
+    return {
+        "vector": EXTRACT.output_digest(build),
+        "model": build.model_inputs(_sweep_quant(build)),
+        "settings": settings,
+        "phase": build.recipe.phase,
+    }
+
+
+def _sweep_task(build: Build) -> Task:
+    table = _sweep_table(build)
+    task = load_task(build.recipe.task_name(table.task), split=table.split)
+    if table.max_tokens:
+        task = replace(task, settings=replace(task.settings, max_tokens=table.max_tokens))
+    return task
+
+
+def _sweep(build: Build, context: StepContext) -> StepOutput:
+    table, quant, task = _sweep_table(build), _sweep_quant(build), _sweep_task(build)
+    settings = SweepSettings.of(
+        read.load(build.folder / VECTOR),
+        task.split(table.dev, table.test),
+        strengths=table.strengths,
+        layers=_sweep_layers(build),
+        phase=build.recipe.phase,
+        rule="density" if table.rule == "density" else "accuracy",
+        margin=table.margin,
+        nll=table.nll,
+    )
+    with (
+        Graders() as graders,
+        load(
+            build.model.folder, quant, revision=build.revision, options=context.engine, progress=context.progress
+        ) as engine,
+    ):
+        settings_key = provenance.key(settings.key_settings(engine.provenance))
+        folder = build.folder / "build" / f"sweep-{settings_key}"
+        results = run_sweep(
+            settings, in_process(engine, graders), engine.provenance, folder=folder, progress=context.progress
+        )
     try:
-        draw(results, build.folder / folder)
+        draw_sweep(results, folder)
     except EdgeSteerError as error:
-        means.progress.note(f"no plots: {error}")
+        context.progress.note(f"no plots: {error}")
     cell = results.chosen
     if cell is None or cell.layer is None:
         raise EdgeSteerError(
-            f"no cell of the sweep did better than the unsteered model, see {build.folder / folder}; give other layers "
-            "or strengths in [sweep]"
+            f"no cell of the sweep did better than the unsteered model, see {folder}; give other layers or strengths "
+            "in [sweep]"
         )
-    on = f"{build.swept_quant}, {results.problems} {settings.dev.name} problems"
+    on = f"{quant}, {results.problems} {task.name} problems"
     fill(build.folder, layer=cell.layer, strength=cell.strength, chosen=f"edge-steer build: {on}; {results.rule}")
-    return Made((summary,), {"layer": cell.layer, "strength": cell.strength, "rule": results.rule})
+    summary = (folder / SUMMARY).relative_to(build.folder)
+    return StepOutput((summary,), {"layer": cell.layer, "strength": cell.strength, "rule": results.rule})
 
 
-def export_step(build: Build, _means: Means) -> Made:
-    layer, _ = build.at
-    name = Path(build.recipe.vector)
-    written = gguf_writer.write(native.load(build.folder / VECTOR), build.folder / name, layers=[layer])
-    return Made((name,), {"digest": written.vector.digest})
-
-
-def _settings(build: Build, search: Search, means: Means) -> Settings:
-    task = load_task(build.task_name(search.task), split=search.split)
-    if search.max_tokens:
-        task = replace(task, settings=replace(task.settings, max_tokens=search.max_tokens))
-    dev, test = task.split(search.dev, search.test)
-    rule: Rule = "density" if search.rule == "density" else "accuracy"
-    return Settings(
-        dev=dev,
-        test=test,
-        vector=native.load(build.folder / VECTOR),
-        layers=build.swept_layers,
-        strengths=parse_strengths(search.strengths),
-        phase=build.recipe.phase,
-        rule=rule,
-        margin=search.margin,
-        parallel=means.engine.parallel,
-        nll=search.nll,
+def _sweep_work(build: Build) -> Work:
+    table = _sweep_table(build)
+    cell_count = len(sweep_cells(_sweep_layers(build), parse_strengths(table.strengths)))
+    rows = cell_count * table.dev + 2 * table.test
+    text = (
+        f"{rows:,} rows by {_sweep_quant(build)}: {cell_count} cells on {table.dev} dev problems of {table.task}, "
+        f"two on {table.test} others"
     )
+    tokens = rows * SOLUTION_TOKENS
+    return Work(text, decoded=tokens, read=tokens * table.nll)
+
+
+def _export_inputs(build: Build) -> dict[str, object]:
+    layer, strength = tuned_point(build)
+    return {
+        "vector": EXTRACT.output_digest(build),
+        "layer": layer,
+        "strength": strength,
+        "phase": build.recipe.phase,
+    }
+
+
+def _export(build: Build, _context: StepContext) -> StepOutput:
+    layer, strength = tuned_point(build)
+    vector = read.load(build.folder / VECTOR).tuned(layer, strength, build.recipe.phase)
+    name = Path(build.recipe.vector)
+    exported = gguf_writer.write(vector, build.folder / name, layers=[layer])
+    return StepOutput((name,), {"digest": exported.vector.digest})
+
+
+def _export_work(build: Build) -> Work:
+    return Work(build.recipe.vector)
+
+
+EXTRACT = Step("extract", (CHECK,), _extract_inputs, _extract, _extract_work)
+SWEEP = Step("sweep", (EXTRACT,), _sweep_inputs, _sweep, _sweep_work, _layer_and_strength_are_given)
+EXPORT = Step("export", (EXTRACT, SWEEP), _export_inputs, _export, _export_work)

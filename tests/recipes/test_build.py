@@ -12,19 +12,20 @@ from hub_server import COMMIT, printed, serving
 from paths import ROOT
 
 from edge_steer.certificates import read
-from edge_steer.commands import build as commands_build
 from edge_steer.commands.main import main
 from edge_steer.core.backend import EngineOptions
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.pairs import pair
-from edge_steer.recipes import plan
-from edge_steer.recipes.build import STEPS, Build
+from edge_steer.pairs.pair import read_pairs, write_pairs
+from edge_steer.recipes.build import Build
+from edge_steer.recipes.parity_step import failed_quants
+from edge_steer.recipes.plan import STEPS, plan_build
 from edge_steer.recipes.recipe import VectorRecipe
-from edge_steer.recipes.run import run
-from edge_steer.recipes.step import Means
+from edge_steer.recipes.run import run_build
+from edge_steer.recipes.vector_steps import tuned_point
 from edge_steer.storage import records
 
 ENGINE = EngineOptions(threads=1, parallel=8)
+NAMES = [step.name for step in STEPS]
 GIVEN = """\
 # pairs at hand
 model = "abacus"
@@ -84,21 +85,20 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "models").symlink_to(ROOT / "models", target_is_directory=True)
     folder = tmp_path / "export" / "abacus" / "dense"
     folder.mkdir(parents=True)
-    pair.write(folder / "few.jsonl", pair.read(ROOT / "models" / "abacus" / "pairs.jsonl")[:10])
+    write_pairs(read_pairs(ROOT / "models" / "abacus" / "pairs.jsonl")[:10], folder / "few.jsonl")
     return folder
 
 
 def built(folder: Path) -> tuple[Build, list[str]]:
     """The build after a run, and what it said of each step it did."""
     heard = Heard()
-    build = Build.load(folder)
-    run(build, Means(ENGINE, heard))
-    return build, [line for line in heard.notes if line.split(":")[0] in STEPS]
+    outcome = run_build(folder, options=ENGINE, progress=heard)
+    return outcome.build, [line for line in heard.notes if line.split(":")[0] in NAMES]
 
 
 def states(folder: Path) -> dict[str, str]:
     build = Build.load(folder)
-    return {step: state.why or state.kind for step in STEPS for state in [build.state(step)]}
+    return {step.name: state.why or state.kind for step in STEPS for state in [step.state(build)]}
 
 
 def test_a_build_from_given_pairs_and_what_is_done_again(folder: Path) -> None:
@@ -110,8 +110,8 @@ def test_a_build_from_given_pairs_and_what_is_done_again(folder: Path) -> None:
     assert list(states(folder).values()) == ["given", "given", "given", *waiting]
     build, said = built(folder)
     assert said == [f"{step}: not done yet" for step in ("extract", "sweep", "export", "parity")]
-    assert build.at == (5, 0.4)
-    assert not build.failures
+    assert tuned_point(build) == (5, 0.4)
+    assert not failed_quants(build)
     filled = VectorRecipe.load(folder)
     assert (filled.layer, filled.strength, filled.pairs) == (5, 0.4, (folder / "few.jsonl").resolve())
     assert filled.chosen.startswith("edge-steer build: Q8_0, 5 wordproblems problems; densest")
@@ -132,7 +132,7 @@ def test_a_build_from_given_pairs_and_what_is_done_again(folder: Path) -> None:
     recipe.write_text(recipe.read_text().replace("texts = 2", "texts = 1"))
     assert built(folder)[1] == ["parity: its texts changed"]
 
-    pair.write(folder / "few.jsonl", pair.read(folder / "few.jsonl")[:8])
+    write_pairs(read_pairs(folder / "few.jsonl")[:8], folder / "few.jsonl")
     assert states(folder)["extract"] == "its pairs changed"
     assert states(folder)["parity"] == "after export"
     assert [line.split(":")[0] for line in built(folder)[1]] == ["extract", "sweep", "export", "parity"]
@@ -141,17 +141,17 @@ def test_a_build_from_given_pairs_and_what_is_done_again(folder: Path) -> None:
 def test_a_build_from_nothing_but_a_model_and_an_endpoint(folder: Path) -> None:
     with Endpoint(dense_rewriter()) as endpoint:
         (folder / "recipe.toml").write_text(MADE.format(url=endpoint.url))
-        planned = {step.step: step.work for step in plan.plan(Build.load(folder), 1)}
+        planned = {step.step: step.work for step in plan_build(folder, threads=1).steps}
         assert planned["generate"] == "6 right solutions to wordproblems by F16, about 1,800 tokens"
         assert planned["rewrite"].startswith("6 requests, about 3,")
         build, said = built(folder)
         assert len(said) == len(STEPS) - 1
         assert endpoint.answered == 6
-        found = pair.read(folder / "build" / "pairs.jsonl")
+        found = read_pairs(folder / "build" / "pairs.jsonl")
         assert VectorRecipe.load(folder.parent / folder.name).pairs == (folder / "build" / "pairs.jsonl").resolve()
-        kept, dropped = (build.steps["check"]["found"][key] for key in ("pairs", "dropped"))
+        kept, dropped = (build.records["check"].findings[key] for key in ("pairs", "dropped"))
         assert (len(found), kept + dropped) == (kept, 6)
-        assert build.steps["extract"]["found"]["pairs"] == kept
+        assert build.records["extract"].findings["pairs"] == kept
         assert read.load(folder / "certificate.json")["task"]["problems"] == 4
         assert "wordproblems" in (folder / "report.html").read_text()
 
@@ -169,7 +169,7 @@ def test_a_build_from_nothing_but_a_model_and_an_endpoint(folder: Path) -> None:
 
         recipe.write_text(recipe.read_text().replace("[pairs]", "[pairs]\nkeep_lowest = 3"))
         assert built(folder)[1][0] == "check: its rules changed"
-        assert len(pair.read(folder / "build" / "pairs.jsonl")) == 3
+        assert len(read_pairs(folder / "build" / "pairs.jsonl")) == 3
         assert endpoint.answered == 7
 
 
@@ -183,13 +183,13 @@ def test_a_stopped_build_keeps_what_was_finished(folder: Path, monkeypatch: pyte
                     raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            run(Build.load(folder), Means(ENGINE, Stop()))
+            run_build(folder, options=ENGINE, progress=Stop())
         assert states(folder)["generate"] == "done"
         assert states(folder)["rewrite"] == "not done yet"
         answered = endpoint.answered
         build, said = built(folder)
         assert said[0] == "rewrite: not done yet"
-        assert build.steps["rewrite"]["found"]["pairs"] == 6
+        assert build.records["rewrite"].findings["pairs"] == 6
         assert endpoint.answered - answered <= 3
 
 
@@ -200,30 +200,30 @@ def test_a_model_of_the_hub_is_planned_and_pinned(folder: Path, tmp_path: Path) 
     (hub / "recipe.toml").write_text('name = "abacus"\nsource = "we/abacus"\nlayers = "1-5"\nquants = ["Q8_0"]\n')
     (folder / "recipe.toml").write_text(GIVEN.split("[sweep]")[0] + "layer = 5\nstrength = 0.3\n" + PARITY)
     code = f"""
-from pathlib import Path
-from edge_steer.core.backend import EngineOptions
 from edge_steer.core.progress import Progress
-from edge_steer.recipes import plan
 from edge_steer.recipes.build import Build
-from edge_steer.recipes.run import run
-from edge_steer.recipes.step import Means
-build = Build.load(Path({str(folder)!r}), Path({str(hub)!r}))
-planned = plan.plan(build, 1)
-print(planned[0].work)
-print(plan.total(planned) > 0)
+from edge_steer.recipes.plan import plan_build
+from edge_steer.recipes.run import run_build
+from edge_steer.recipes.vector_steps import EXTRACT
+plan = plan_build({str(folder)!r}, {str(hub)!r}, threads=1)
+print(plan.steps[0].work)
+print(plan.seconds > 0)
 class Stop(Progress):
     def __call__(self, *_): raise KeyboardInterrupt
     def note(self, text): print(text)
-try: run(build, Means(EngineOptions(), Stop()))
-except KeyboardInterrupt: print(build.inputs("extract")["model"])
-print(Build.load(Path({str(folder)!r}), Path({str(hub)!r})).revision)
+try: run_build({str(folder)!r}, {str(hub)!r}, progress=Stop())
+except KeyboardInterrupt: pass
+build = Build.load({str(folder)!r}, {str(hub)!r})
+print(EXTRACT.recorded_inputs(build)["model"])
+print(build.revision)
 """
     with serving(tmp_path / "cache") as environment:
-        work, guessed, said, model, kept = printed(environment, code)
+        work, guessed, said, stopped, model, commit = printed(environment, code)
     assert work.startswith(f"7 MB of we/abacus at {COMMIT[:10]}")
     assert (guessed, said) == ("True", "extract: not done yet")
     assert model == f"{{'source': 'we/abacus', 'revision': '{COMMIT}', 'quant': None}}"
-    assert kept == COMMIT
+    assert commit == COMMIT
+    assert stopped == f"stopped at extract; build {folder} again to go on from there"
 
 
 def test_a_missing_key_is_said_before_anything_is_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +242,7 @@ def test_the_plan_runs_nothing(folder: Path) -> None:
     assert "20 rows by Q8_0: 2 cells on 5 dev problems of wordproblems" in done.output
     assert "4 steps to do" in done.output
     listed = json.loads(CliRunner().invoke(main, ["build", str(folder), "--dry-run", "--json"]).output)
-    assert [step["step"] for step in listed] == ["fetch", *STEPS]
+    assert [step["step"] for step in listed] == ["fetch", *NAMES]
     assert {path.name for path in folder.iterdir()} == {"few.jsonl", "recipe.toml"}
 
 
@@ -294,7 +294,7 @@ def test_a_recipe_is_checked_before_anything_runs(folder: Path, before: str, aft
     assert before in GIVEN + PARITY
     (folder / "recipe.toml").write_text((GIVEN + PARITY).replace(before, after))
     with pytest.raises(EdgeSteerError, match=words) as caught:
-        plan.plan(Build.load(folder), 1)
+        plan_build(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -306,5 +306,7 @@ def test_another_build_json_is_refused(folder: Path) -> None:
             Build.load(folder)
 
 
-def test_the_command_knows_the_steps_there_are() -> None:
-    assert commands_build.STEPS == STEPS
+def test_an_unknown_step_is_refused_with_those_there_are(folder: Path) -> None:
+    (folder / "recipe.toml").write_text(GIVEN + PARITY)
+    with pytest.raises(EdgeSteerError, match=f"no step 'tune'; its steps are {', '.join(NAMES)}"):
+        plan_build(folder, first="tune")
