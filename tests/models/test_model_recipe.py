@@ -125,9 +125,26 @@ def test_what_was_chosen_is_filled_in_and_the_rest_stays(tmp_path: Path) -> None
     for strength in (0.5, -1.25):
         fill(tmp_path, layer=7, strength=strength, chosen='so "it" was')
         assert path.read_text() == (
-            f'# mine\nmodel = "m"\nlayer = 7\nlayers = "1"\nstrength = {strength}\nchosen = "so \\"it\\" was"\n'
+            f'# mine\nmodel = "m"\nlayer = 7  # by hand\nlayers = "1"\nstrength = {strength}\nchosen = "so \\"it\\" was"\n'
             "\n  [sweep]\nlayer = 9\n"
         )
     path.write_text('model = "m"')
     fill(tmp_path, layer=0, strength=1.0, chosen="")
     assert path.read_text() == 'model = "m"\nlayer = 0\nstrength = 1.0\nchosen = ""\n'
+
+
+def test_a_string_that_looks_like_a_table_or_a_key_stays_a_string(tmp_path: Path) -> None:
+    text = 'model = """\n[m]\nlayer = 1\n"""\n'
+    tables = '\n[pairs]\ntask = "a"  # layer = 2\n'
+    (tmp_path / "recipe.toml").write_text(text + tables)
+    fill(tmp_path, layer=7, strength=2.0, chosen="[x]")
+    assert (tmp_path / "recipe.toml").read_text() == text + 'layer = 7\nstrength = 2.0\nchosen = "[x]"\n' + tables
+    fill(str(tmp_path), layer=8, strength=2.0, chosen="[x]")
+    assert "layer = 8\n" in (tmp_path / "recipe.toml").read_text()
+
+
+def test_a_damaged_recipe_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("layer = \n")
+    with pytest.raises(EdgeSteerError, match="is not TOML"):
+        fill(tmp_path, layer=7, strength=2.0, chosen="")
+    assert (tmp_path / "recipe.toml").read_text() == "layer = \n"
