@@ -241,7 +241,7 @@ def main(steps: int, processes: int, rows: int, seed: int, work_dir: Path) -> No
     state = torch.load(work_dir / "checkpoint.pt", weights_only=True)
     model = build_model(tokenizer, seed)
     model.load_state_dict(state["model"])
-    model.config.use_cache = True
+    model.config.use_cache = model.generation_config.use_cache = True
     model.half().save_pretrained(HERE)
     record = {**asdict(settings), "seconds": round(state["seconds"]), "parameters": model.num_parameters()}
     (HERE / "training.json").write_text(json.dumps(record, indent=2) + "\n")
