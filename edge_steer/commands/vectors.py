@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edge_steer.terminal.options import FILE, LAYERS, PATH
-from edge_steer.terminal.progress import say
+from edge_steer.terminal.progress import NOTES, say
 from edge_steer.terminal.tables import print_vector
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def import_command(
 
     source = read(file, convention=convention, model=model_name, architecture=architecture)
     vector = source.vector.at(layers) if layers else source.vector
-    save(vector, output)
+    save(vector, output, progress=NOTES)
     print_vector(vector)
     if source.left_out:
         say("index 0 left out: by block+1 it is the embeddings' output, which is no layer")
@@ -191,7 +191,7 @@ def vector_tune(
     from edge_steer.vectors.write import save
 
     tuned = load(vector).tuned(layers, strength, phase)
-    save(tuned, output)
+    save(tuned, output, progress=NOTES)
     click.echo(f"wrote {output}: to be used at {tuned.tuning}")
 
 
@@ -203,6 +203,6 @@ def _finish(vector: "SteeringVector", output: Path, layers: tuple[int, ...] | No
         chosen = vector.at(layers)
         step = f"layers {spans(chosen.layers)} of {spans(vector.layers)}"
         vector = replace(chosen, provenance=(*chosen.provenance, step))
-    save(vector, output)
+    save(vector, output, progress=NOTES)
     print_vector(vector)
     click.echo(f"wrote {output}: {vector.provenance[-1]}")

@@ -4,12 +4,11 @@ Takes what `core.progress.Progress` is told. rich is imported when the first bar
 """
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
-
-import click
 
 from edge_steer.core.progress import Progress
 
@@ -21,8 +20,8 @@ LOG_SECONDS = 10.0  # between two lines of a log
 
 
 def say(message: str) -> None:
-    """A line on stderr."""
-    click.echo(message, err=True)
+    """A line on stderr, above a bar that is drawn there."""
+    print(message, file=sys.stderr, flush=True)  # while rich draws, sys.stderr is its own
 
 
 class Notes(Progress):
@@ -36,25 +35,42 @@ NOTES = Notes()
 
 
 class LogProgress(Notes):
-    """A line on stderr every `LOG_SECONDS`: what is being done, how much is done, how long the rest may take."""
+    """A line on stderr now and then: what is being done, how much of it is done, how long the rest may take.
 
-    def __init__(self) -> None:
+    The lines come from a thread of their own, so that a single long step is in the log too. seconds: between two lines.
+    """
+
+    def __init__(self, seconds: float = LOG_SECONDS) -> None:
+        self._seconds = seconds
         self._doing = ""
-        self._began = self._told = time.monotonic()
-        self._first = 0
+        self._first = self._done = self._total = 0
+        self._began = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._log, daemon=True)
+        self._thread.start()
 
     def __call__(self, doing: str, done: int = 0, total: int = 1) -> None:
-        now = time.monotonic()
         if doing != self._doing:
-            self._doing, self._began, self._first = doing, now, done
-        if now - self._told < LOG_SECONDS:
-            return
-        self._told = now
-        left = ""
-        if done > self._first:
-            seconds = (now - self._began) / (done - self._first) * (total - done)
-            left = f", about {duration(seconds)} left"
-        say(f"{doing}: {done} of {total}{left}")
+            self._doing, self._began, self._first = doing, time.monotonic(), done
+        self._done, self._total = done, total
+
+    def line(self, now: float) -> str:
+        """The state at a time of `time.monotonic`."""
+        passed, steps = now - self._began, self._done - self._first
+        if not steps:
+            return f"{self._doing}: {self._done} of {self._total} after {duration(passed)}"
+        left = passed / steps * (self._total - self._done)
+        return f"{self._doing}: {self._done} of {self._total}, about {duration(left)} left"
+
+    def close(self) -> None:
+        """End the log."""
+        self._ended.set()
+        self._thread.join()
+
+    def _log(self) -> None:
+        while not self._ended.wait(self._seconds):
+            if self._doing:
+                say(self.line(time.monotonic()))
 
 
 class BarProgress(Notes):
@@ -85,14 +101,8 @@ class BarProgress(Notes):
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """Progress on stderr while the block runs: a bar in a terminal, else lines of a log."""
-    if not sys.stderr.isatty():
-        yield LogProgress()
-        return
-    bar = BarProgress()
-    try:
-        yield bar
-    finally:
-        bar.close()
+    with closing(BarProgress() if sys.stderr.isatty() else LogProgress()) as progress:
+        yield progress
 
 
 def duration(seconds: float) -> str:

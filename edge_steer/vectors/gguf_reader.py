@@ -16,17 +16,27 @@ import numpy as np
 
 from edge_steer.core.errors import EdgeSteerError, VectorError
 from edge_steer.core.vector import Array, ModelIdentity, SteeringVector
-from edge_steer.storage.gguf_header import BF16, F16, F32, F64, INT32, UINT32, Header, TensorInfo, read_header
+from edge_steer.storage.gguf_header import (
+    BF16,
+    CONTROL_VECTOR,
+    F16,
+    F32,
+    F64,
+    INT32,
+    UINT32,
+    Header,
+    TensorInfo,
+    read_header,
+)
 from edge_steer.vectors.layer_counting import Convention, UncountedVector
 from edge_steer.vectors.native import MAX_BYTES
 from edge_steer.vectors.pickled import widened
 from edge_steer.vectors.tuning import with_fields
 
-ARCHITECTURE = "controlvector"
 LAYER_CONVENTION = "block-output"  # direction.N is added to the output of 0-based decoder block N (the layer law)
 PREFIX = "edge_steer."
 TUNING = "tuning."  # of the keys that say how the vector is meant to be used
-HINT, COUNT, METHOD = (f"{ARCHITECTURE}.{name}" for name in ("model_hint", "layer_count", "method"))
+HINT, COUNT, METHOD = (f"{CONTROL_VECTOR}.{name}" for name in ("model_hint", "layer_count", "method"))
 T = TypeVar("T")
 _KINDS = {F32: "<f4", F16: "<f2", BF16: "<u2", F64: "<f8"}
 
@@ -38,7 +48,7 @@ def read(path: str | Path) -> SteeringVector | UncountedVector:
     """
     path = Path(path)
     try:
-        header = read_header(path, only=ARCHITECTURE)
+        header = read_header(path, only=CONTROL_VECTOR)
     except EdgeSteerError as error:
         raise VectorError(str(error)) from None
     if path.stat().st_size > MAX_BYTES:

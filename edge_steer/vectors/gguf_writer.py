@@ -19,7 +19,8 @@ from edge_steer.core.architectures import model_type
 from edge_steer.core.errors import VectorError
 from edge_steer.core.vector import UNKNOWN, SteeringVector, spans
 from edge_steer.storage.files import replacing
-from edge_steer.vectors.gguf_reader import ARCHITECTURE, COUNT, HINT, LAYER_CONVENTION, PREFIX, TUNING
+from edge_steer.storage.gguf_header import CONTROL_VECTOR
+from edge_steer.vectors.gguf_reader import COUNT, HINT, LAYER_CONVENTION, PREFIX, TUNING
 from edge_steer.vectors.tuning import change, fields_of
 
 Target = Literal["llama.cpp", "repeng"]
@@ -66,7 +67,7 @@ def write(
     architecture = vector.model.architecture or UNKNOWN
     path = Path(path)
     with replacing(path) as temporary:
-        writer = gguf.GGUFWriter(None, ARCHITECTURE)
+        writer = gguf.GGUFWriter(None, CONTROL_VECTOR)
         writer.add_string(HINT, hint or (model_type(architecture) if target == "repeng" else architecture))
         _add_keys(writer, baked, vector.digest, strength)
         for layer, direction in baked.directions.items():

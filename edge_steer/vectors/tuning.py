@@ -28,9 +28,7 @@ def with_fields(vector: SteeringVector, fields: Mapping[str, object], path: Path
     if not fields:
         return vector
     if {*fields} != {*FIELDS}:
-        raise VectorError(
-            f"{path}: its tuning has {', '.join(sorted(map(str, fields)))}; {', '.join(FIELDS)} are needed"
-        )
+        raise VectorError(f"{path}: its tuning needs {', '.join(FIELDS)}, and nothing else")
     strength = fields["strength"]
     if isinstance(strength, bool) or not isinstance(strength, int | float) or abs(strength) > 1e300:
         raise VectorError(f"{path}: its tuned strength is {str(strength)[:40]!r}; it must be a finite number")

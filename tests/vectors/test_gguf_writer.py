@@ -17,7 +17,7 @@ from edge_steer.core.vector import ModelIdentity, SteeringVector
 from edge_steer.models import describe
 from edge_steer.storage.gguf_header import read_header
 from edge_steer.vectors import gguf_reader, gguf_writer, native, read
-from edge_steer.vectors.layer_counting import Found
+from edge_steer.vectors.layer_counting import UncountedVector
 
 GOLDEN = Path(__file__).parent / "golden" / "vector.gguf"
 MODEL = ModelIdentity("tiny", "qwen2", hidden_size=4, block_count=4, revision="abc")
@@ -45,7 +45,7 @@ def test_golden_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "vector.gguf"
     gguf_writer.write(TINY, path, strength=0.5)
     assert path.read_bytes() == GOLDEN.read_bytes()
-    assert gguf_writer.load(GOLDEN).digest == (TINY * 0.5).digest
+    assert read.load(GOLDEN).digest == (TINY * 0.5).digest
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     vector = SteeringVector({i: rng.standard_normal(96).astype(np.float32) for i in range(1, 12)}, model)
     written = gguf_writer.write(vector, tmp_path / "v.gguf")
     assert written.left_out == ()
-    again = gguf_writer.load(tmp_path / "v.gguf")
+    again = read.load(tmp_path / "v.gguf")
     assert again.digest == vector.digest == written.vector.digest
     assert again.model == model
     assert all(np.array_equal(again.directions[layer], vector.directions[layer]) for layer in vector.layers)
@@ -65,7 +65,7 @@ def test_round_trip_of_every_text_field(tmp_path: Path, name: str) -> None:
     model = replace(MODEL, name=name, revision=name, architecture=None)
     vector = replace(TINY, model=model, method=name, pooling=name, pairs_digest=name, provenance=(name,) * 2000)
     gguf_writer.write(vector, tmp_path / "v.gguf")
-    assert gguf_writer.load(tmp_path / "v.gguf").digest == vector.digest
+    assert read.load(tmp_path / "v.gguf").digest == vector.digest
 
 
 def test_an_independent_reader_sees_keys_and_values(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_layer_0_is_left_out_and_said_or_refused_when_asked_for(tmp_path: Path) 
     vector = replace(TINY, directions={0: np.ones(4, np.float32), **TINY.directions})
     written = gguf_writer.write(vector, tmp_path / "v.gguf")
     assert written.left_out == (0,)
-    assert gguf_writer.load(tmp_path / "v.gguf").layers == (1, 3)
+    assert read.load(tmp_path / "v.gguf").layers == (1, 3)
     with pytest.raises(VectorError, match=r"no layer 0.*choose from layers 1, 3"):
         gguf_writer.write(vector, tmp_path / "w.gguf", layers=[0, 1])
     with pytest.raises(VectorError, match="no layer 0"):
@@ -120,10 +120,10 @@ def test_load_tells_the_two_kinds_of_vector_file_apart(tmp_path: Path) -> None:
     gguf_writer.write(TINY, tmp_path / "v.safetensors")  # a GGUF, whatever its name says
     native.save(TINY, tmp_path / "v.gguf")
     for path in tmp_path.iterdir():
-        assert gguf_writer.load(path).digest == TINY.digest
+        assert read.load(path).digest == TINY.digest
         assert describe.describe_model(path) is None
     with pytest.raises(EdgeSteerError, match="no such file"):
-        gguf_writer.load(tmp_path / "absent")
+        read.load(tmp_path / "absent")
 
 
 def test_a_file_of_another_tool_is_read(written: Callable[[bytes], Path]) -> None:
@@ -150,7 +150,7 @@ MANY = 10**9
 
 def test_the_hostile_files_are_one_step_from_a_good_one(written: Callable[[bytes], Path]) -> None:
     found = gguf_reader.read(written(build()))
-    assert isinstance(found, Found)
+    assert isinstance(found, UncountedVector)
     assert list(found.directions) == [1]
 
 
@@ -164,7 +164,7 @@ def test_truncation_at_every_byte_is_refused(written: Callable[[bytes], Path]) -
 def test_random_damage_never_escapes(written: Callable[[bytes], Path]) -> None:
     """Every mutation is refused, or touched only what the digest does not cover (versions, hints, padding)."""
     rng = random.Random(0)
-    good, expected = GOLDEN.read_bytes(), gguf_writer.load(GOLDEN).digest
+    good, expected = GOLDEN.read_bytes(), read.load(GOLDEN).digest
     for _ in range(1500):
         content = bytearray(good)
         for _ in range(rng.choice((1, 1, 4))):

@@ -87,7 +87,9 @@ def test_npz_and_safetensors_of_other_tools(tmp_path: Path) -> None:
 
 def test_the_convention_is_asked_for_where_the_file_does_not_tell(tmp_path: Path) -> None:
     torch.save(ROWS, tmp_path / "rows.pt")
-    with pytest.raises(VectorError, match=r"does not say how it counts.*--convention block .*--convention block\+1"):
+    with pytest.raises(
+        VectorError, match=r"does not say how it counts.*import it with the convention 'block' .* or 'block\+1'"
+    ):
         read.load(tmp_path / "rows.pt")
     found = read.read(tmp_path / "rows.pt", convention="block+1", model="m", architecture="mistral")
     assert (found.left_out, found.vector.layers) == (True, (0, 1))
@@ -281,7 +283,7 @@ def test_the_command_line_says_whose_vector_steers(bundled_f16: Path, tmp_path: 
     words = ["run", str(bundled_f16), "1 + 1", "-n", "1", "--threads", "1", "--vector", str(path)]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
-    assert result.stderr.startswith(f"{path}: from llama-cvector-generator, by its signed layer_count")
+    assert result.stderr.startswith(f"steering by {path} from llama-cvector-generator, by its signed layer_count")
     assert "llama-cvector-generator" not in result.stdout
 
 
@@ -294,7 +296,7 @@ def run(*words: object, status: int = 0) -> str:
 def test_import_export_and_arithmetic_from_the_command_line(tmp_path: Path) -> None:
     rows, a, b, out = (tmp_path / name for name in ("rows.pt", "a.safetensors", "b.safetensors", "out.safetensors"))
     torch.save(ROWS, rows)
-    assert "run: edge-steer import" in run("import", rows, "-o", a, status=1)
+    assert "import it with the convention" in run("import", rows, "-o", a, status=1)
     assert not a.exists()
     said = run("import", rows, "-o", a, "--convention", "block", "--model-name", "m", "--architecture", "phi")
     assert "layers counted by block" in said
@@ -317,7 +319,9 @@ def test_import_export_and_arithmetic_from_the_command_line(tmp_path: Path) -> N
     assert projected.provenance[0] == read.load(a).provenance[0]
 
     assert "at least two" in run("vector", "add", a, "-o", out, status=2)
-    assert "export it" in run("vector", "scale", a, "2", "-o", tmp_path / "v.gguf", status=2)
+    assert "layer 0 left out" in run("vector", "scale", a, "2", "-o", tmp_path / "v.gguf")
+    assert values(tmp_path / "v.gguf") == {1: (B * 2).tolist(), 2: (C * 2).tolist()}
+    assert "name it so" in run("vector", "scale", a, "2", "-o", tmp_path / "v.pt", status=1)
     other = tmp_path / "other.safetensors"
     native.save(SteeringVector({1: A}, ModelIdentity("x", "llama", 4, 3)), other)
     assert "use one extracted from that model" in run("vector", "add", a, other, "-o", out, status=1)
