@@ -18,7 +18,7 @@ import jinja2
 from edge_steer.certificates.behaviour import Rows, name_of
 from edge_steer.evaluation import plots, svg
 from edge_steer.storage import records
-from edge_steer.storage.files import replacing
+from edge_steer.storage.files import size_in_words, write_text
 from edge_steer.tasks.rows import Row
 from edge_steer.tasks.task import Sample
 
@@ -91,10 +91,7 @@ def write(folder: Path, certificate: Mapping[str, Any], answers: Rows, samples: 
         for entry in certificate["files"]
         if entry["behaviour"]
     }
-    text = page(certificate, answers, others, samples)
-    with replacing(folder / PAGE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return folder / PAGE
+    return write_text(folder / PAGE, page(certificate, answers, others, samples))
 
 
 def rows_in(path: Path, doses: Sequence[float]) -> Rows:
@@ -306,13 +303,6 @@ def _span(interval: Sequence[float] | None, share: bool = False) -> str:
     return f"{show(interval[0])} to {show(interval[1])}" if interval else ""
 
 
-def _size(count: int) -> str:
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} bytes"
-
-
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("edge_steer.certificates", "."),
@@ -322,7 +312,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": _number, "given": _given, "percent": _percent, "span": _span, "size": _size
+        "number": _number, "given": _given, "percent": _percent, "span": _span, "size": size_in_words
     }  # fmt: skip
     environment.globals |= {"WORDS": WORDS, "EXAMPLES": EXAMPLES}
     return environment.get_template(TEMPLATE)

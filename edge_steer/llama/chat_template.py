@@ -14,7 +14,7 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-from edge_steer.core.errors import ModelError
+from edge_steer.core.errors import ModelError, first_line
 
 
 def render(template: str, messages: Sequence[Mapping[str, Any]], *, bos: str, eos: str, answer: bool = True) -> str:
@@ -28,8 +28,7 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], *, bos: str, eo
             messages=list(messages), add_generation_prompt=answer, bos_token=bos, eos_token=eos
         )
     except Exception as error:  # a template is a program of its own and raises what it likes
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ModelError(f"the chat template refuses these messages: {reason}") from error
+        raise ModelError(f"the chat template refuses these messages: {first_line(error)}") from error
     return text if answer else _open(text, str(messages[-1]["content"]))
 
 
