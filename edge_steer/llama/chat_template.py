@@ -17,16 +17,23 @@ import jinja2.sandbox
 from edge_steer.core.errors import ModelError, first_line
 
 
-def render(template: str, messages: Sequence[Mapping[str, Any]], *, bos: str, eos: str, answer: bool = True) -> str:
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    bos: str,
+    eos: str,
+    answer: bool = True,
+    variables: Mapping[str, Any] | None = None,
+) -> str:
     """The conversation as text, up to where the assistant answers.
 
-    answer: False leaves the last message open instead, to be gone on with.
+    answer: False leaves the last message open instead, to be gone on with. variables: what else the template is told.
     Errors: ModelError if the template is broken or refuses the messages.
     """
     try:
-        text = _compiled(template).render(
-            messages=list(messages), add_generation_prompt=answer, bos_token=bos, eos_token=eos
-        )
+        names = {"messages": list(messages), "add_generation_prompt": answer, "bos_token": bos, "eos_token": eos}
+        text = _compiled(template).render({**(variables or {}), **names})
     except Exception as error:  # a template is a program of its own and raises what it likes
         raise ModelError(f"the chat template refuses these messages: {first_line(error)}") from error
     return text if answer else _open(text, str(messages[-1]["content"]))

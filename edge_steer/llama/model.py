@@ -1,9 +1,10 @@
 """A GGUF model in memory: its tokens, its template, its shape."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import llama_cpp
 
@@ -116,10 +117,21 @@ class LlamaModel:
         bos, eos = map(self._special, ids)
         return bos, eos
 
+    @cached_property
+    def end_tokens(self) -> Tokens:
+        """Every token that ends a generation."""
+        return tuple(filter(self.ends, range(self.vocab_size)))
+
+    def conversation(
+        self, messages: Sequence[Message], *, answer: bool = True, variables: Mapping[str, Any] | None = None
+    ) -> str:
+        """A conversation by the file's own chat template, as `render` has it. Errors: ModelError if it refuses."""
+        bos, eos = self.marks
+        return render(self.template, messages, bos=bos, eos=eos, answer=answer, variables=variables)
+
     def chat(self, messages: Sequence[Message]) -> Tokens:
         """Token ids of a conversation by the file's own chat template. Errors: ModelError if it has none or refuses."""
-        bos, eos = self.marks
-        return self.tokenize(render(self.template, messages, bos=bos, eos=eos), add_special=False)
+        return self.tokenize(self.conversation(messages), add_special=False)
 
     def kv_bytes(self, kv_type: KvType) -> float:
         """Bytes of KV cache that one position of one sequence takes."""
