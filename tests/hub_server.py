@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 from paths import ABACUS
 
@@ -49,8 +50,11 @@ def printed(environment: Mapping[str, str], code: str) -> list[str]:
 class Hub(BaseHTTPRequestHandler):
     """The three answers of the hub that are asked for: what a repository holds, its tree, and a file."""
 
+    requests: ClassVar[list[str]] = []  # the paths that were asked for
+
     def do_GET(self) -> None:
         path, _, _ = self.path.partition("?")
+        self.requests.append(path)
         for repo, files in REPOS.items():
             if path.startswith(f"/api/models/{repo}/tree/"):
                 self.answer([{"type": "file", "path": n, "size": f.stat().st_size, "oid": n} for n, f in files.items()])

@@ -27,6 +27,7 @@ def load(
     *,
     runtime: Literal["llama"] = "llama",
     revision: str | None = None,
+    trust_remote_code: bool = False,
     options: EngineOptions = DEFAULTS,
     progress: Progress = SILENT,
 ) -> "Engine": ...
@@ -39,6 +40,7 @@ def load(
     *,
     runtime: Literal["torch"],
     revision: str | None = None,
+    trust_remote_code: bool = False,
     options: EngineOptions = DEFAULTS,
     progress: Progress = SILENT,
 ) -> "Reference": ...
@@ -51,6 +53,7 @@ def load(
     *,
     runtime: Runtime,
     revision: str | None = None,
+    trust_remote_code: bool = False,
     options: EngineOptions = DEFAULTS,
     progress: Progress = SILENT,
 ) -> "Engine | Reference": ...
@@ -62,16 +65,18 @@ def load(
     *,
     runtime: Runtime = "llama",
     revision: str | None = None,
+    trust_remote_code: bool = False,
     options: EngineOptions = DEFAULTS,
     progress: Progress = SILENT,
 ) -> "Engine | Reference":
     """The model that `source` names, running; close it when done, or use it in a `with` block.
 
     quant: quantise to this type first (cached); PyTorch runs the weights as they are. runtime: "llama" for llama.cpp,
-    "torch" for PyTorch in float32, which takes only `threads` of the options. Errors: ModelError.
+    "torch" for PyTorch in float32, which takes only `threads` of the options. trust_remote_code: let PyTorch run the
+    Python code that comes with the model. Errors: ModelError.
     """
     if runtime == "torch":
-        return _load_reference(source, quant, revision, options, progress)
+        return _load_reference(source, quant, revision, trust_remote_code, options, progress)
     if runtime != "llama":
         raise ModelError(f"no runtime {runtime!r}; allowed are llama and torch")
     from edge_steer.llama.engine import Engine
@@ -81,11 +86,17 @@ def load(
 
 
 def _load_reference(
-    source: str | Path, quant: str | None, revision: str | None, options: EngineOptions, progress: Progress
+    source: str | Path,
+    quant: str | None,
+    revision: str | None,
+    trust_remote_code: bool,
+    options: EngineOptions,
+    progress: Progress,
 ) -> "Reference":
     if quant:
         raise ModelError("PyTorch runs the weights as they are, in float32; leave out the quant, or use llama.cpp")
     from edge_steer.reference.model import Reference
 
     progress("loading the reference")
-    return Reference.load(sources.weights(source, revision), threads=options.threads)
+    weights = sources.weights(source, revision)
+    return Reference.load(weights, threads=options.threads, trust_remote_code=trust_remote_code)

@@ -1,4 +1,7 @@
-"""A model's recipe: models/<name>/recipe.toml."""
+"""A model's recipe: models/<name>/recipe.toml, where its weights come from and which layers are worth steering.
+
+Takes a folder, gives a frozen value with every key checked. It fetches nothing and opens no model.
+"""
 
 import re
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ class ModelRecipe:
 
     revision: None for a folder, and for a hub id that is not pinned: then it is the hub's main branch at the time.
     gguf: a ready-made GGUF of the same weights. ggufs: repositories of the hub that hold GGUF files of the model, made
-    by others. blocks: how many the model has, None if not told. layers: those worth steering. layer, strength: the
+    by others. blocks: how many the model has, None if unknown. layers: those worth steering. layer, strength: the
     tuned ones, None where nobody tuned. quants: the types it is meant to be quantised to. chat: on its chat template.
     """
 
@@ -35,8 +38,9 @@ class ModelRecipe:
     chat: str | None
 
     @classmethod
-    def load(cls, folder: Path) -> "ModelRecipe":
+    def load(cls, folder: str | Path) -> "ModelRecipe":
         """Read folder/recipe.toml. Errors: EdgeSteerError naming the file and the key."""
+        folder = Path(folder)
         table = TomlTable(folder / "recipe.toml", "a recipe")
         source = table.text("source")
         gguf = table.text("gguf", optional=True)
@@ -74,4 +78,4 @@ def bundled_model() -> Path:
     for root in (Path(), Path(__file__).parents[2]):
         if (root / BUNDLED / "recipe.toml").is_file():
             return root / BUNDLED
-    raise EdgeSteerError(f"no {BUNDLED} here; run in a checkout of edge-steer, or name a model folder with --model")
+    raise EdgeSteerError(f"no {BUNDLED} here; run in a checkout of edge-steer, or name a model folder")

@@ -1,4 +1,4 @@
-"""models.py, convert_driver.py, recipes.py: a small real model through llama.cpp's own converter and quantiser."""
+"""Conversion, quantising and model recipes: a small real model through llama.cpp's own converter and quantiser."""
 
 import json
 import os
@@ -353,5 +353,5 @@ def test_recipes_missing_or_incomplete(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(EdgeSteerError, match="is missing"):
         VectorRecipe.load(tmp_path)
     monkeypatch.setattr("edge_steer.models.recipe.BUNDLED", Path("models", "absent"))
-    with pytest.raises(EdgeSteerError, match="--model"):
+    with pytest.raises(EdgeSteerError, match="name a model folder"):
         bundled_model()

@@ -7,6 +7,7 @@ import pytest
 from paths import ROOT
 
 from edge_steer.core.errors import EdgeSteerError
+from edge_steer.evaluation.sweep_cells import parse_strengths
 from edge_steer.models.recipe import ModelRecipe
 from edge_steer.recipes.build import Build
 from edge_steer.recipes.build_recipe import BuildRecipe, PairTable
@@ -17,6 +18,7 @@ MODELS = sorted(path.parent for path in ROOT.glob("models/*/recipe.toml"))
 VECTORS = sorted(path.parent for path in ROOT.glob("export/*/*/recipe.toml"))
 PAPERS = (
     "qwen2.5-1.5b-instruct", "qwen2.5-3b-instruct", "qwen2.5-7b-instruct", "qwen2.5-math-1.5b", "qwen2.5-math-7b",
+    "qwen2.5-1.5b", "qwen2.5-7b", "qwen2.5-14b",
     "llama-3.2-1b-instruct", "llama-3.2-3b-instruct", "llama-3.1-8b", "llama-3.1-8b-instruct",
 )  # fmt: skip
 
@@ -96,6 +98,29 @@ def test_a_shipped_vectors_recipe_can_be_built(folder: Path) -> None:
         assert VectorRecipe.load(folder).layer == build.recipe.layer
 
 
+@pytest.mark.parametrize(
+    ("model", "layer", "strength"),
+    [
+        ("qwen2.5-3b-instruct", 6, 4.0),
+        ("qwen2.5-1.5b-instruct", 27, 2.5),
+        ("llama-3.2-1b-instruct", 8, -2.0),
+        ("llama-3.2-3b-instruct", 24, -2.0),
+    ],
+)
+def test_the_published_cells_are_searched_on_problems_that_are_not_reported(
+    model: str, layer: int, strength: float
+) -> None:
+    """The layers and strengths of DenseSteer's public code."""
+    build = Build.load(ROOT / "export" / model / "dense")
+    sweep = build.recipe.sweep
+    assert sweep
+    assert sweep.layers == tuple(range(1, build.model.blocks or 0))
+    assert layer in sweep.layers
+    assert strength in parse_strengths(sweep.strengths)
+    assert (sweep.task, sweep.split) == ("gsm8k", "train")
+    assert build.recipe.parity.task != sweep.task
+
+
 def test_the_tables_of_a_build_are_read_and_have_defaults(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(
         'model = "m"\nvector = "v.gguf"\nphase = "all"\n[pairs]\ntask = "gsm8k"\nquant = "Q8_0"\n'
@@ -125,8 +150,8 @@ def test_what_was_chosen_is_filled_in_and_the_rest_stays(tmp_path: Path) -> None
     for strength in (0.5, -1.25):
         fill(tmp_path, layer=7, strength=strength, chosen='so "it" was')
         assert path.read_text() == (
-            f'# mine\nmodel = "m"\nlayer = 7  # by hand\nlayers = "1"\nstrength = {strength}\nchosen = "so \\"it\\" was"\n'
-            "\n  [sweep]\nlayer = 9\n"
+            '# mine\nmodel = "m"\nlayer = 7  # by hand\nlayers = "1"\n'
+            f'strength = {strength}\nchosen = "so \\"it\\" was"\n\n  [sweep]\nlayer = 9\n'
         )
     path.write_text('model = "m"')
     fill(tmp_path, layer=0, strength=1.0, chosen="")

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from hub_server import COMMIT, REPOS, printed, serving
+from hub_server import COMMIT, REPOS, Hub, printed, serving
 from paths import ABACUS
 
 from edge_steer.core.errors import EdgeSteerError, ModelError
-from edge_steer.models import sources
+from edge_steer.models import convert, sources
 from edge_steer.storage import hub
 from edge_steer.storage.digests import digest
 from edge_steer.storage.hub import Listing, Snapshot
@@ -121,6 +121,42 @@ def test_a_folder_with_a_recipe_stands_for_its_source(environment: dict[str, str
     recipe.write_text("name = 1")
     with pytest.raises(EdgeSteerError, match="is missing"):
         sources.weights(tmp_path)
+
+
+@pytest.mark.parametrize(("revision", "requests"), [("None", 1), (f"'{COMMIT}'", 0)])
+def test_what_is_cached_costs_one_request_or_none_for_a_commit(
+    environment: dict[str, str], revision: str, requests: int
+) -> None:
+    for call in (
+        f"sources.find('we/abacus', revision={revision})",
+        f"sources.find('we/abacus-GGUF:F16', revision={revision})",
+    ):
+        first = run(environment, call)
+        Hub.requests.clear()
+        assert run(environment, call) == first
+        assert len([path for path in Hub.requests if "/we/" in path]) == requests
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").is_file(), reason="bytes read are counted by Linux's /proc")
+def test_what_is_made_from_a_cached_hub_model_is_found_without_reading_its_weights(environment: dict[str, str]) -> None:
+    if not convert.converter_folder().is_dir():
+        pytest.skip("llama.cpp's converter is not in the cache; edge-steer convert --fetch-converter fetches it")
+    cache = Path(environment["EDGE_STEER_CACHE"])
+    cache.mkdir(exist_ok=True)
+    (cache / convert.converter_folder().name).symlink_to(convert.converter_folder(), target_is_directory=True)
+    made = f"quantize.gguf_for('we/abacus', revision='{COMMIT}')"
+    bytes_read = "int(open('/proc/self/io').readline().removeprefix('rchar: '))"
+    first, again, before, _, after = run(environment, made, made, bytes_read, made, bytes_read)
+    assert first == again
+    assert int(after) - int(before) < (ABACUS / "model.safetensors").stat().st_size / 100
+
+
+def test_a_snapshot_that_lacks_a_file_is_fetched_again(environment: dict[str, str]) -> None:
+    call = f"sources.weights('we/abacus', '{COMMIT}').folder"
+    (folder,) = run(environment, call)
+    (Path(folder) / "tokenizer.json").unlink()
+    assert run(environment, call) == [folder]
+    assert (Path(folder) / "tokenizer.json").is_file()
 
 
 def listing(*names: str) -> Listing:
