@@ -25,6 +25,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@command -v c++ >/dev/null || { echo "a C++ compiler is needed to build llama.cpp"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	@rm -rf edge_steer.egg-info  # of an older layout, its entry points would come before the installed ones
 	@echo "installing; llama.cpp is compiled the first time, which takes minutes"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
