@@ -31,6 +31,9 @@ DOORS = {
     "ray": {"plugins/ray_workers"},
     "safetensors": {"vectors/native"},
     "huggingface_hub": {"storage/hub"},
+    "filelock": {"storage/records"},
+    "platformdirs": {"storage/files"},
+    "tomlkit": {"recipes/recipe"},
     "openai": {"pairs/endpoint"},
 }
 
