@@ -100,6 +100,7 @@ class SteeringVector:
     normalised: bool = False
     provenance: tuple[str, ...] = field(default=())
     tuning: Tuning | None = None
+    __array_ufunc__ = None  # numpy leaves arithmetic with a vector to the vector
 
     def __post_init__(self) -> None:
         if not self.directions:
@@ -161,7 +162,10 @@ class SteeringVector:
 
     def check_layers(self, layers: Iterable[int]) -> tuple[int, ...]:
         """`layers`, sorted and distinct. Errors: VectorError if one is not in the vector or none is asked."""
-        wanted = tuple(sorted(set(layers)))
+        layers = list(layers)
+        if wrong := [layer for layer in layers if not isinstance(layer, int | np.integer)]:
+            raise VectorError(f"layers are whole numbers; {wrong[0]!r:.40} is none")
+        wanted = tuple(sorted({int(layer) for layer in layers}))
         missing = [layer for layer in wanted if layer not in self.directions]
         if missing or not wanted:
             asked = f"layer {missing[0]}" if missing else "no layer"
@@ -194,7 +198,7 @@ class SteeringVector:
         return self if other == 0 else NotImplemented  # sum() begins with 0
 
     def __sub__(self, other: Self) -> Self:
-        return self + -other
+        return self + -other if isinstance(other, SteeringVector) else NotImplemented
 
     def __neg__(self) -> Self:
         return self * -1.0
@@ -208,6 +212,8 @@ class SteeringVector:
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Self:
+        if not isinstance(divisor, int | float | np.floating | np.integer):
+            return NotImplemented
         if divisor == 0:
             raise VectorError("cannot divide a vector by 0")
         return self * (1.0 / divisor)

@@ -1,20 +1,23 @@
-"""vector.py: arithmetic, exact files, digests, and what is refused."""
+"""The values: arithmetic, exact files, digests, tuning, and what is refused."""
 
 import json
+import operator
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from edge_steer.core.backend import Request
 from edge_steer.core.errors import EdgeSteerError, VectorError
-from edge_steer.core.steering import Offsets, Steering
-from edge_steer.core.vector import ModelIdentity, SteeringVector, parse_layers, spans
+from edge_steer.core.steering import Offsets, Steering, steerings
+from edge_steer.core.vector import ModelIdentity, SteeringVector, Tuning, parse_layers, spans
 from edge_steer.vectors import native
 
 MODEL = ModelIdentity("tiny", "qwen2", hidden_size=4, block_count=6, revision="abc")
@@ -42,7 +45,7 @@ def test_a_vector_is_frozen_float32_and_a_copy() -> None:
 def test_arithmetic() -> None:
     assert values(A + B) == {1: [0, 1, 2, 3], 3: [1.5] * 4, 5: [0, -1, -2, -3]}
     assert values(A - B) == {1: [0, 1, 2, 3], 3: [0.5] * 4, 5: [0, 1, 2, 3]}
-    assert values(2 * A) == values(A * 2.0) == {1: [0, 2, 4, 6], 3: [2] * 4}
+    assert values(2 * A) == values(A * np.float32(2)) == values(A * 2.0) == {1: [0, 2, 4, 6], 3: [2] * 4}
     assert values(A / 4) == {1: [0, 0.25, 0.5, 0.75], 3: [0.25] * 4}
     assert values(A + -A) == {1: [0] * 4, 3: [0] * 4}
     with pytest.raises(VectorError, match="divide a vector by 0"):
@@ -252,6 +255,92 @@ def test_offset_keys_tell_steerings_apart() -> None:
 
     assert key(Steering(A, 2.0)) == key(Steering(A * 2.0)) == key(Steering(A), Steering(A))
     assert len({key(Steering(A)), key(Steering(A, phase="generated")), key(Steering(A, 2.0)), key(Steering(B))}) == 4
+
+
+def test_sum_and_equality_are_those_of_the_values() -> None:
+    assert sum([A, B]) == A + B
+    assert replace(A, tuning=None, directions=dict(A.directions)) == A
+    assert A != B
+    assert A != "A"
+    assert {A, A * 1, A * 1} == {A, A * 1}
+    assert hash(A) == hash(A.tuned(3))
+
+
+def test_a_repr_is_one_short_line() -> None:
+    wide = SteeringVector({layer: np.ones(4, np.float32) for layer in range(6)}, MODEL, method="pca", pairs=7)
+    for value in (wide, wide.tuned(3, -2.5, "generated"), Steering(wide, 4, (2, 3))):
+        assert "\n" not in repr(value)
+        assert len(repr(value)) < 160
+    assert repr(wide.tuned(3, -2.5)) == (
+        "SteeringVector(tiny, layers 0-5, pca of 7 pairs, tuned: layers 3, strength -2.5, phase all)"
+    )
+
+
+@pytest.mark.parametrize("factor", ["a", None, [2], A, 1j, RAMP])
+def test_only_numbers_multiply(factor: Any) -> None:
+    for act in (operator.mul, operator.truediv):
+        with pytest.raises(TypeError):
+            act(A, factor)
+    with pytest.raises(TypeError):
+        factor * A
+
+
+@pytest.mark.parametrize("other", ["a", None, 1, RAMP])
+def test_only_vectors_are_added(other: Any) -> None:
+    for act in (operator.add, operator.sub):
+        with pytest.raises(TypeError):
+            act(A, other)
+    with pytest.raises(TypeError):
+        other + A
+
+
+def test_a_tuning_says_how_and_operations_forget_it() -> None:
+    tuned = A.tuned(3, 4, "generated")
+    assert tuned.tuning == Tuning((3,), 4.0, "generated")
+    assert tuned.digest == A.digest
+    assert A.tuned().tuning == Tuning((1, 3), 1.0, "all")
+    for changed in (tuned * 2, tuned / 2, -tuned, tuned + B, B + tuned, tuned - B, tuned.at(3), tuned.project_out(B)):
+        assert changed.tuning is None
+    with pytest.raises(VectorError, match="layer 5 asked"):
+        A.tuned(5)
+    with pytest.raises(VectorError, match="no layer asked"):
+        A.tuned([])
+    with pytest.raises(VectorError, match="finite"):
+        A.tuned(3, float("inf"))
+    with pytest.raises(VectorError, match="no phase 'prompt'"):
+        A.tuned(3, 1, "prompt")  # type: ignore[arg-type]
+    with pytest.raises(VectorError, match="without layers"):
+        Tuning(())
+
+
+def test_a_steering_of_a_tuned_vector_is_as_tuned_and_what_is_given_wins() -> None:
+    tuned = A.tuned(3, 4, "generated")
+    assert Steering.of(tuned) == Steering(A, 4, (3,), "generated")
+    assert Steering.of(tuned, 0.0, [1], "all") == Steering(A, 0.0, (1,), "all")
+    assert Steering.of(A) == Steering(A)
+    assert Steering(tuned) == Steering(A)
+
+
+@pytest.mark.parametrize("steer", ["dense.gguf", b"dense.gguf", 5, {"a": A}, ["dense.gguf"], [None]])
+def test_what_cannot_steer_is_refused_in_one_line(steer: Any) -> None:
+    with pytest.raises(VectorError, match="SteeringVector") as caught:
+        steerings(steer)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_form_of_steer_is_taken() -> None:
+    assert steerings(None) == ()
+    assert steerings([]) == ()
+    assert steerings(A.tuned(3)) == (Steering(A, layers=(3,)),)
+    assert steerings(Steering(A)) == (Steering(A),)
+    assert steerings([A, Steering(B)]) == (Steering(A), Steering(B))
+    request = Request((1,), steering=Steering(A))  # type: ignore[arg-type]
+    assert request.steering == (Steering(A),)
+    with pytest.raises(VectorError, match="a str cannot steer"):
+        Steering("dense.gguf")  # type: ignore[arg-type]
+    with pytest.raises(VectorError, match="layers are whole numbers; '3' is none"):
+        Steering(A, layers="3")  # type: ignore[arg-type]
+    assert Steering(A, layers=3).layers == (3,)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
