@@ -6,9 +6,8 @@ Heavy packages are imported inside the commands, so that --help answers at once.
 import click
 
 from edge_steer.commands.build import build, demo
-from edge_steer.commands.eval import compare_command, eval_command
+from edge_steer.commands.eval import compare_command, eval_command, lm_eval
 from edge_steer.commands.extract import extract
-from edge_steer.commands.lm_eval import lm_eval
 from edge_steer.commands.models import convert, info, quantize
 from edge_steer.commands.pairs import pairs_group
 from edge_steer.commands.parity import parity

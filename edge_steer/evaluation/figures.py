@@ -13,6 +13,8 @@ from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.stats import MIN_VALUES, Interval, bootstrap, combined, mcnemar, wilson
 from edge_steer.tasks.rows import Row
 
+MIN_DISCORDANT = 6  # with fewer McNemar's exact p stays above 0.05, whichever way they fall
+
 
 @dataclass(frozen=True)
 class FigureKind:

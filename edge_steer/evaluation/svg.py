@@ -3,10 +3,10 @@
 import contextlib
 import io
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 from edge_steer.core.errors import need
 from edge_steer.evaluation.plots import COLOURS, MARKERS, Format, Point, new_figure, percent_text
@@ -25,12 +25,17 @@ STYLE = {
     "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "axes.grid": True, "grid.color": INK, "grid.alpha": 0.12, "grid.linewidth": 0.6,
 }  # fmt: skip
+SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+HREF = f"{{{XLINK}}}href"
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+ElementTree.register_namespace("", SVG)
+ElementTree.register_namespace("xlink", XLINK)
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A row of `svg_measured`: a point of each series, None where there is none, and what is allowed, from and to.
+class ToleranceRow:
+    """A row of `svg_tolerances`: a point of each series, None where there is none, and what is allowed, from and to.
 
     A point without an interval has its value as both ends. allowed: None is without end.
     """
@@ -62,7 +67,7 @@ def svg_response(
         return _svg(name, figure)
 
 
-def svg_measured(name: str, rows: Sequence[Measured], *, log: bool = False) -> str:
+def svg_tolerances(name: str, rows: Sequence[ToleranceRow], *, log: bool = False) -> str:
     """Rows from the top, each with a point and an interval of every series over a bar of what is allowed. An <svg>.
 
     name: as in svg_response. Points of the first series are hollow. log: whole decades; what is not positive is drawn
@@ -116,17 +121,43 @@ def _drawing(size: tuple[float, float]) -> "Iterator[tuple[Figure, Axes]]":
 
 def _svg(name: str, figure: "Figure") -> str:
     """The figure as an element of a page: as wide as there is room, in the page's font and ink."""
-    file = io.StringIO()
+    file = io.BytesIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = file.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor").replace(PAPER, "var(--paper)")
-    text = re.sub(r"<style.*?</style>| font-family: [^;\"]*;", "", text, flags=re.DOTALL)
-    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)
-    return re.sub(r'(id="|#)([mp][0-9a-f]{10}\b)', rf"\1{name}-\2", text)
+    root = ElementTree.fromstring(file.getvalue())
+    for attribute in ("width", "height"):
+        del root.attrib[attribute]
+    for defs in root.iter(f"{{{SVG}}}defs"):
+        for style in defs.findall(f"{{{SVG}}}style"):
+            defs.remove(style)
+    targets = {target for element in root.iter() for target in _references(element)}
+    for element in root.iter():
+        _adapt(element, name, targets)
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def _range(rows: Sequence[Measured], log: bool) -> tuple[float, float]:
+def _adapt(element: ElementTree.Element, name: str, targets: set[str]) -> None:
+    """Give an element the page's colours and font, and the ids that others refer to the picture's name in front."""
+    if element.get("id") not in targets:
+        element.attrib.pop("id", None)
+    for attribute, value in element.items():
+        if attribute == "id":
+            value = f"{name}-{value}"
+        elif attribute in (HREF, "clip-path"):
+            value = value.replace("#", f"#{name}-")
+        elif attribute == "style":
+            declarations = (part.strip() for part in value.split(";"))
+            value = "; ".join(part for part in declarations if not part.startswith("font-family"))
+            value = value.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
+        element.set(attribute, value)
+
+
+def _references(element: ElementTree.Element) -> list[str]:
+    """The ids that an element's attributes refer to, as #id and url(#id)."""
+    values = (element.get(HREF, ""), element.get("clip-path", "").removeprefix("url(").removesuffix(")"))
+    return [value.removeprefix("#") for value in values if value.startswith("#")]
+
+
+def _range(rows: Sequence[ToleranceRow], log: bool) -> tuple[float, float]:
     """An axis that shows every value, its interval and what is allowed."""
     ends = [end for row in rows for end in row.allowed if end is not None]
     ends += [end for row in rows for point in row.points if point for end in (point.low, point.value, point.high)]

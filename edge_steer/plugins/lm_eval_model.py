@@ -7,7 +7,7 @@ nothing of tasks, metrics or results, which are the harness's.
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from lm_eval.__main__ import cli_evaluate
@@ -17,17 +17,19 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from edge_steer.core.backend import Completion, EngineOptions, FlashAttention, KvType, Request, Sampling
+from edge_steer.core.backend import Completion, EngineOptions, FlashAttention, KvType, Request
 from edge_steer.core.errors import ModelError, RequestError
-from edge_steer.core.steering import Offsets, Steering
+from edge_steer.core.progress import Progress
+from edge_steer.core.sampling import Sampling
+from edge_steer.core.steering import Offsets, Steering, described
 from edge_steer.core.vector import Phase, parse_layers
 from edge_steer.llama import chat_template
 from edge_steer.llama.engine import Engine
 from edge_steer.llama.library import system_info
 from edge_steer.llama.model import LlamaModel
 from edge_steer.models import quantize
-from edge_steer.storage import files
-from edge_steer.vectors import gguf_writer
+from edge_steer.storage import digests
+from edge_steer.vectors.steer import steering_of_file
 
 MAX_GEN_TOKS = 256  # the harness's own default
 PARALLEL = 16
@@ -45,6 +47,13 @@ Pair = tuple[tuple[str, str] | None, list[int], list[int]]  # (context, continua
 log = logging.getLogger(__name__)
 
 
+class Log(Progress):
+    """Notes go to the harness's log."""
+
+    def note(self, text: str) -> None:
+        log.info(text)
+
+
 def run(arguments: Sequence[str]) -> None:
     """The harness's own command line, which now knows this model and takes it if none is named."""
     sys.argv = ["lm_eval", *with_model(arguments)]
@@ -58,6 +67,57 @@ def with_model(arguments: Sequence[str]) -> list[str]:
     return [*arguments, *(["--model", "edge_steer"] if runs and not settled else [])]
 
 
+@dataclass(frozen=True)
+class ModelArguments:
+    """What --model_args sets, besides the model.
+
+    vector: FILE[:STRENGTH] or an export folder, used as it says where strength, layers or phase are not set.
+    layers: as 3 or 1-5 or 1+2+7-9, a comma being taken. max_length: most positions of a prompt and its answer
+    (default: the model's context). prefix_token_id: what text without a context is conditioned on (default: the
+    begin token, else the end token). seed: of the first request that samples; the next one has the next.
+    """
+
+    vector: str | None = None
+    strength: float | None = None
+    layers: str | int | None = None
+    phase: Phase | None = None
+    max_length: int | None = None
+    max_gen_toks: int = MAX_GEN_TOKS
+    prefix_token_id: int | None = None
+    parallel: int | None = None
+    threads: int | None = None
+    kv_type: KvType = "f16"
+    flash_attention: FlashAttention = "auto"
+    gpu_layers: int = -1
+    seed: int = 0
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "ModelArguments":
+        """Errors: ModelError for an argument that is none of these."""
+        if unknown := [name for name in values if name not in {field.name for field in fields(cls)}]:
+            raise ModelError(f"no model argument {', '.join(unknown)}; see docs/lm-eval.md for those there are")
+        return cls(**values)
+
+    def steering(self) -> tuple[Steering, ...]:
+        """Errors: ModelError for a setting without a vector, VectorError."""
+        if self.vector is None:
+            if (self.strength, self.layers, self.phase) != (None, None, None):
+                raise ModelError("strength, layers and phase need a vector")
+            return ()
+        layers = None if self.layers is None else parse_layers(str(self.layers).replace("+", ","))
+        return (steering_of_file(self.vector, self.strength, layers, self.phase, progress=Log()),)
+
+    def engine_options(self, context: int) -> EngineOptions:
+        return EngineOptions(
+            context=context,
+            parallel=self.parallel or PARALLEL,
+            threads=self.threads,
+            kv_type=self.kv_type,
+            flash_attention=self.flash_attention,
+            gpu_layers=self.gpu_layers,
+        )
+
+
 @register_model("edge_steer")
 class EdgeSteerLM(TemplateLM):  # type: ignore[misc]
     """One GGUF file, steered by at most one vector file; requests are batched by the engine."""
@@ -65,57 +125,34 @@ class EdgeSteerLM(TemplateLM):  # type: ignore[misc]
     def __init__(
         self,
         model: str,
-        vector: str | None = None,
-        strength: float = 1.0,
-        layers: str | int | None = None,
-        phase: Phase = "all",
         *,
-        max_length: int | None = None,
-        max_gen_toks: int = MAX_GEN_TOKS,
-        prefix_token_id: int | None = None,
-        parallel: int | None = None,
-        threads: int | None = None,
-        kv_type: KvType = "f16",
-        flash_attention: FlashAttention = "auto",
-        gpu_layers: int = -1,
-        seed: int = 0,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
-        **unknown: object,
+        **model_arguments: Any,
     ) -> None:
-        """What --model_args sets.
+        """model, and what `ModelArguments` has, are what --model_args sets.
 
-        layers: as 3 or 1-5 or 1+2+7-9, a comma being taken. max_length: most positions of a prompt and its answer
-        (default: the model's context). prefix_token_id: what text without a context is conditioned on (default: the
-        begin token, else the end token). seed: of the first request that samples; the next one has the next.
         batch_size above 1 is `parallel`. device: "cpu" keeps off a GPU; of any other llama.cpp uses what it finds, as
         the harness says cuda:0 where nobody asked. Errors: ModelError, VectorError, EdgeSteerError.
         """
         super().__init__()
-        if unknown:
-            raise ModelError(f"no model argument {', '.join(unknown)}; see docs/lm-eval.md for those there are")
-        if isinstance(batch_size, int) and batch_size > 1 and parallel is None:
-            parallel = batch_size
-        steering = _steering(vector, strength, layers, phase)
-        file = LlamaModel(quantize.gguf_for(model), 0 if device == "cpu" else gpu_layers)
-        self.max_length = max_length or file.trained_context
-        self.max_gen_toks = max_gen_toks
-        self.engine = Engine(
-            file,
-            EngineOptions(
-                context=self.max_length + 1,  # the last token is scored without being decoded
-                parallel=parallel or PARALLEL,
-                threads=threads,
-                kv_type=kv_type,
-                flash_attention=flash_attention,
-            ),
-        )
+        arguments = ModelArguments.of(model_arguments)
+        if isinstance(batch_size, int) and batch_size > 1 and arguments.parallel is None:
+            arguments = replace(arguments, parallel=batch_size)
+        if device == "cpu":
+            arguments = replace(arguments, gpu_layers=0)
+        steering = arguments.steering()
+        file = LlamaModel(quantize.gguf_for(model), arguments.gpu_layers)
+        self.max_length = arguments.max_length or file.trained_context
+        self.max_gen_toks = arguments.max_gen_toks
+        # the last token is scored without being decoded
+        self.engine = Engine(file, arguments.engine_options(context=self.max_length + 1))
         Offsets.of(steering, self.engine.model)
         self._file = file
         self._steering = steering
-        self._seed = seed
-        self._prefix = _prefix(file) if prefix_token_id is None else prefix_token_id
+        self._seed = arguments.seed
+        self._prefix = _prefix(file) if arguments.prefix_token_id is None else arguments.prefix_token_id
 
     def close(self) -> None:
         self.engine.close()
@@ -129,18 +166,18 @@ class EdgeSteerLM(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The answers to (context, generation settings), each up to the first of its stop strings."""
-        asked = [self._request(index, *instance.args) for index, instance in enumerate(requests)]
-        with tqdm(total=len(asked), desc="edge-steer: generate_until", disable=disable_tqdm) as bar:
+        batch = [self._request(index, *instance.args) for index, instance in enumerate(requests)]
+        with tqdm(total=len(batch), desc="edge-steer: generate_until", disable=disable_tqdm) as bar:
 
-            def done(index: int, completion: Completion) -> None:
+            def on_done(index: int, completion: Completion) -> None:
                 bar.update()
                 if completion.finish != "error":
                     self.cache_hook.add_partial("generate_until", requests[index].args, completion.text)
 
-            found = self.engine.generate(asked, on_done=done)
-        if failed := [completion.error for completion in found if completion.finish == "error"]:
-            raise RequestError(f"{len(failed)} of {len(found)} requests could not be served: {failed[0]}")
-        return [completion.text for completion in found]
+            completions = self.engine.generate(batch, on_done=on_done)
+        if errors := [completion.error for completion in completions if completion.finish == "error"]:
+            raise RequestError(f"{len(errors)} of {len(completions)} requests could not be served: {errors[0]}")
+        return [completion.text for completion in completions]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods of whole texts in nats, in windows of max_length that each score what is new."""
@@ -154,8 +191,8 @@ class EdgeSteerLM(TemplateLM):  # type: ignore[misc]
         sums = [0.0] * len(requests)
         for owner, (logprob, _) in zip(owners, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
             sums[owner] += logprob
-        for instance, found in zip(requests, sums, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", instance.args, found)
+        for instance, total in zip(requests, sums, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", instance.args, total)
         return sums
 
     def _loglikelihood_tokens(
@@ -165,7 +202,7 @@ class EdgeSteerLM(TemplateLM):  # type: ignore[misc]
 
         They are scored in the order of their tokens: what neighbours have in common is computed once.
         """
-        found: dict[int, tuple[float, bool]] = {}
+        scores: dict[int, tuple[float, bool]] = {}
         order = sorted(range(len(requests)), key=lambda index: requests[index][1] + requests[index][2])
         for index in tqdm(order, desc="edge-steer: loglikelihood", disable=disable_tqdm):
             texts, context, continuation = requests[index]
@@ -175,10 +212,10 @@ class EdgeSteerLM(TemplateLM):  # type: ignore[misc]
                 )
             context = self._cut(context, self.max_length + 1 - len(continuation))
             nll, greedy = self.engine.score([*context, *continuation], len(context), self._steering)
-            found[index] = -float(nll.sum()), bool(greedy.all())
+            scores[index] = -float(nll.sum()), bool(greedy.all())
             if texts is not None:
-                self.cache_hook.add_partial("loglikelihood", texts, found[index])
-        return [found[index] for index in range(len(requests))]
+                self.cache_hook.add_partial("loglikelihood", texts, scores[index])
+        return [scores[index] for index in range(len(requests))]
 
     @property
     def tokenizer_name(self) -> str:
@@ -199,17 +236,9 @@ class EdgeSteerLM(TemplateLM):  # type: ignore[misc]
     def get_model_info(self) -> dict[str, object]:
         """What the harness records with the results."""
         return {
-            "model_sha": files.digest(self._file.path),
+            "model_sha": digests.digest(self._file.path),
             "model_name": self.engine.model.name,
-            "steering": [
-                {
-                    "vector_sha": steering.vector.digest,
-                    "strength": steering.strength,
-                    "layers": list(steering.layers or ()),
-                    "phase": steering.phase,
-                }
-                for steering in self._steering
-            ],
+            "steering": described(self._steering),
             "max_length": self.max_length,
             "parallel": self.engine.parallel,
             **system_info(),
@@ -246,12 +275,3 @@ def _prefix(file: LlamaModel) -> int:
         if token := file.metadata.get(f"tokenizer.ggml.{name}_token_id"):
             return int(token)
     raise ModelError(f"{file.path} names no begin and no end token; set prefix_token_id")
-
-
-def _steering(vector: str | None, strength: float, layers: str | int | None, phase: Phase) -> tuple[Steering, ...]:
-    if vector is None:
-        if layers is not None:
-            raise ModelError("layers needs a vector")
-        return ()
-    chosen = None if layers is None else parse_layers(str(layers).replace("+", ","))
-    return (Steering(gguf_writer.load(Path(vector)), float(strength), chosen, phase),)

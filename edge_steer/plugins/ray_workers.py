@@ -19,10 +19,11 @@ from edge_steer.core.backend import EngineOptions, available_cores
 from edge_steer.core.errors import EdgeSteerError, need
 from edge_steer.core.progress import Progress
 from edge_steer.evaluation.units import Plan, Runner, Unit
-from edge_steer.llama.engine import Engine
-from edge_steer.storage.files import digest, readable
+from edge_steer.models.load import load
+from edge_steer.storage.digests import digest
+from edge_steer.storage.files import readable
 from edge_steer.tasks.grading import Graders
-from edge_steer.tasks.rows import Key, OnRow, Row, answer
+from edge_steer.tasks.rows import Key, OnRow, Row, complete
 
 LOCAL = "local"
 LOSSES = 3  # workers that may be lost over one unit, or before they are ready, before it is an error
@@ -37,17 +38,17 @@ OBJECT_STORE = 100 * 2**20  # bytes; rows are small
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What a worker loads. digest: of the model file. engine: options of Engine.load, `threads` among them."""
+class WorkerModel:
+    """What a worker loads: a GGUF file by its path and digest, and how it runs."""
 
-    model: Path
+    path: Path
     digest: str
-    engine: EngineOptions
+    options: EngineOptions
 
 
 @contextlib.contextmanager
 def ray_runner(
-    address: str, setup: Setup, progress: Progress, *, workers: int | None = None, gpus: float = 0.0
+    address: str, model: WorkerModel, progress: Progress, *, workers: int | None = None, gpus: float = 0.0
 ) -> Iterator[Runner]:
     """A runner on the Ray cluster at `address`; "local" starts one on this machine that ends with it.
 
@@ -55,14 +56,14 @@ def ray_runner(
     Errors: EdgeSteerError without ray, without a cluster there, or for a worker that no machine has room for.
     """
     need("ray")
-    threads = setup.engine.threads or available_cores()
+    threads = model.options.threads or available_cores()
     _connect(address, threads * (workers or max(1, available_cores() // threads)))
     import ray
 
     pool = None
     try:
         room = _room(threads, gpus)
-        pool = _Pool(setup, {"num_cpus": threads, "num_gpus": gpus}, min(workers or room, room), progress)
+        pool = _Pool(model, {"num_cpus": threads, "num_gpus": gpus}, min(workers or room, room), progress)
         yield pool.run
     finally:
         if pool:
@@ -73,23 +74,23 @@ def ray_runner(
 class _Worker:
     """One engine and its graders, in a process of its own."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
+    def __init__(self, model: WorkerModel) -> None:
+        self._model = model
         self._stack = contextlib.ExitStack()
 
     def load(self) -> None:
         """Errors: EdgeSteerError for a machine that has not the same model file."""
-        setup = self._setup
-        readable(setup.model, "the model, which each machine needs at the same path")
-        if digest(setup.model) != setup.digest:
-            raise EdgeSteerError(f"{setup.model} on {os.uname().nodename} is another file than here; copy it there")
+        model = self._model
+        readable(model.path, "the model, which each machine needs at the same path")
+        if digest(model.path) != model.digest:
+            raise EdgeSteerError(f"{model.path} on {socket.gethostname()} is another file than here; copy it there")
         self._graders = self._stack.enter_context(Graders())
-        self._engine = self._stack.enter_context(Engine.load(setup.model, setup.engine))
+        self._backend = self._stack.enter_context(load(model.path, options=model.options))
 
     def rows(self, plan: Plan, unit: int) -> list[dict[str, Any]]:
         rows: dict[Key, Row] = {}
-        answer(
-            self._engine,
+        complete(
+            self._backend,
             plan.jobs(plan.units[unit]),
             self._graders,
             lambda row: rows.__setitem__(row.key, row),
@@ -104,11 +105,11 @@ class _Worker:
 class _Pool:
     """Workers that take units one by one; a unit is given to a worker only once that is ready."""
 
-    def __init__(self, setup: Setup, resources: Mapping[str, float], size: int, progress: Progress) -> None:
+    def __init__(self, model: WorkerModel, resources: Mapping[str, float], size: int, progress: Progress) -> None:
         import ray
 
         self._ray = ray
-        self._setup = ray.put(setup)
+        self._model = ray.put(model)
         self._actor = ray.remote(max_restarts=0, **resources)(_Worker)
         self._size, self._progress = size, progress
         self._idle: list[Any] = []
@@ -126,18 +127,18 @@ class _Pool:
                 worker, unit = self._idle.pop(), waiting.popleft()
                 self._busy[worker.rows.remote(shared, unit.index)] = worker, unit
             (ready, *_), _ = self._ray.wait(list(self._busy), num_returns=1)
-            worker, made = self._busy.pop(ready)
+            worker, done = self._busy.pop(ready)
             records = self._result(ready)
             if records is None:
-                self._lose(worker, made, losses)
-                waiting.extendleft([made] if made else [])
+                self._lose(worker, done, losses)
+                waiting.extendleft([done] if done else [])
                 self._hire()
                 continue
             self._idle.append(worker)
-            if made:
+            if done:
                 for record in records:
                     on_row(Row.of(record))
-                yield made
+                yield done
 
     def close(self) -> None:
         """Let idle workers end their graders; what is still at work is ended by Ray."""
@@ -145,7 +146,7 @@ class _Pool:
             self._ray.get([worker.close.remote() for worker in self._idle], timeout=10)
 
     def _hire(self) -> None:
-        worker = self._actor.remote(self._setup)
+        worker = self._actor.remote(self._model)
         self._busy[worker.load.remote()] = worker, None
 
     def _lose(self, worker: Any, unit: Unit | None, losses: "Counter[int | None]") -> None:
@@ -153,8 +154,8 @@ class _Pool:
         losses[unit.index if unit else None] += 1
         if losses[unit.index if unit else None] >= LOSSES:
             raise EdgeSteerError(
-                f"{LOSSES} Ray workers were lost over {what}; most often memory is short: fewer --ray-workers, a "
-                "smaller --parallel or --context; what is done is kept"
+                f"{LOSSES} Ray workers were lost over {what}; most often memory is short: take fewer workers, fewer "
+                "sequences at once or a smaller context; what is done is kept"
             )
         self._progress.note(f"a Ray worker was lost over {what}; another takes it")
         self._ray.kill(worker)
@@ -199,7 +200,7 @@ def _answers(address: str, host: str, port: int) -> None:
 
 def _no_cluster(address: str, why: str) -> EdgeSteerError:
     return EdgeSteerError(
-        f"no Ray cluster at {address}: {why.splitlines()[0]}; start one with 'ray start --head', or give --ray {LOCAL}"
+        f"no Ray cluster at {address}: {why.splitlines()[0]}; start one with 'ray start --head', or name {LOCAL!r}"
     )
 
 
@@ -214,5 +215,5 @@ def _room(threads: int, gpus: float) -> int:
             rooms += int(min(room, node["Resources"].get("GPU", 0) // gpus) if gpus else room)
     if not rooms:
         wanted = f"{threads} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
-        raise EdgeSteerError(f"no machine of the Ray cluster has {wanted} for a worker; lower --threads or --ray-gpus")
+        raise EdgeSteerError(f"no machine of the Ray cluster has {wanted} for a worker; ask for fewer threads or GPUs")
     return rooms

@@ -37,7 +37,7 @@ def options(model: Path, vector: Path, out: Path, *more: object) -> list[object]
 def folder(bundled_f16: Path, bundled_vector_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What eval leaves: three methods on six problems."""
     out = tmp_path_factory.mktemp("results") / "run"
-    more = ("--limit", 6, "--methods", ",".join(evaluate.METHODS))
+    more = ("--problems", 6, "--methods", ",".join(evaluate.METHODS))
     result = invoke(*options(bundled_f16, bundled_vector_gguf, out, *more))
     assert result.exit_code == 0, result.output
     for word in ("unsteered", "dense-prompt", "accuracy", "NLL", "McNemar", f"wrote {out}/rows.jsonl"):
@@ -46,14 +46,14 @@ def folder(bundled_f16: Path, bundled_vector_gguf: Path, tmp_path_factory: pytes
 
 
 def test_rows_and_summary(folder: Path) -> None:
-    header, cells = results.load(folder)
+    header, cells = results.load_results(folder)
     assert [*cells] == [("wordproblems", method) for method in evaluate.METHODS]
     rows = [row for made in cells.values() for row in made]
     assert len(records.read(folder / "rows.jsonl")[1]) == len({row.key for row in rows}) == 18
-    assert all(row.nll is not None and not row.ids for row in rows)
+    assert all(row.nll is not None and not row.awaits_score for row in rows)
     assert [row.id for row in cells["wordproblems", "steered"]] == [f"test-0-{i}" for i in range(6)]
-    assert header["steering"][0]["strength"] == 0.4
-    assert header["steering"][0]["layers"] == [5]
+    [steering] = header["methods"]["steered"]["steering"]
+    assert (steering["strength"], steering["layers"]) == (0.4, [5])
     assert header["tasks"]["wordproblems"]["settings"]["sampling"]["temperature"] == 0
     assert header["backend"] | {"parallel": 16, "threads": 1, "kv_type": "f16"} == header["backend"]
     assert {"edge-steer", "llama-cpp-python", "cpu features", "math-verify"} <= {*header["versions"]}
@@ -80,7 +80,7 @@ def without_seconds(path: Path) -> list[dict[str, Any]]:
 def test_a_second_run_elsewhere_gives_the_same_rows(
     folder: Path, bundled_f16: Path, bundled_vector_gguf: Path, tmp_path: Path
 ) -> None:
-    more = ("--limit", 6, "--methods", "unsteered,steered,dense-prompt", "--json")
+    more = ("--problems", 6, "--methods", "unsteered,steered,dense-prompt", "--json")
     result = invoke(*options(bundled_f16, bundled_vector_gguf, tmp_path / "again", *more))
     assert without_seconds(tmp_path / "again" / "rows.jsonl") == without_seconds(folder / "rows.jsonl")
     assert json.loads(result.stdout) == json.loads((folder / "summary.json").read_text())
@@ -88,7 +88,7 @@ def test_a_second_run_elsewhere_gives_the_same_rows(
 
 def test_a_finished_run_is_not_made_again(folder: Path, bundled_f16: Path, bundled_vector_gguf: Path) -> None:
     before = (folder / "rows.jsonl").read_bytes()
-    more = ("--limit", 6, "--methods", "unsteered,steered,dense-prompt")
+    more = ("--problems", 6, "--methods", "unsteered,steered,dense-prompt")
     assert invoke(*options(bundled_f16, bundled_vector_gguf, folder, *more)).exit_code == 0
     assert (folder / "rows.jsonl").read_bytes() == before
 
@@ -96,7 +96,7 @@ def test_a_finished_run_is_not_made_again(folder: Path, bundled_f16: Path, bundl
 def test_a_killed_run_goes_on(bundled_f16: Path, bundled_vector_gguf: Path, tmp_path: Path) -> None:
     """Killed twice, while unsteered rows are made and once steered ones are: then every row is there once."""
     path = tmp_path / "run" / "rows.jsonl"
-    command = options(bundled_f16, bundled_vector_gguf, path.parent, "--limit", 8, "--parallel", 2)
+    command = options(bundled_f16, bundled_vector_gguf, path.parent, "--problems", 8, "--parallel", 2)
     for rows in (3, 11):
         process = subprocess.Popen(
             [sys.executable, "-m", "edge_steer", *map(str, command)],
@@ -119,7 +119,7 @@ def test_a_killed_run_goes_on(bundled_f16: Path, bundled_vector_gguf: Path, tmp_
 
 
 def test_settings_are_the_protocols_unless_given(bundled_f16: Path, tmp_path: Path) -> None:
-    more = ("--task", "wordproblems", "--limit", 2, "--threads", 1, "--no-nll")
+    more = ("--task", "wordproblems", "--problems", 2, "--threads", 1, "--no-nll")
     changed = ("-n", 30, "--temperature", 0.7, "--top-p", 0.9, "--seed", 4, "--samples", 3, "--system", "Short.")
     result = invoke("eval", bundled_f16, *more, *changed, "--prompt", "Q: {question}", "--out", tmp_path, "--json")
     summary = json.loads(result.stdout)
@@ -140,7 +140,7 @@ def test_the_default_folder_follows_from_the_settings(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for limit in (1, 2, 1):
-        more = ("--task", "wordproblems", "--limit", limit, "--threads", 1, "--no-nll", "-n", 5)
+        more = ("--task", "wordproblems", "--problems", limit, "--threads", 1, "--no-nll", "-n", 5)
         result = invoke("eval", bundled_f16, *more)
         assert "rows go to results/abacus-F16/" in result.stderr
         assert "too few problems" in result.stdout
@@ -149,7 +149,7 @@ def test_the_default_folder_follows_from_the_settings(
 
 def test_torch_evaluates_too(tmp_path: Path) -> None:
     abacus = ABACUS
-    more = ("--backend", "torch", "--task", "wordproblems", "--limit", 2, "--threads", 1, "-n", 20)
+    more = ("--backend", "torch", "--task", "wordproblems", "--problems", 2, "--threads", 1, "-n", 20)
     summary = json.loads(invoke("eval", abacus, *more, "--out", tmp_path, "--json").stdout)
     assert summary["backend"]["name"] == "torch"
     assert {"torch", "transformers"} <= {*summary["versions"]}
@@ -157,7 +157,7 @@ def test_torch_evaluates_too(tmp_path: Path) -> None:
 
 
 def test_compare_two_runs(folder: Path, bundled_f16: Path, bundled_vector_gguf: Path, tmp_path: Path) -> None:
-    more = ("--limit", 5, "--methods", "unsteered,steered", "--kv-type", "q8_0")
+    more = ("--problems", 5, "--methods", "unsteered,steered", "--kv-type", "q8_0")
     invoke(*options(bundled_f16, bundled_vector_gguf, tmp_path / "q8", *more))
     result = invoke("compare", folder, tmp_path / "q8", "--json")
     found = json.loads(result.stdout)
@@ -175,7 +175,7 @@ def test_compare_two_runs(folder: Path, bundled_f16: Path, bundled_vector_gguf: 
 
 
 def test_several_tasks_are_averaged_by_their_problems(folder: Path) -> None:
-    _, cells = results.load(folder)
+    _, cells = results.load_results(folder)
     both = {**cells, ("other", "unsteered"): cells["wordproblems", "unsteered"][:2]}
     found = results.summaries(both)
     average = found["", "unsteered"]
@@ -190,15 +190,21 @@ def test_several_tasks_are_averaged_by_their_problems(folder: Path) -> None:
     [
         (["eval", "{model}", "--task", "gsm9k"], "gsm9k", 1),
         (["eval", "missing.gguf", "--task", "wordproblems"], "no such file: missing.gguf", 1),
-        (["eval", "{model}", "--task", "wordproblems", "--methods", "steered"], "give one with --vector", 1),
+        (["eval", "{model}", "--task", "wordproblems", "--methods", "steered"], "needs a vector", 1),
         (["eval", "{model}", "--task", "wordproblems", "--methods", "magic"], "allowed are unsteered", 1),
         (["eval", "{model}", "--task", "wordproblems", "--samples", "4"], "temperature", 1),
         (["eval", "{model}", "--task", "wordproblems", "--prompt", "Solve it"], "{{question}}", 1),
-        (["eval", "{model}", "--task", "wordproblems,wordproblems"], "named twice", 2),
-        (["eval", "{model}", "--task", "wordproblems", "--file", "gsm8k=x"], "no --task asks for", 2),
-        (["eval", "{model}", "--task", "wordproblems", "--file", "gsm8k"], "write TASK=FILE", 2),
-        (["eval", "{abacus}", "--task", "wordproblems", "--backend", "torch", "--quant", "Q4_0"], "--quant needs", 2),
-        (["eval", "{model}", "--task", "wordproblems", "--limit", "5", "--out", "{folder}"], "was made otherwise", 1),
+        (["eval", "{model}", "--task", "wordproblems,wordproblems"], "named twice", 1),
+        (
+            ["eval", "{abacus}", "--task", "wordproblems", "--backend", "torch", "--quant", "Q4_0"],
+            "leave out the quant",
+            1,
+        ),
+        (
+            ["eval", "{model}", "--task", "wordproblems", "--problems", "5", "--out", "{folder}"],
+            "was made otherwise",
+            1,
+        ),
         (["compare", "{folder}", "{empty}"], "no such file", 1),
         (["compare", "{folder}", "{folder}:magic"], "no task with a method that both hold", 1),
     ],
@@ -209,7 +215,7 @@ def test_bad_input_is_one_line(
     abacus = ABACUS
     words = {"model": bundled_f16, "folder": folder, "empty": tmp_path, "abacus": abacus}
     given = [argument.format(**words) for argument in arguments]
-    if given[0] == "eval" and "--out" not in given:
+    if given[0] == "eval" and not {"-o", "--out"} & {*given}:
         given += ["--out", str(tmp_path / "out")]
     result = invoke(*given)
     assert result.exit_code == status, result.output
@@ -222,4 +228,4 @@ def test_rows_of_something_else_are_no_results(tmp_path: Path) -> None:
     with records.Store.open(tmp_path / "rows.jsonl", {"format": "other"}):
         pass
     with pytest.raises(EdgeSteerError, match="no rows of an evaluation"):
-        results.load(tmp_path)
+        results.load_results(tmp_path)

@@ -15,14 +15,14 @@ from edge_steer.evaluation.plots import (
     COLOURS,
     LIGHTEST,
     Grid,
-    Point,
     ModelPoint,
+    Point,
     plot_heat,
-    plot_response,
     plot_model_points,
+    plot_response,
     plot_strengths,
 )
-from edge_steer.evaluation.svg import Measured, colour_of, power_of_ten, svg_measured, svg_response
+from edge_steer.evaluation.svg import ToleranceRow, colour_of, power_of_ten, svg_response, svg_tolerances
 
 Colour = tuple[int, ...]
 
@@ -148,10 +148,10 @@ def test_an_svg_suits_the_page_it_stands_in() -> None:
 
 def test_measured_points_stand_where_their_values_are() -> None:
     rows = [
-        Measured("<a> $x_1$ & $", [Point(1e-4, 1e-5, 1e-3), Point(1e-2, 1e-2, 1e-2)], (None, 1e-1)),
-        Measured("below 0", [Point(-1e-9, -1e-8, 1e-6), None], (None, 1e-1)),
+        ToleranceRow("<a> $x_1$ & $", [Point(1e-4, 1e-5, 1e-3), Point(1e-2, 1e-2, 1e-2)], (None, 1e-1)),
+        ToleranceRow("below 0", [Point(-1e-9, -1e-8, 1e-6), None], (None, 1e-1)),
     ]
-    words, points = places(svg_measured("kl", rows, log=True))
+    words, points = places(svg_tolerances("kl", rows, log=True))
     assert {"<a> $x_1$ & $", "below 0"} <= {*words}
     ticks = [words[power_of_ten(exponent)] for exponent in range(-6, 0)]
     assert points == pytest.approx([ticks[2], ticks[4], ticks[0]], abs=0.01)

@@ -22,8 +22,10 @@ from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import SteeringVector
 from edge_steer.evaluation.figures import Figure, Summary
-from edge_steer.evaluation.sweep import PLAIN, Cell, Rule, Settings, cells, choose, parse_strengths, so_far
-from edge_steer.evaluation.sweep_files import sizes
+from edge_steer.evaluation.sweep import SweepSettings
+from edge_steer.evaluation.sweep_cells import UNSTEERED_CELL, Rule, SweepCell, choose, parse_strengths, sweep_cells
+from edge_steer.evaluation.sweep_plots import model_points
+from edge_steer.evaluation.sweep_results import read_partial
 from edge_steer.evaluation.units import Plan
 from edge_steer.llama.engine import Engine
 from edge_steer.recipes.recipe import VectorRecipe
@@ -34,8 +36,8 @@ from edge_steer.vectors import native, read
 
 Rows = dict[tuple[str, str, int], dict[str, Any]]
 
-SWEPT = ("--layers", "4,5", "--strengths", "-0.3,0.35", "--choose", "density")
-SIZE = ("--dev", "5", "--test", "2", "--threads", "1", "--parallel", "2", "--task", WORD_PROBLEMS)
+SWEPT = ("--layers", "4,5", "--strengths", "-0.3,0.35", "--choose", "density", "--phase", "generated")
+SIZE = ("--dev-problems", "5", "--test-problems", "2", "--threads", "1", "--parallel", "2", "--task", WORD_PROBLEMS)
 
 
 def edge_steer(*arguments: object) -> Result:
@@ -81,7 +83,7 @@ def test_every_cell_is_answered_once_and_as_alone(
     undisturbed: Path, bundled_f16: Path, bundled_vector: SteeringVector
 ) -> None:
     rows = rows_of(undisturbed / "dev.jsonl")
-    every = cells((4, 5), (-0.3, 0.35))
+    every = sweep_cells((4, 5), (-0.3, 0.35))
     dev, _ = load_task(WORD_PROBLEMS).split(5, 2)
     assert rows.keys() == {(cell.name, sample.id, 0) for cell in every for sample in dev.samples}
     assert all(row["nll"] > 0 for row in rows.values())
@@ -91,7 +93,7 @@ def test_every_cell_is_answered_once_and_as_alone(
         for layer, strength in ((None, 0.0), (5, -0.3), (5, 0.35)):
             steering = (Steering(bundled_vector, strength, (layer,), "generated"),) if layer else ()
             [alone] = engine.generate([Request(prompt, 400, steering)])
-            row = rows[Cell(layer, strength).name, sample.id, 0]
+            row = rows[SweepCell(layer, strength).name, sample.id, 0]
             assert row["text"] == alone.text
             assert row["tokens"] == len(alone.tokens)
             assert row["nll"] == pytest.approx(engine.nll((*prompt, *alone.tokens), len(prompt)).mean(), abs=2e-3)
@@ -103,7 +105,7 @@ def test_summary_and_plots(undisturbed: Path) -> None:
     assert len(found) == 5
     rows = rows_of(undisturbed / "dev.jsonl")
     for (layer, strength), figures in found.items():
-        own = [row for row in rows.values() if row["method"] == Cell(layer, strength).name]
+        own = [row for row in rows.values() if row["method"] == SweepCell(layer, strength).name]
         assert figures["tokens"]["mean"] == pytest.approx(sum(row["tokens"] for row in own) / 5)
         assert figures["accuracy"]["mean"] == sum(row["correct"] for row in own) / 5
     assert summary["chosen"]["layer"] == 5
@@ -124,7 +126,7 @@ def test_density_against_size_from_results(undisturbed: Path, tmp_path: Path) ->
     assert summary["model"]["parameters"] == 3_672_064
     summary["model"] |= {"name": "larger", "parameters": 36_720_640}
     (other / "summary.json").write_text(json.dumps(summary))
-    assert [(model.model, model.series) for model in sizes([undisturbed, other])] == [
+    assert [(model.model, model.series) for model in model_points([undisturbed, other])] == [
         ("abacus", "wordproblems, unsteered"), ("larger", "wordproblems, unsteered")
     ]  # fmt: skip
     assert edge_steer("plot", undisturbed, other, "-o", tmp_path / "sizes.png").exit_code == 0
@@ -193,7 +195,7 @@ def test_killed_again_and_again_the_rows_are_the_same(
 def test_partial_results_can_be_read(undisturbed: Path, tmp_path: Path) -> None:
     lines = (undisturbed / "dev.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "dev.jsonl").write_bytes(b"".join(lines[:9]) + b'{"task": "wordpro')
-    results = so_far(tmp_path)
+    results = read_partial(tmp_path)
     assert sum(summary.completions for summary in results.cells.values()) == 8
     assert results.chosen is None
     shown = edge_steer("sweep", "--show", tmp_path)
@@ -254,7 +256,7 @@ def test_the_unsteered_model_is_chosen_where_no_cell_is_better(
 def test_units_follow_from_the_settings_and_hold_each_job_once(bundled_vector: SteeringVector) -> None:
     task = load_task(WORD_PROBLEMS, protocol="bias-only", limit=7)
     task = replace(task, settings=replace(task.settings, samples=3))
-    methods = [cell.method(bundled_vector, "generated") for cell in cells((3, 4), (1.0, 2.0))]
+    methods = [cell.method(bundled_vector, "generated") for cell in sweep_cells((3, 4), (1.0, 2.0))]
     plan = Plan.of(task, methods, parallel=4)
     assert [len(unit.samples) for unit in plan.units] == [3, 3, 1]  # 8 x 4 requests are two problems of 15 and a bit
     keys = [job.key for unit in plan.units for job in plan.jobs(unit)]
@@ -293,26 +295,26 @@ def summary(accuracy: float, density: float) -> Summary:
 
 @pytest.mark.parametrize(
     ("rule", "chosen"),
-    [("accuracy", Cell(3, -1.0)), ("density", Cell(4, 2.0))],
+    [("accuracy", SweepCell(3, -1.0)), ("density", SweepCell(4, 2.0))],
 )
-def test_the_rules_of_the_choice(rule: Rule, chosen: Cell) -> None:
+def test_the_rules_of_the_choice(rule: Rule, chosen: SweepCell) -> None:
     found = {
-        PLAIN: summary(0.80, 16),
-        Cell(4, 2.0): summary(0.78, 30),
-        Cell(4, 4.0): summary(0.77, 40),  # too inaccurate for the density rule
-        Cell(5, 2.0): summary(0.79, 30),  # as dense, but later
-        Cell(3, -2.0): summary(0.90, 12),
-        Cell(3, -1.0): summary(0.90, 14),  # as accurate, but milder
-        Cell(4, -1.0): summary(0.90, 14),
+        UNSTEERED_CELL: summary(0.80, 16),
+        SweepCell(4, 2.0): summary(0.78, 30),
+        SweepCell(4, 4.0): summary(0.77, 40),  # too inaccurate for the density rule
+        SweepCell(5, 2.0): summary(0.79, 30),  # as dense, but later
+        SweepCell(3, -2.0): summary(0.90, 12),
+        SweepCell(3, -1.0): summary(0.90, 14),  # as accurate, but milder
+        SweepCell(4, -1.0): summary(0.90, 14),
     }
     assert choose(found, rule, 0.02) == chosen
-    assert choose({PLAIN: summary(0.9, 16), Cell(4, 1.0): summary(0.9, 16)}, rule, 0.02) == PLAIN
+    assert choose({UNSTEERED_CELL: summary(0.9, 16), SweepCell(4, 1.0): summary(0.9, 16)}, rule, 0.02) == UNSTEERED_CELL
 
 
 def test_dev_and_test_must_be_disjoint(bundled_vector: SteeringVector) -> None:
     task = load_task(WORD_PROBLEMS, limit=3)
     with pytest.raises(EdgeSteerError, match="must be disjoint"):
-        Settings(task, task, bundled_vector, (3,), (1.0,), "generated", "accuracy", 0.0, 8)
+        SweepSettings(task, task, bundled_vector, (3,), (1.0,))
 
 
 @pytest.mark.parametrize(
@@ -320,7 +322,7 @@ def test_dev_and_test_must_be_disjoint(bundled_vector: SteeringVector) -> None:
     [
         (("--layers", "9"), "layer 9 asked", 1),
         (("--strengths", "0"), "hold only 0", 1),
-        (("--dev", "0"), "x>=1", 2),
+        (("--dev-problems", "0"), "x>=1", 2),
         (("--task", "nonesuch"), "nonesuch", 1),
         (("--ray", "127.0.0.1:1"), "no Ray cluster at 127.0.0.1:1", 1),
     ],

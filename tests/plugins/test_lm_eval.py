@@ -1,12 +1,12 @@
 """The harness's own PyTorch model, steered by the harness's own hooks, is what the adapter is compared with."""
 
-import inspect
 import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,18 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 from paths import ROOT
 
-from edge_steer.commands.lm_eval import lm_eval as command
+from edge_steer.commands.main import main
 from edge_steer.core.backend import Message, Request
 from edge_steer.core.errors import ModelError, RequestError, VectorError
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import SteeringVector
-from edge_steer.plugins import lm_eval_register
-from edge_steer.plugins.lm_eval_model import EdgeSteerLM, with_model
+from edge_steer.plugins.lm_eval_model import EdgeSteerLM, ModelArguments, with_model
 from edge_steer.reference.model import Reference
-from edge_steer.vectors import gguf_writer
+from edge_steer.vectors import read
 
 ABACUS = ROOT / "models" / "abacus"
 LAYER, STRENGTH = 3, 1.0
 EXACT: dict[str, Any] = {"kv_type": "f32", "flash_attention": "off", "threads": 1}
-HARNESS_GIVES = {"self", "batch_size", "max_batch_size", "device", "unknown"}
 QUESTION = "Ben has {} cups. Ben buys 2 boxes of 4 cups. How many cups does Ben have now?"
 PROMPT = "<|im_start|>user\n" + QUESTION + "<|im_end|>\n<|im_start|>assistant\n"
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -175,7 +173,7 @@ def test_phase_generated_scores_and_answers_as_the_torch_reference_does(
         "phase": "generated",
     }
     model = EdgeSteerLM(str(bundled_f32), **arguments, **EXACT)
-    steering = [Steering(gguf_writer.load(bundled_vector_gguf), 0.3, (2, 4, 5), "generated")]
+    steering = [Steering(read.load(bundled_vector_gguf), 0.3, (2, 4, 5), "generated")]
     prompts = [bundled.encode(PROMPT.format(n)) for n in (5, 9, 33)]
     settings = {"until": [], "max_gen_toks": 25}
     texts = model.generate_until(asked("generate_until", *((PROMPT.format(n), settings) for n in (5, 9, 33))))
@@ -212,7 +210,7 @@ def test_what_cannot_be_honoured_is_refused_in_one_line(
     path, vector = str(bundled_f32), str(bundled_vector_gguf)
     bad: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (ModelError, "no model argument lyers", {"lyers": 3}),
-        (ModelError, "layers needs a vector", {"layers": 3}),
+        (ModelError, "layers and phase need a vector", {"layers": 3}),
         (VectorError, "layer 9", {"vector": vector, "layers": 9}),
         (VectorError, "no phase 'some'", {"vector": vector, "phase": "some"}),
     ]
@@ -245,38 +243,20 @@ def test_the_chat_template_gives_the_tokens_the_engine_gives(plain: EdgeSteerLM)
     assert plain.apply_chat_template(prefilled, add_generation_prompt=False) == text + "Ben starts"
 
 
-def test_a_plain_lm_eval_knows_the_model_where_it_is_registered(
+def test_the_command_line_runs_the_harness_on_the_model(
     tasks: Path, tmp_path: Path, bundled_f32: Path, bundled_vector_gguf: Path, manager: TaskManager
 ) -> None:
-    """The .pth file is read from a folder of the test's own instead of this environment's site-packages."""
-    assert lm_eval_register.register(tmp_path).parent == tmp_path
-    start = (
-        f"import site; site.addsitedir({str(tmp_path)!r})\nfrom lm_eval.__main__ import cli_evaluate; cli_evaluate()"
-    )
     arguments = {"model": str(bundled_f32), **EXACT, "vector": str(bundled_vector_gguf), "layers": LAYER}
-    line = ["run", "--model", "edge_steer", "--tasks", str(tasks / "answers.yaml"), "--apply_chat_template"]
+    line = ["lm-eval", "run", "--tasks", str(tasks / "answers.yaml"), "--apply_chat_template", "--log_samples"]
     line += ["--model_args", ",".join(f"{name}={value}" for name, value in arguments.items())]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run(
-        [sys.executable, "-c", start, *line, "--output_path", str(tmp_path / "out.json"), "--log_samples"],
-        check=True, capture_output=True, cwd=ROOT, env=environment,
+        [sys.executable, "-m", "edge_steer", *line, "--output_path", str(tmp_path / "out.json")],
+        check=True, capture_output=True, cwd=ROOT,
     )  # fmt: skip
     (file,) = tmp_path.glob("**/samples_*.jsonl")
     said = {row["doc_id"]: row["resps"] for row in map(json.loads, file.read_text().splitlines())}
     expected = answers(results("edge_steer", manager, arguments, apply_chat_template=True), "answers")
     assert [said[index] for index in range(4)] == [[list(text) for text in row] for row in expected]
-    assert lm_eval_register.unregister(tmp_path) and not lm_eval_register.unregister(tmp_path)
-
-
-def test_without_the_plugin_file_nothing_is_watched_and_with_it_nothing_is_loaded(tmp_path: Path) -> None:
-    lm_eval_register.register(tmp_path)
-    code = (
-        "import site, sys; before = len(sys.meta_path)\n"
-        f"site.addsitedir({str(tmp_path)!r}); site.addsitedir({str(tmp_path)!r})\n"
-        "print(len(sys.meta_path) - before, sorted({'lm_eval', 'numpy', 'click'} & set(sys.modules)))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
-    assert run.stdout == "1 []\n" and not run.stderr
 
 
 @pytest.mark.parametrize(
@@ -299,12 +279,10 @@ def test_our_model_is_the_commands_default(given: list[str], added: bool) -> Non
 
 def test_the_command_hands_over_to_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", list(sys.argv))
-    shown = CliRunner().invoke(command, ["run", "--help"])
+    shown = CliRunner().invoke(main, ["lm-eval", "run", "--help"])
     assert shown.exit_code == 0 and "--model_args" in shown.output
-    assert "each stand alone" in CliRunner().invoke(command, ["--register", "--unregister"]).output
 
 
 def test_the_docs_name_every_model_argument() -> None:
     documented = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "lm-eval.md").read_text(), re.MULTILINE)
-    taken = list(inspect.signature(EdgeSteerLM.__init__).parameters)
-    assert documented == [name for name in taken if name not in HARNESS_GIVES]
+    assert documented == ["model", *(field.name for field in fields(ModelArguments))]

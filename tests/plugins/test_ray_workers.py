@@ -18,15 +18,15 @@ from edge_steer.core.backend import EngineOptions
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.progress import SILENT
 from edge_steer.core.vector import SteeringVector
-from edge_steer.evaluation.sweep import PLAIN, Cell
-from edge_steer.evaluation.units import Made, Plan, Runner, Unit, in_process, make
-from edge_steer.llama.engine import Engine
-from edge_steer.plugins.ray_workers import LOSSES, Setup, ray_runner
-from edge_steer.storage.files import digest
+from edge_steer.evaluation.sweep_cells import UNSTEERED_CELL, SweepCell
+from edge_steer.evaluation.units import Plan, PlanRows, Runner, Unit, in_process, make_rows
+from edge_steer.models.load import load
+from edge_steer.plugins.ray_workers import LOSSES, WorkerModel, ray_runner
+from edge_steer.storage.digests import digest
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.load import load_task
 from edge_steer.tasks.rows import OnRow, Row
-from edge_steer.tasks.task import WORD_PROBLEMS
+from edge_steer.tasks.wordproblems import WORD_PROBLEMS
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("the extra 'ray' is not installed", allow_module_level=True)
@@ -37,7 +37,10 @@ ENGINE = EngineOptions(threads=1, parallel=2)
 @pytest.fixture(scope="module")
 def plan(bundled_vector: SteeringVector) -> Plan:
     task = load_task(WORD_PROBLEMS, limit=8)
-    methods = [cell.method(bundled_vector, "generated") for cell in (PLAIN, Cell(5, 0.35), Cell(4, -0.3), Cell(3, 0.3))]
+    methods = [
+        cell.method(bundled_vector, "generated")
+        for cell in (UNSTEERED_CELL, SweepCell(5, 0.35), SweepCell(4, -0.3), SweepCell(3, 0.3))
+    ]
     return Plan(task, tuple(methods), problems=1)
 
 
@@ -61,19 +64,19 @@ def killing(runner: Runner, killed: list[int]) -> Runner:
     return run
 
 
-def made_in(folder: Path, plan: Plan, runner: Runner) -> Made:
-    return make(folder / "dev.jsonl", {"of": "a test"}, plan, runner, SILENT, "dev")
+def rows_in(folder: Path, plan: Plan, runner: Runner) -> PlanRows:
+    return make_rows(plan, runner, path=folder / "dev.jsonl", header={"of": "a test"})
 
 
 def test_a_killed_worker_loses_nothing(plan: Plan, bundled_f16: Path, tmp_path: Path) -> None:
-    with Graders() as graders, Engine.load(bundled_f16, ENGINE) as engine:
-        here = made_in(tmp_path / "here", plan, in_process(engine, graders))
+    with Graders() as graders, load(bundled_f16, options=ENGINE) as engine:
+        here = rows_in(tmp_path / "here", plan, in_process(engine, graders))
 
-    setup = Setup(bundled_f16, digest(bundled_f16), ENGINE)
+    model = WorkerModel(bundled_f16, digest(bundled_f16), ENGINE)
     heard = Heard()
     killed: list[int] = []
-    with ray_runner("local", setup, heard, workers=2) as runner:
-        there = made_in(tmp_path / "there", plan, killing(runner, killed))
+    with ray_runner("local", model, heard, workers=2) as runner:
+        there = rows_in(tmp_path / "there", plan, killing(runner, killed))
     assert there.rows == here.rows
     assert there.changed == 0
     assert len(killed) == 1
@@ -91,10 +94,10 @@ def test_a_killed_worker_loses_nothing(plan: Plan, bundled_f16: Path, tmp_path: 
 
 
 def test_a_worker_without_the_same_model_is_one_line(plan: Plan, bundled_f16: Path, tmp_path: Path) -> None:
-    other = ray_runner("local", Setup(bundled_f16, "0" * 64, ENGINE), SILENT, workers=1)
+    other = ray_runner("local", WorkerModel(bundled_f16, "0" * 64, ENGINE), SILENT, workers=1)
     with other as runner, pytest.raises(EdgeSteerError, match="is another file than here"):
-        made_in(tmp_path, plan, runner)
-    too_large = ray_runner("local", Setup(bundled_f16, "", ENGINE), SILENT, workers=1, gpus=64)
+        rows_in(tmp_path, plan, runner)
+    too_large = ray_runner("local", WorkerModel(bundled_f16, "", ENGINE), SILENT, workers=1, gpus=64)
     with pytest.raises(EdgeSteerError, match="no machine of the Ray cluster has 1 CPUs and 64 GPUs"), too_large:
         pass
 
@@ -111,11 +114,11 @@ def test_workers_that_always_die_end_the_sweep(plan: Plan, bundled_f16: Path, tm
                     worker.kill()
 
     killer = threading.Thread(target=kill_all)
-    with ray_runner("local", Setup(bundled_f16, digest(bundled_f16), ENGINE), heard, workers=1) as runner:
+    with ray_runner("local", WorkerModel(bundled_f16, digest(bundled_f16), ENGINE), heard, workers=1) as runner:
         killer.start()
         try:
             with pytest.raises(EdgeSteerError, match=r"3 Ray workers were lost over .*what is done is kept"):
-                made_in(tmp_path, plan, runner)
+                rows_in(tmp_path, plan, runner)
         finally:
             over.set()
             killer.join()
