@@ -21,6 +21,7 @@ import numpy.typing as npt
 from edge_steer.core.errors import VectorError
 
 Array = npt.NDArray[np.float32]
+Number = int | float | np.floating | np.integer  # what multiplies a vector
 Phase = Literal["all", "generated"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 UNKNOWN = "unknown"  # name of a model that a vector's file does not tell
@@ -195,7 +196,7 @@ class SteeringVector:
         return self._derived(merged, f"{self.digest[:12]} + {other.digest[:12]}", other)
 
     def __radd__(self, other: object) -> Self:
-        return self if other == 0 else NotImplemented  # sum() begins with 0
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # sum() begins with 0
 
     def __sub__(self, other: Self) -> Self:
         return self + -other if isinstance(other, SteeringVector) else NotImplemented
@@ -203,20 +204,20 @@ class SteeringVector:
     def __neg__(self) -> Self:
         return self * -1.0
 
-    def __mul__(self, factor: float) -> Self:
-        if not isinstance(factor, int | float | np.floating | np.integer):
+    def __mul__(self, factor: Number) -> Self:
+        if not isinstance(factor, Number):
             return NotImplemented
         scaled = {layer: direction * np.float32(factor) for layer, direction in self.directions.items()}
         return self._derived(scaled, f"{self.digest[:12]} * {factor:g}")
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> Self:
-        if not isinstance(divisor, int | float | np.floating | np.integer):
+    def __truediv__(self, divisor: Number) -> Self:
+        if not isinstance(divisor, Number):
             return NotImplemented
         if divisor == 0:
             raise VectorError("cannot divide a vector by 0")
-        return self * (1.0 / divisor)
+        return self * (1.0 / float(divisor))
 
     def project_out(self, other: Self) -> Self:
         """Made orthogonal to `other` at every layer of it that this vector has; other layers are kept as they are.
@@ -277,7 +278,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 def check_strength(strength: float) -> None:
     """Errors: VectorError for a strength that is not finite."""
-    if not isinstance(strength, int | float | np.floating | np.integer) or not math.isfinite(strength):
+    if not isinstance(strength, Number) or not math.isfinite(strength):
         raise VectorError(f"strength is {strength!r}; it must be a finite number")
 
 
