@@ -20,7 +20,7 @@ from edge_steer.extraction.methods import METHODS
 from edge_steer.llama.engine import Engine
 from edge_steer.models import quantize
 from edge_steer.models.recipe import ModelRecipe, bundled_model
-from edge_steer.pairs import pair
+from edge_steer.pairs.pair import read_pairs
 from edge_steer.reference.model import Reference
 
 
@@ -32,7 +32,7 @@ from edge_steer.reference.model import Reference
 @click.option("--threads", default=available_cores, type=int, help="Default: the cores this process may use.")
 def main(model: Path | None, pairs_file: Path | None, quants: str, pooling: str, threads: int) -> None:
     recipe = ModelRecipe.load(model or bundled_model())
-    contrast = pair.read(pairs_file or recipe.folder / "pairs.jsonl")
+    contrast = read_pairs(pairs_file or recipe.folder / "pairs.jsonl")
     reference = Reference.load(recipe.source, revision=recipe.revision, threads=threads)
     exact = record(reference, contrast, pooling=pooling)
     result: dict[str, object] = {"model": recipe.name, "pairs": len(contrast), "pooling": pooling, "threads": threads}

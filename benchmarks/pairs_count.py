@@ -18,19 +18,19 @@ from edge_steer.core.backend import EngineOptions, available_cores
 from edge_steer.core.stats import cosine
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import SteeringVector
-from edge_steer.evaluation.evaluate import evaluate
+from edge_steer.evaluation.evaluate import Evaluator
 from edge_steer.evaluation.figures import Figure, Summary, summarise
 from edge_steer.extraction.extract import extract
 from edge_steer.llama.engine import Engine
 from edge_steer.models import quantize
 from edge_steer.models.recipe import ModelRecipe, bundled_model
-from edge_steer.pairs import pair
+from edge_steer.pairs.pair import Pair, read_pairs
 from edge_steer.reference.model import Reference
 from edge_steer.storage.files import cache_folder
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.load import load_task
 from edge_steer.tasks.rows import UNSTEERED, Method
-from edge_steer.tasks.task import WORD_PROBLEMS
+from edge_steer.tasks.wordproblems import WORD_PROBLEMS
 
 QUANT = "Q8_0"
 FIGURES = ("steps", "tokens", "density", "accuracy")
@@ -53,7 +53,7 @@ def main(counts: str, problems: int, threads: int) -> None:
         llama = {size: extract(engine, contrast[:size]) for size in sizes}
 
         def measured(method: Method) -> dict[str, object]:
-            return figures(summarise(evaluate(engine, task, method, graders=graders, nll=False)))
+            return figures(summarise(Evaluator(engine, graders, nll=False).rows(task, method)))
 
         rows.append({"pairs": 0, "from": "unsteered", **measured(UNSTEERED)})
         for size in sizes:
@@ -70,13 +70,13 @@ def main(counts: str, problems: int, threads: int) -> None:
     print(json.dumps({"layer": recipe.layer, "strength": recipe.strength, "problems": problems, "rows": rows}))
 
 
-def make_pairs(folder: Path, count: int) -> tuple[pair.Pair, ...]:
+def make_pairs(folder: Path, count: int) -> tuple[Pair, ...]:
     """Pairs of the bundled model, made once and kept in the cache."""
     file = cache_folder() / f"abacus-{count}-pairs.jsonl"
     if not file.is_file():
         command = [sys.executable, str(folder / "prepare.py"), "pairs", "--count", str(count), "--out", str(file)]
         subprocess.run(command, check=True, stdout=sys.stderr)
-    return pair.read(file)
+    return read_pairs(file)
 
 
 def at(layer: int, a: SteeringVector, b: SteeringVector) -> float:

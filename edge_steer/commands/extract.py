@@ -1,6 +1,6 @@
-"""The command extract: pairs and a model to a steering vector, with figures of each layer.
+"""`edge-steer extract`: pairs and a model to a steering vector, with figures of each layer.
 
-Parses, calls, prints. Heavy packages are imported inside the command.
+Takes click's values, calls the library, prints the figures.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_steer.core.errors import EdgeSteerError, need
-from edge_steer.terminal.options import FILE, FOLDER
+from edge_steer.terminal.options import FILE, FOLDER, LAYERS, MODEL, revision_option
 from edge_steer.terminal.progress import NOTES, progress_bar, say
 from edge_steer.terminal.tables import print_table
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.argument("pairs_file", metavar="PAIRS", type=FILE)
-@click.option("-o", "--out", type=FILE, required=True, help="Where to write the steering vector (.safetensors).")
-@click.option("--layers", help="Layers to extract.  [default: all blocks]")
+@click.option("-o", "--output", type=FILE, required=True, help="Where to write the steering vector (.safetensors).")
+@click.option("--layers", type=LAYERS, metavar="LAYERS", help="Layers to extract.  [default: all blocks]")
 @click.option("--method", default="mean_difference", show_default=True,
               help="mean_difference, pca, pca_centred or logistic.")  # fmt: skip
 @click.option("--pooling", default="last", show_default=True,
               help="Tokens of an answer that are averaged: last, last:K, mean or token:I.")  # fmt: skip
 @click.option("--normalise", is_flag=True, help="Scale each direction to norm 1.")
 @click.option("--report", type=FOLDER, help="A folder for the figures of each layer: layers.json and layers.png.")
-@click.option("--revision", help="Commit of a hub model.")
-@click.option("--threads", type=click.IntRange(1, 512))
+@revision_option
+@click.option("--threads", type=click.IntRange(1, 512), help="[default: the cores this process may use]")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
 def extract(
     model: str,
     pairs_file: Path,
-    out: Path,
-    layers: str | None,
+    output: Path,
+    layers: tuple[int, ...] | None,
     method: str,
     pooling: str,
     normalise: bool,
@@ -51,16 +51,15 @@ def extract(
 
     MODEL is a folder or hub id, read in PyTorch, or a GGUF file of any quant (or owner/name:QUANT), read in llama.cpp.
     """
-    from dataclasses import replace
-
-    from edge_steer.core.vector import parse_layers
+    from edge_steer.core.backend import EngineOptions
     from edge_steer.extraction.extract import record, reduce
     from edge_steer.extraction.methods import method_named
     from edge_steer.extraction.pooling import pooling_named
-    from edge_steer.extraction.quality import measure
+    from edge_steer.extraction.quality import measure_layers
     from edge_steer.models import sources
-    from edge_steer.pairs.pair import read
-    from edge_steer.storage.files import digest
+    from edge_steer.models.load import load
+    from edge_steer.pairs.pair import read_pairs
+    from edge_steer.vectors import native
 
     if Path(model).is_file() and (revision or trust_remote_code):
         raise click.UsageError("--revision and --trust-remote-code are of Hugging Face models; MODEL is a GGUF file")
@@ -69,50 +68,45 @@ def extract(
         _make_folder(report)
     method_named(method)
     pooling_named(pooling)
-    found = read(pairs_file)
-    gguf = None if Path(model).is_dir() else sources.gguf(model, revision=revision, progress=NOTES)
-    with progress_bar() as progress:
-        progress("loading the model", 0, 1)
-        wanted = parse_layers(layers) if layers else None
-        if gguf:
-            from edge_steer.core.backend import EngineOptions
-            from edge_steer.llama.engine import Engine
-
-            with Engine.load(gguf, EngineOptions(threads=threads)) as engine:
-                states = record(engine, found, layers=wanted, pooling=pooling, progress=progress)
-            states = replace(states, model=replace(states.model, revision=digest(gguf)))
-        else:
-            from edge_steer.reference.model import Reference
-
-            reference = Reference.load(model, revision=revision, threads=threads, trust_remote_code=trust_remote_code)
-            states = record(reference, found, layers=wanted, pooling=pooling, progress=progress)
-        progress("measuring", 0, 1)
+    pairs = read_pairs(pairs_file)
+    is_gguf = not Path(model).is_dir() and isinstance(sources.find(model, revision=revision, progress=NOTES), Path)
+    with (
+        progress_bar() as progress,
+        load(
+            model, runtime="llama" if is_gguf else "torch", revision=revision, trust_remote_code=trust_remote_code,
+            options=EngineOptions(threads=threads), progress=progress,
+        ) as recorder,
+    ):  # fmt: skip
+        states = record(recorder, pairs, layers=layers, pooling=pooling, progress=progress)
+        progress("measuring the layers")
         vector = reduce(states, method, normalise=normalise)
-        qualities = measure(states, method)
-    from edge_steer.vectors import native
-
-    native.save(vector, out)
+        qualities = measure_layers(states, method)
+    native.save(vector, output)
     suggested = _print_layers(vector, qualities)
     if report:
         _write_report(report, vector, qualities, suggested)
         click.echo(f"wrote {report}/layers.json and layers.png")
-    click.echo(f"wrote {out}; next: edge-steer export {out} -o vector.gguf")
+    click.echo(f"wrote {output}; next: edge-steer export {output} -o vector.gguf")
 
 
 def _print_layers(vector: "SteeringVector", layers: "Sequence[LayerQuality]") -> tuple[int, ...]:
     """The figures of each layer, and the layers suggested."""
     from edge_steer.core.vector import spans
-    from edge_steer.extraction.quality import MIN_PAIRS, suggest
+    from edge_steer.extraction.quality import MIN_PAIRS, suggest_layers
 
     sizes = list(layers[0].stability)
     columns = ["layer", "norm", "of states"]
     if sizes:
         columns += ["AUC", *(f"cosine {size}" for size in sizes), f"{vector.pairs} / all"]
     rows = []
-    for at in layers:
-        row = [str(at.layer), f"{vector.norms[at.layer]:.4g}", f"{at.relative:.3f}"]
-        if at.separation is not None and at.expected is not None:
-            row += [f"{at.separation:.3f}", *(f"{at.stability[size]:.3f}" for size in sizes), f"{at.expected:.3f}"]
+    for quality in layers:
+        row = [str(quality.layer), f"{vector.norms[quality.layer]:.4g}", f"{quality.relative:.3f}"]
+        if quality.separation is not None and quality.expected is not None:
+            row += [
+                f"{quality.separation:.3f}",
+                *(f"{quality.stability[size]:.3f}" for size in sizes),
+                f"{quality.expected:.3f}",
+            ]
         rows.append(row)
     title = f"{vector.model}\n{vector.method}, pooling {vector.pooling}, {vector.pairs} pairs"
     print_table(columns, rows, title)
@@ -123,7 +117,7 @@ def _print_layers(vector: "SteeringVector", layers: "Sequence[LayerQuality]") ->
         "of states: norm over the states' mean norm. AUC: held-out pairs along the vector. cosine N: of vectors from\n"
         f"two sets of N pairs. {vector.pairs} / all: the cosine these let expect with the vector of unlimited pairs."
     )
-    suggested = suggest(layers, vector.model.block_count)
+    suggested = suggest_layers(layers, vector.model.block_count)
     if suggested:
         click.echo(f"suggested to try first: layers {spans(suggested)}; only a sweep shows which layer steers")
     return suggested
@@ -139,21 +133,25 @@ def _make_folder(folder: Path) -> None:
 def _write_report(
     folder: Path, vector: "SteeringVector", layers: "Sequence[LayerQuality]", suggested: tuple[int, ...]
 ) -> None:
-    import json
     from dataclasses import asdict
 
     from edge_steer.evaluation.plots import plot_layers
-    from edge_steer.storage.files import replacing
+    from edge_steer.storage.files import write_json
 
-    facts = {"vector": vector.digest, "model": asdict(vector.model), "method": vector.method, "pooling": vector.pooling,
-             "pairs": vector.pairs, "layers": [asdict(layer) for layer in layers],
-             "suggested": suggested}  # fmt: skip
-    with replacing(folder / "layers.json") as temporary:
-        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    figures = {
+        "vector": vector.digest,
+        "model": asdict(vector.model),
+        "method": vector.method,
+        "pooling": vector.pooling,
+        "pairs": vector.pairs,
+        "layers": [asdict(layer) for layer in layers],
+        "suggested": suggested,
+    }
+    write_json(folder / "layers.json", figures)
     plot_layers(
-        {at.layer: at.relative for at in layers},
-        {at.layer: at.separation for at in layers if at.separation is not None},
-        {at.layer: sorted(at.stability.items()) for at in layers if at.stability},
+        {quality.layer: quality.relative for quality in layers},
+        {quality.layer: quality.separation for quality in layers if quality.separation is not None},
+        {quality.layer: sorted(quality.stability.items()) for quality in layers if quality.stability},
         f"{vector.model.name}: {vector.method}, pooling {vector.pooling}, {vector.pairs} pairs",
         folder / "layers.png",
     )

@@ -1,28 +1,47 @@
-"""The commands of the group pairs: check, show and contrast; generate and rewrite are in cli_solutions.
+"""`edge-steer pairs`: generate solutions, rewrite them, check the pairs, show them, make other contrasts.
 
-Takes click's strings and files, prints what was found, and what was dropped and why.
+Takes click's values, calls the library, prints what it gives and what it leaves out.
 """
 
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_steer.commands.solutions import generate, list_left_out, rewrite
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.terminal.options import FILE, engine_options
+from edge_steer.terminal.options import (
+    FILE,
+    MODEL,
+    TASK,
+    TaskChoice,
+    engine_options,
+    grading_option,
+    quant_option,
+    revision_option,
+    runtime_option,
+    task_options,
+)  # fmt: skip
 from edge_steer.terminal.progress import NOTES, progress_bar, say
 from edge_steer.terminal.tables import print_table
 
 if TYPE_CHECKING:
     from edge_steer.core.backend import EngineOptions
-    from edge_steer.llama.engine import Engine
-    from edge_steer.pairs.checks import Check, Likelihood
+    from edge_steer.models.load import Runtime
+    from edge_steer.pairs.checks import CheckReport
+    from edge_steer.pairs.rewrite import Rewriter, Usage
+    from edge_steer.pairs.solutions import Solution
+    from edge_steer.tasks.answers import Kind
+
+LISTED = 10  # lines of what was left out; more are only counted
+ENDPOINT_TOKENS, LOCAL_TOKENS = 8192, 2048  # most of a rewrite: endpoints think out of sight
+MILLION = "for a million tokens"
+Prices = tuple[float, float]
 
 
 @click.group("pairs")
@@ -30,14 +49,155 @@ def pairs_group() -> None:
     """Contrastive pairs: make, rewrite, check, look at them."""
 
 
-pairs_group.add_command(generate)
-pairs_group.add_command(rewrite)
+@pairs_group.command()
+@click.argument("model", type=MODEL)
+@click.option("--task", "task_name", type=TASK, required=True, help="A task's name, NAME=FILE or a task.toml.")
+@click.option("-o", "--output", type=FILE, required=True, help="Where to keep the solutions (.jsonl).")
+@click.option("--solutions", "count", type=click.IntRange(1), default=50, show_default=True,
+              help="How many solutions to use.")  # fmt: skip
+@click.option("--problems", type=click.IntRange(1), help="Only the first problems of the task.")
+@click.option("--per-problem", type=click.IntRange(1), default=1, show_default=True,
+              help="Most solutions used of a problem.")  # fmt: skip
+@click.option("--wrong", is_flag=True, help="Use wrong solutions too.")
+@click.option("--evaluation", "evaluations", type=TASK, multiple=True,
+              help="Leave out the problems of this task.  [default: the task's own test split]")  # fmt: skip
+@grading_option
+@runtime_option
+@quant_option
+@revision_option
+@task_options
+@engine_options
+def generate(
+    model: str,
+    task_name: str,
+    output: Path,
+    count: int,
+    problems: int | None,
+    per_problem: int,
+    wrong: bool,
+    evaluations: tuple[str, ...],
+    grading_seconds: float,
+    runtime: "Runtime",
+    quant: str | None,
+    revision: str | None,
+    task_choice: TaskChoice,
+    engine: "EngineOptions",
+) -> None:
+    """Solve calibration problems with MODEL itself, graded; right and whole solutions are used.
+
+    MODEL is a GGUF file, a Hugging Face folder or a hub id. The same command goes on where a stopped one ended.
+    """
+    from edge_steer.models.load import load
+    from edge_steer.pairs import calibration
+    from edge_steer.pairs.solutions import generate_solutions, read_solutions
+    from edge_steer.tasks.grading import Graders
+
+    split = task_choice.split or calibration.CALIBRATION_SPLITS.get(task_name)
+    task = replace(task_choice, split=split).load(task_name, problems)
+    excluded = calibration.evaluation_tasks(task, evaluations, NOTES)
+    task = calibration.leave_out_evaluation_problems(task, excluded, NOTES)
+    with (
+        Graders(seconds=grading_seconds) as graders,
+        progress_bar() as progress,
+        load(model, quant, runtime=runtime, revision=revision, options=engine, progress=progress) as backend,
+    ):
+        chosen = generate_solutions(
+            backend, task, output, count=count, per_problem=per_problem, wrong=wrong,
+            at_once=engine.parallel, graders=graders, progress=progress,
+        )  # fmt: skip
+    _print_solutions(read_solutions(output), len(chosen), count)
+    click.echo(f"wrote {output}; next: edge-steer pairs rewrite {output} -o pairs.jsonl")
+
+
+@pairs_group.command()
+@click.argument("solutions_file", metavar="SOLUTIONS", type=FILE)
+@click.option("-o", "--output", type=FILE, help="Where to write the pairs (.jsonl).")
+@click.option("--model", help="Model of the endpoint.  [default: gpt-5.1, as DenseSteer]")
+@click.option("--base-url", help="The endpoint's address.  [default: $OPENAI_BASE_URL, else OpenAI's]")
+@click.option("--rewriter", type=MODEL, metavar="MODEL", help="Rewrite with this model on this machine instead.")
+@click.option("--solutions", "count", type=click.IntRange(1), help="Only the first solutions.")
+@click.option("-n", "--max-tokens", type=click.IntRange(1),
+              help="Most tokens of a rewrite, thinking included.  [default: 8192, 2048 with --rewriter]")  # fmt: skip
+@click.option("--temperature", type=click.FloatRange(0), help="[default: the endpoint's own]")
+@click.option("--reasoning-effort", help="As the endpoint knows it, such as low.  [default: its own]")
+@click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Requests at once.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True,
+              help="Seconds for one attempt.")  # fmt: skip
+@click.option("--attempts", type=click.IntRange(1), default=8, show_default=True, help="Attempts at a request.")
+@click.option("--price-in", type=click.FloatRange(0), help=f"Price {MILLION} sent, to know the cost.")
+@click.option("--price-out", type=click.FloatRange(0), help=f"Price {MILLION} received.")
+@click.option("--dry-run", is_flag=True, help="Send nothing: print a prompt and an estimate.")
+@engine_options
+def rewrite(
+    solutions_file: Path,
+    output: Path | None,
+    model: str | None,
+    base_url: str | None,
+    rewriter: str | None,
+    count: int | None,
+    max_tokens: int | None,
+    price_in: float | None,
+    price_out: float | None,
+    dry_run: bool,
+    engine: "EngineOptions",
+    **sending: Any,
+) -> None:
+    """Have SOLUTIONS rewritten densely, by an OpenAI-compatible endpoint or a --rewriter, and write the pairs.
+
+    The key is taken from $OPENAI_API_KEY; a server on this machine needs none. Only the problem and the solution are
+    sent. Each finished rewrite is kept in a file beside the pairs, and is not asked for again.
+    """
+    from edge_steer.models.load import load
+    from edge_steer.pairs.endpoint import Endpoint
+    from edge_steer.pairs.pair import write_pairs
+    from edge_steer.pairs.rewrite import (
+        DEFAULT_REWRITER,
+        ModelRewriter,
+        dense_pairs,
+        estimate_usage,
+        prompt_of,
+        rewrite_solutions,
+    )
+    from edge_steer.pairs.solutions import read_chosen_solutions
+
+    if (price_in is None) != (price_out is None):
+        raise click.UsageError("--price-in and --price-out belong together")
+    prices = None if price_in is None or price_out is None else (price_in, price_out)
+    if rewriter and (model or base_url):
+        raise click.UsageError("--rewriter is a model on this machine; leave out --model and --base-url")
+    solutions = read_chosen_solutions(solutions_file)[:count]
+    if dry_run:
+        click.echo(prompt_of(solutions[0]))
+        click.echo(f"\nnothing sent; estimate of all: {_with_cost(estimate_usage(solutions), prices)}")
+        return
+    if output is None:
+        raise click.UsageError("name the pairs to write with --output, or only look with --dry-run")
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(progress_bar())
+        asked: Rewriter
+        if rewriter:
+            backend = stack.enter_context(load(rewriter, options=engine, progress=progress))
+            asked = ModelRewriter(backend, max_tokens or LOCAL_TOKENS)
+        else:
+            asked = Endpoint(model or DEFAULT_REWRITER, base_url, max_tokens or ENDPOINT_TOKENS, **sending)
+        rewrites_file = output.with_name(f"{output.stem}.rewrites.jsonl")
+        rewriting = rewrite_solutions(solutions, asked, rewrites_file, progress=progress)
+    dense = dense_pairs(solutions, rewriting.rewrites)
+    _list_left_out(dense.left_out)
+    if rewriting.usage.requests:
+        click.echo(f"used: {_with_cost(rewriting.usage, prices)}")
+    if rewriting.total_usage != rewriting.usage:
+        click.echo(f"used over all runs: {_with_cost(rewriting.total_usage, prices)}")
+    write_pairs(dense.pairs, output)
+    again = "; the same command asks again for the rest" if dense.left_out else ""
+    click.echo(f"wrote {output}: {len(dense.pairs)} pairs of {len(solutions)} solutions{again}")
+    click.echo(f"next: edge-steer pairs check {output} -o checked.jsonl")
 
 
 @pairs_group.command()
 @click.argument("file", type=FILE)
-@click.option("-o", "--out", type=FILE, help="Write the pairs that pass here (.jsonl).")
-@click.option("--model", help="The model the pairs are for: its tokenizer counts.  [default: words are counted]")
+@click.option("-o", "--output", type=FILE, help="Write the pairs that pass here (.jsonl).")
+@click.option("--model", type=MODEL, help="The model the pairs are for: its tokenizer counts.  [default: words count]")
 @click.option("--numbers/--no-numbers", default=True, show_default=True,
               help="Drop a pair whose rewrite drops or adds a computed number.")  # fmt: skip
 @click.option("--nll", is_flag=True, help="Score both sides under --model.")
@@ -48,13 +208,12 @@ pairs_group.add_command(rewrite)
               help="Score another model's solutions to the same problems too.")  # fmt: skip
 @click.option("--plot", type=FILE, help="Plot the NLL of every text (.png).")
 @click.option("--grader", "kind", type=click.Choice(["math", "letter"]), default="math", show_default=True)
-@click.option("--grading-seconds", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True,
-              help="Time limit for grading an answer.")  # fmt: skip
+@grading_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a pair, then one of the NLL.")
 @engine_options
 def check(
     file: Path,
-    out: Path | None,
+    output: Path | None,
     model: str | None,
     numbers: bool,
     nll: bool,
@@ -62,83 +221,75 @@ def check(
     keep_lowest: int | None,
     traces: tuple[str, ...],
     plot: Path | None,
-    kind: Any,
+    kind: "Kind",
     grading_seconds: float,
     as_json: bool,
     engine: "EngineOptions",
 ) -> None:
     """Check that each rewrite is right, denser, has the same computed numbers and, if asked, is likely enough.
 
-    What is dropped is listed with the reason. Without --out the status is 1 if a pair is dropped.
+    What is dropped is listed with the reason. Without --output the status is 1 if a pair is dropped.
     """
-    from edge_steer.evaluation import plots
-    from edge_steer.pairs import checks
-    from edge_steer.pairs import pair as pairs_pair
-    from edge_steer.pairs.solutions import load
+    from edge_steer.models.load import load
+    from edge_steer.pairs.checks import check_pairs
+    from edge_steer.pairs.criteria import Criteria
+    from edge_steer.pairs.pair import read_pairs, write_pairs
+    from edge_steer.pairs.solutions import read_solutions
     from edge_steer.tasks.grading import Graders
 
-    rules = checks.Rules(numbers, max_nll_ratio, keep_lowest)
-    scored = nll or rules.by_nll or bool(traces) or plot is not None
+    criteria = Criteria(numbers, max_nll_ratio, keep_lowest)
+    scored = nll or criteria.by_nll or bool(traces) or plot is not None
     if scored and not model:
         raise click.UsageError("an NLL is that of a model: name it with --model")
-    others = {name: load(path)[1] for name, path in map(_assignment, traces)}
-    pairs = pairs_pair.read(file)
-    likelihoods: list[Likelihood] = []
+    others = {name: read_solutions(path) for name, path in map(_name_and_path, traces)}
+    pairs = read_pairs(file)
     with contextlib.ExitStack() as stack:
-        count, backend = _counter(stack, model, scored, engine)
         graders = stack.enter_context(Graders(seconds=grading_seconds))
-        found = checks.check(pairs, count, graders, kind)
-        if backend:
-            progress = stack.enter_context(progress_bar())
-            found = checks.score(backend, pairs, found, progress)
-            likelihoods = checks.likelihoods(backend, pairs, found, others, progress)
-    reasons = checks.select(found, rules)
-    kept = [pair for pair, why in zip(pairs, reasons, strict=True) if not why]
+        progress = stack.enter_context(progress_bar())
+        backend = stack.enter_context(load(model, options=engine, progress=progress)) if model else None
+        count_tokens = (lambda text: len(backend.encode(text, start=False))) if backend else None
+        report = check_pairs(
+            pairs, backend=backend if scored else None, count_tokens=count_tokens, criteria=criteria,
+            graders=graders, kind=kind, traces=others, progress=progress,
+        )  # fmt: skip
     if plot:
-        texts = {row.source: list(row.values.values()) for row in likelihoods}
-        plots.plot_likelihoods(texts, f"under {Path(str(model)).name}", plot)
+        from edge_steer.evaluation.plots import plot_likelihoods
+
+        texts = {row.source: list(row.values.values()) for row in report.likelihoods}
+        plot_likelihoods(texts, f"under {Path(str(model)).name}", plot)
     if as_json:
-        for row, why in zip(found, reasons, strict=True):
-            ratios = {"density_ratio": row.density_ratio, "nll_ratio": row.nll_ratio}
-            click.echo(json.dumps({**asdict(row), **ratios, "reasons": why}))
-        if likelihoods:
-            click.echo(json.dumps({"nll": [asdict(row) for row in likelihoods]}))
+        _print_json(report)
     else:
-        _print_checks(found, "tokens" if model else "words")
-        _print_likelihoods(likelihoods)
-        for row, why in zip(found, reasons, strict=True):
-            if why:
-                click.echo(f"{row.name}: {'; '.join(why)}")
-            elif row.dropped or row.added:
-                click.echo(f"{row.name}: kept, with other numbers: {_changed_numbers(row)}")
-        passed = ["right and denser", *["with the same computed numbers"] * numbers, *["likely enough"] * rules.by_nll]
-        click.echo(f"{len(kept)} of {len(pairs)} pairs are {', '.join(passed)}")
-    if out:
-        if not kept:
-            raise EdgeSteerError(f"no pair passes; {out} is not written")
-        pairs_pair.write(out, kept)
-        say(f"wrote {out}")
-    elif len(kept) < len(pairs):
+        _print_report(report, "tokens" if model else "words")
+        passed = ["right and denser", *["with the same computed numbers"] * numbers]
+        passed += ["likely enough"] * criteria.by_nll
+        click.echo(f"{len(report.passing)} of {len(pairs)} pairs are {', '.join(passed)}")
+    if output:
+        if not report.passing:
+            raise EdgeSteerError(f"no pair passes; {output} is not written")
+        write_pairs(report.passing, output)
+        say(f"wrote {output}")
+    elif report.dropped:
         sys.exit(1)
 
 
 @pairs_group.command()
 @click.argument("file", type=FILE)
-@click.option("--limit", type=click.IntRange(1), default=3, show_default=True)
-def show(file: Path, limit: int) -> None:
+@click.option("--pairs", "count", type=click.IntRange(1), default=3, show_default=True, help="How many pairs.")
+def show(file: Path, count: int) -> None:
     """Print pairs side by side: the text of the style to leave and that of the style to steer towards."""
-    from edge_steer.pairs.pair import read
+    from edge_steer.pairs.pair import read_pairs
 
-    found = read(file)
-    for pair in found[:limit]:
+    pairs = read_pairs(file)
+    for pair in pairs[:count]:
         negative, positive = reversed(pair.sides)
         same = positive.prompt == negative.prompt
         print_table(
             ["sparse (negative)", "dense (positive)"],
-            [[side.answer if same else f"{_prompt(side.prompt)}\n\n{side.answer}" for side in (negative, positive)]],
-            _prompt(positive.prompt) if same else None,
+            [[side.answer if same else f"{side.prompt_text}\n\n{side.answer}" for side in (negative, positive)]],
+            positive.prompt_text if same else None,
         )
-    click.echo(f"{min(limit, len(found))} of {len(found)} pairs shown")
+    click.echo(f"{min(count, len(pairs))} of {len(pairs)} pairs shown")
 
 
 @pairs_group.command()
@@ -146,17 +297,17 @@ def show(file: Path, limit: int) -> None:
     "kind", type=click.Choice(["in-family", "opposites", "letters", "reflection", "personas", "texts"])
 )  # fmt: skip
 @click.argument("files", type=FILE, nargs=-1, required=True)
-@click.option("-o", "--out", type=FILE, required=True, help="Where to write the pairs (.jsonl).")
-@click.option("--positive", help="personas: the persona to steer towards.")
-@click.option("--negative", help="personas: the persona to leave.")
+@click.option("-o", "--output", type=FILE, required=True, help="Where to write the pairs (.jsonl).")
+@click.option("--positive", default="", help="personas: the persona to steer towards.")
+@click.option("--negative", default="", help="personas: the persona to leave.")
 @click.option("--template", help="personas: the user's turn, with {persona}.  [default: Act as if you're {persona}.]")
 @click.option("--beginnings", is_flag=True, help="personas: also every beginning of a text, word by word.")
 def contrast(
     kind: str,
     files: tuple[Path, ...],
-    out: Path,
-    positive: str | None,
-    negative: str | None,
+    output: Path,
+    positive: str,
+    negative: str,
     template: str | None,
     beginnings: bool,
 ) -> None:
@@ -170,69 +321,67 @@ def contrast(
     personas    TEXTS that begin an answer, one a line, under two personas (repeng)
     texts       POSITIVE and NEGATIVE texts, one a line (llama-cvector-generator)
     """
-    from edge_steer.pairs import pair
-    from edge_steer.pairs.contrasts import CONTRASTS, Sources
+    from edge_steer.pairs.contrasts import CONTRASTS, PERSONA, Sources
+    from edge_steer.pairs.pair import write_pairs
 
     if kind != "personas" and (positive or negative or template or beginnings):
         raise click.UsageError("--positive, --negative, --template and --beginnings belong to personas")
-    sources = Sources(files, (positive or "", negative or ""), beginnings=beginnings)
-    made = CONTRASTS[kind](replace(sources, template=template) if template else sources)
-    list_left_out(made.left_out)
-    pair.write(out, made.pairs)
-    click.echo(f"wrote {out}: {len(made.pairs)} pairs; next: edge-steer extract MODEL {out} -o vector.safetensors")
+    contrasted = CONTRASTS[kind](Sources(files, (positive, negative), template or PERSONA, beginnings))
+    _list_left_out(contrasted.left_out)
+    write_pairs(contrasted.pairs, output)
+    count = len(contrasted.pairs)
+    click.echo(f"wrote {output}: {count} pairs; next: edge-steer extract MODEL {output} -o vector.safetensors")
 
 
-def _counter(
-    stack: contextlib.ExitStack, model: str | None, scored: bool, engine: "EngineOptions"
-) -> "tuple[Callable[[str], int], Engine | None]":
-    """What counts a text's tokens, and the engine if there is to be one."""
-    if not model:
-        return (lambda text: len(text.split())), None
-    from edge_steer.llama.engine import Engine
-    from edge_steer.llama.model import LlamaModel
-    from edge_steer.models import quantize
-
-    path = quantize.gguf_for(model, progress=NOTES)
-    if not scored:
-        vocabulary = stack.enter_context(LlamaModel(path))
-        return (lambda text: len(vocabulary.tokenize(text, add_special=False))), None
-    backend = stack.enter_context(Engine.load(path, engine))
-    return (lambda text: len(backend.encode(text, start=False))), backend
-
-
-def _assignment(given: str) -> tuple[str, Path]:
-    name, sign, path = given.partition("=")
+def _name_and_path(text: str) -> tuple[str, Path]:
+    name, sign, path = text.partition("=")
     if not (name and sign and path):
-        raise click.UsageError(f"--traces {given!r}: write NAME=FILE")
+        raise click.UsageError(f"--traces {text!r}: write NAME=FILE")
     return name, Path(path)
 
 
-def _prompt(prompt: Any) -> str:
-    """What stands before an answer, as text; a role is named unless it is the user's only turn."""
-    if isinstance(prompt, str):
-        return prompt
-    named = len(prompt) > 1
-    return "\n".join(f"{m['role']}: {m['content']}" if named else m["content"] for m in prompt)
+def _list_left_out(lines: Sequence[str]) -> None:
+    """What gave no pair, and why, on stderr."""
+    for line in lines[:LISTED]:
+        say(f"left out: {line}")
+    if len(lines) > LISTED:
+        say(f"left out: {len(lines) - LISTED} more")
 
 
-def _print_checks(found: "Sequence[Check]", unit: str) -> None:
+def _with_cost(usage: "Usage", prices: Prices | None) -> str:
+    return str(usage) if prices is None else f"{usage}, cost {usage.cost(*prices):.4f}"
+
+
+def _print_solutions(solutions: "Sequence[Solution]", chosen: int, count: int) -> None:
+    outcomes = Counter(solution.outcome for solution in solutions)
+    rows = [[name, str(outcomes[name])] for name in ("right", "wrong", "cut off", "error")]
+    problems = len({solution.id for solution in solutions})
+    print_table(["", ""], rows, f"{len(solutions)} solutions of {problems} problems")
+    for solution in solutions:
+        if solution.error:
+            say(f"{solution.id}: {solution.error}")
+    short = "" if chosen == count else f", {count} were asked: give more problems, or several --samples"
+    click.echo(f"{chosen} solutions to use{short}")
+
+
+def _print_json(report: "CheckReport") -> None:
+    for record in report.records():
+        click.echo(json.dumps(record))
+    if report.likelihoods:
+        click.echo(json.dumps({"nll": [asdict(row) for row in report.likelihoods]}))
+
+
+def _print_report(report: "CheckReport", unit: str) -> None:
+    rows = [[name, f"{negative:.1f}", f"{positive:.1f}"] for name, (negative, positive) in report.means.items()]
+    print_table(["", "sparse", "dense"], rows, f"means over {len(report.pairs)} pairs, counted in {unit}")
     rows = []
-    for name in ("steps", "tokens", "density"):
-        sides = ([getattr(row, f"{side}_{name}") for row in found] for side in ("negative", "positive"))
-        rows.append([name, *(f"{sum(values) / len(found):.1f}" for values in sides)])
-    print_table(["", "sparse", "dense"], rows, f"means over {len(found)} pairs, counted in {unit}")
-
-
-def _print_likelihoods(found: "Sequence[Likelihood]") -> None:
-    if not found:
-        return
-    rows = []
-    for row in found:
+    for row in report.likelihoods:
         interval = "" if row.interval is None else "{:.3f}..{:.3f}".format(*row.interval)
         rows.append([row.source, str(len(row.values)), f"{row.mean:.3f}", interval, f"{row.ratio:.2f}"])
-    print_table(["", "texts", "NLL", "95% interval", "to own"], rows, "NLL per token in nats under the model")
-
-
-def _changed_numbers(row: "Check") -> str:
-    parts = (("dropped", row.dropped), ("added", row.added))
-    return ", ".join(f"{what} {' '.join(numbers)}" for what, numbers in parts if numbers)
+    if rows:
+        print_table(["", "texts", "NLL", "95% interval", "to own"], rows, "NLL per token in nats under the model")
+    for check, reasons in zip(report.checks, report.reasons, strict=True):
+        if reasons:
+            click.echo(f"{check.name}: {'; '.join(reasons)}")
+        elif check.number_changes:
+            click.echo(f"{check.name}: kept, with other numbers: {', '.join(check.number_changes)}")

@@ -1,25 +1,37 @@
 """Pairs to a steering vector: record each answer's residual stream at every layer, then reduce over the pairs.
 
-Takes a Recorder (PyTorch or llama.cpp) and pairs, gives a SteeringVector. It knows nothing of files, of how a model
-runs, or of what steers later.
+Takes a running model (PyTorch or llama.cpp) and pairs, gives a SteeringVector. It knows nothing of vector files, of
+how a model runs, or of what steers later.
 """
 
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Protocol
 
 import numpy as np
 
-from edge_steer.core.backend import Fork, Recorder
+from edge_steer.core.backend import Recorder, SharedPrompt
 from edge_steer.core.errors import EdgeSteerError, RequestError, VectorError
 from edge_steer.core.progress import SILENT, Progress
+from edge_steer.core.streaming import common_prefix
 from edge_steer.core.vector import Array, ModelIdentity, SteeringVector
 from edge_steer.extraction.methods import method_named
 from edge_steer.extraction.pooling import pooling_named
-from edge_steer.pairs.pair import Pair, digest
+from edge_steer.pairs.pair import Pair, digest_pairs
+from edge_steer.storage.provenance import Provenance
 
-HELD_BYTES = 2**30  # more states than this lie in a temporary file, not in memory
+MAX_BYTES_IN_MEMORY = 2**30  # more states than this are kept in a temporary file
+Span = Callable[[int], tuple[int, int]]  # as pooling_named gives
+
+
+class RecordedModel(Recorder, Protocol):
+    """A Recorder that says what its numbers depend on: an Engine, or a Reference."""
+
+    @property
+    def provenance(self) -> Provenance: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,24 +51,24 @@ class PairStates:
 
 
 def extract(
-    recorder: Recorder,
+    model: RecordedModel,
     pairs: Sequence[Pair],
     *,
     layers: Sequence[int] | None = None,
-    method: str = "mean_difference",
     pooling: str = "last",
+    method: str = "mean_difference",
     normalise: bool = False,
     batch_tokens: int = 1024,
     progress: Progress = SILENT,
 ) -> SteeringVector:
     """The vector that leads from the negative answers to the positive ones: `record`, then `reduce`."""
     method_named(method)
-    states = record(recorder, pairs, layers=layers, pooling=pooling, batch_tokens=batch_tokens, progress=progress)
+    states = record(model, pairs, layers=layers, pooling=pooling, batch_tokens=batch_tokens, progress=progress)
     return reduce(states, method, normalise=normalise)
 
 
 def record(
-    recorder: Recorder,
+    model: RecordedModel,
     pairs: Sequence[Pair],
     *,
     layers: Sequence[int] | None = None,
@@ -64,31 +76,33 @@ def record(
     batch_tokens: int = 1024,
     progress: Progress = SILENT,
 ) -> PairStates:
-    """The state of every answer at `layers` (None: every block), pooled over its tokens as `methods.pooling_named`.
+    """The state of every answer at `layers` (None: every block), pooled over its tokens as `pooling.pooling_named`.
 
     Each answer follows its prompt (in the model's chat template, unless the pair is raw) without an end token, so
     pooling "last" takes the token before it. batch_tokens: tokens run at once, about. The states take 8 bytes for
-    each pair, layer and hidden dimension; more than HELD_BYTES of them are kept in a temporary file.
+    each pair, layer and hidden dimension; more than MAX_BYTES_IN_MEMORY of them are kept in a temporary file.
     Errors: VectorError for no pairs, a layer that is not there or an unknown pooling; RequestError for answers of
-    equal tokens, too short for the pooling or too long for the context; EdgeSteerError for a disk that is too full.
+    equal tokens, too short for the pooling or too long for the context; EdgeSteerError for values that are no pairs, or
+    a disk that is too full.
     """
     if not pairs:
         raise VectorError("no pairs; at least one is needed")
-    wanted = tuple(sorted(set(range(recorder.model.block_count) if layers is None else layers)))
-    recorder.model.check_layers(wanted)
+    if wrong := next((pair for pair in pairs if not isinstance(pair, Pair)), None):
+        raise EdgeSteerError(f"{type(wrong).__name__} is no Pair; read a file of pairs by read_pairs")
+    identity = _identity(model)
+    chosen = tuple(sorted(set(range(identity.block_count) if layers is None else layers)))
+    identity.check_layers(chosen)
     span = pooling_named(pooling)
-    forks = [_fork(recorder, pair, pair.id or f"pair {number}", span) for number, pair in enumerate(pairs, 1)]
-    states = _room((2, len(wanted), len(pairs), recorder.model.hidden_size))
-    done = 0
+    prompts = [_shared_prompt(model, pair, pair.id or f"pair {n}", span) for n, pair in enumerate(pairs, 1)]
+    states = _new_states((2, len(chosen), len(pairs), identity.hidden_size))
+    done = count(1)
 
-    def take(index: int, found: Array) -> None:
-        nonlocal done
-        states[:, :, index] = found.swapaxes(0, 1)
-        done += 1
-        progress("recording states", done, len(pairs))
+    def take(index: int, answer_states: Array) -> None:
+        states[:, :, index] = answer_states.swapaxes(0, 1)
+        progress("recording states", next(done), len(pairs))
 
-    recorder.answer_states(forks, wanted, take, batch_tokens=batch_tokens)
-    return PairStates(states[0], states[1], wanted, recorder.model, pooling, digest(pairs))
+    model.answer_states(prompts, chosen, take, batch_tokens=batch_tokens)
+    return PairStates(states[0], states[1], chosen, identity, pooling, digest_pairs(pairs))
 
 
 def reduce(states: PairStates, method: str = "mean_difference", *, normalise: bool = False) -> SteeringVector:
@@ -116,31 +130,36 @@ def reduce(states: PairStates, method: str = "mean_difference", *, normalise: bo
     )
 
 
-def _fork(recorder: Recorder, pair: Pair, name: str, span: Callable[[int], tuple[int, int]]) -> Fork:
+def _identity(model: RecordedModel) -> ModelIdentity:
+    """The model's identity; the revision of a GGUF is the digest of its file."""
+    if model.model.revision is not None:
+        return model.model
+    return replace(model.model, revision=model.provenance.model["digest"])
+
+
+def _shared_prompt(model: Recorder, pair: Pair, name: str, span: Span) -> SharedPrompt:
     """Positive and negative behind what their prompts have in common, each as far as the last token averaged."""
-    (prompt, answer), (other, other_answer) = (side.tokens(recorder) for side in pair.sides)
+    (prompt, answer), (other, other_answer) = (side.tokens(model) for side in pair.sides)
     if (*prompt, *answer) == (*other, *other_answer):
         raise RequestError(f"{name}: both sides are the same tokens; a pair needs two different ones")
     longest = max(len(prompt) + len(answer), len(other) + len(other_answer))
-    if longest > recorder.context:
+    if longest > model.context:
         raise RequestError(
-            f"{name} has {longest} tokens with its question; the context holds {recorder.context}; shorten it"
+            f"{name} has {longest} tokens with its question; the context holds {model.context}; shorten it"
         )
-    common = 0
-    while common < min(len(prompt), len(other)) and prompt[common] == other[common]:
-        common += 1
     try:
         spans = [span(len(tokens)) for tokens in (answer, other_answer)]
     except RequestError as error:
         raise RequestError(f"{name}: {error}; use another pooling or leave the pair out") from None
+    common = common_prefix(prompt, other)
     branches = ((*prompt[common:], *answer[: spans[0][1]]), (*other[common:], *other_answer[: spans[1][1]]))
-    return Fork(prompt[:common], branches, tuple(end - first for first, end in spans))
+    return SharedPrompt(prompt[:common], branches, tuple(end - first for first, end in spans))
 
 
-def _room(shape: tuple[int, ...]) -> Array:
-    """An array of this shape, in a temporary file that is gone with it if it is large."""
+def _new_states(shape: tuple[int, ...]) -> Array:
+    """An array of this shape; a large one lies in a temporary file that goes away with it."""
     size = 4 * int(np.prod(shape))
-    if size <= HELD_BYTES:
+    if size <= MAX_BYTES_IN_MEMORY:
         return np.empty(shape, dtype=np.float32)
     if size > (free := shutil.disk_usage(tempfile.gettempdir()).free):
         raise EdgeSteerError(

@@ -46,10 +46,10 @@ class LayerQuality:
         return max(0.0, 2 * self.separation - 1) * max(0.0, self.stability[max(self.stability)])
 
 
-def measure(states: PairStates, method: str = "mean_difference") -> list[LayerQuality]:
+def measure_layers(states: PairStates, method: str = "mean_difference") -> list[LayerQuality]:
     """The figures of every layer for vectors made by `method`. Errors: VectorError for an unknown method."""
     direct = method_named(method)
-    found = []
+    qualities = []
     for row, layer in enumerate(states.layers):
         both = np.concatenate((states.positive[row], states.negative[row]), dtype=np.float64)
         size = float(np.linalg.norm(both, axis=1).mean())
@@ -57,15 +57,15 @@ def measure(states: PairStates, method: str = "mean_difference") -> list[LayerQu
         norm = float(np.linalg.norm(direct(positive, negative)))
         relative = norm / size if size else 0.0
         if states.pairs < MIN_PAIRS:
-            found.append(LayerQuality(layer, norm, relative, None, {}, None))
+            qualities.append(LayerQuality(layer, norm, relative, None, {}, None))
             continue
         curve = stability(positive, negative, direct)
         auc = separation(positive, negative, direct)
-        found.append(LayerQuality(layer, norm, relative, auc, curve, expected_cosine(curve, states.pairs)))
-    return found
+        qualities.append(LayerQuality(layer, norm, relative, auc, curve, expected_cosine(curve, states.pairs)))
+    return qualities
 
 
-def suggest(layers: Sequence[LayerQuality], block_count: int) -> tuple[int, ...]:
+def suggest_layers(layers: Sequence[LayerQuality], block_count: int) -> tuple[int, ...]:
     """At most SUGGESTED layers to try first: of those whose score is near the best one's, those nearest the middle.
 
     Scores alone do not tell layers apart that separate pairs equally well, and DenseSteer found middle layers to steer
@@ -80,11 +80,11 @@ def separation(positive: Floats, negative: Floats, method: Method = mean_differe
     """The mean over folds of the AUC of held-out pairs, projected on the vector of all other pairs."""
     folds = np.array_split(np.random.default_rng(seed).permutation(len(positive)), FOLDS)
     areas = []
-    for held in folds:
-        others = np.setdiff1d(np.arange(len(positive)), held)
+    for fold in folds:
+        others = np.setdiff1d(np.arange(len(positive)), fold)
         vector = method(positive[others], negative[others])
-        areas.append(auc(positive[held] @ vector, negative[held] @ vector))
-    return float(np.average(areas, weights=[len(held) for held in folds]))
+        areas.append(auc(positive[fold] @ vector, negative[fold] @ vector))
+    return float(np.average(areas, weights=[len(fold) for fold in folds]))
 
 
 def auc(positive: Floats, negative: Floats) -> float:

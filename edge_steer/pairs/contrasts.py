@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.pairs.pair import Pair
-from edge_steer.pairs.solutions import Solution, kept, load
+from edge_steer.pairs.pair import ContrastPairs, Pair
+from edge_steer.pairs.solutions import Solution, read_solutions, usable_solutions
 from edge_steer.storage.files import read_lines, readable
 
 Thought = Literal["execution", "reflection", "transition"]
@@ -50,15 +50,7 @@ class Sources:
     beginnings: bool = False
 
 
-@dataclass(frozen=True)
-class Made:
-    """The pairs, and a line for each source of one that gave none."""
-
-    pairs: tuple[Pair, ...]
-    left_out: tuple[str, ...] = ()
-
-
-def in_family(sources: Sources) -> Made:
+def in_family(sources: Sources) -> ContrastPairs:
     """InFamilySteer: a larger model's right solutions against the target's own to the same problems.
 
     Files: the larger model's solutions, the target's. The pair is asked as the target was.
@@ -67,7 +59,7 @@ def in_family(sources: Sources) -> Made:
     return _traces(positive, negative, lambda own, other: own.system)
 
 
-def opposites(sources: Sources) -> Made:
+def opposites(sources: Sources) -> ContrastPairs:
     """CAA on free answers: a model's right solutions under one system message against those under its opposite.
 
     Files: the solutions under the wanted message, those under the other. The pair is asked without either.
@@ -78,7 +70,7 @@ def opposites(sources: Sources) -> Made:
     return _traces(positive, negative, lambda own, other: None)
 
 
-def letters(sources: Sources) -> Made:
+def letters(sources: Sources) -> ContrastPairs:
     """CAA (Panickssery et al., 2024): the letter of the answer with the behaviour against the other letter.
 
     File: JSON or JSONL with question, answer_matching_behavior, answer_not_matching_behavior. The answer ends with the
@@ -93,10 +85,10 @@ def letters(sources: Sources) -> Made:
         question, positive, negative = (str(value).strip() for value in fields)
         name = f"question {number}"
         pairs.append(_pair(path, question=question, positive=_letter(positive), negative=_letter(negative), id=name))
-    return Made(tuple(pairs))
+    return ContrastPairs(tuple(pairs))
 
 
-def reflection(sources: Sources) -> Made:
+def reflection(sources: Sources) -> ContrastPairs:
     """SEAL (Chen et al., 2025): about to execute a step, against about to reflect or to change the approach.
 
     File: solutions of the target, right or wrong, whole. Paragraphs are classed by `thought_of`. For each one of
@@ -105,7 +97,7 @@ def reflection(sources: Sources) -> Made:
     """
     [path] = _files(sources, "the target's solutions")
     pairs, left_out = [], []
-    for solution in kept(load(path)[1], per_problem=MANY, wrong=True):
+    for solution in usable_solutions(read_solutions(path), per_problem=MANY, wrong=True):
         thoughts = list(_thoughts(solution.text))
         executions = [end for end, thought in thoughts if thought == "execution"]
         others = [(end, thought) for end, thought in thoughts if thought != "execution"]
@@ -124,10 +116,10 @@ def reflection(sources: Sources) -> Made:
                     system=solution.system,
                 )
             )
-    return Made(tuple(pairs), tuple(left_out))
+    return ContrastPairs(tuple(pairs), tuple(left_out))
 
 
-def personas(sources: Sources) -> Made:
+def personas(sources: Sources) -> ContrastPairs:
     """Two prompts: the same beginning of an answer under one persona and under the other, as repeng's users do.
 
     File: beginnings of answers, one a line. The persona stands in the user's turn.
@@ -141,7 +133,7 @@ def personas(sources: Sources) -> Made:
     texts = read_lines(path, "beginnings of answers, one a line")
     if sources.beginnings:
         texts = list(dict.fromkeys(text[: word.end()] for text in texts for word in re.finditer(r"\S+", text)))
-    return Made(
+    return ContrastPairs(
         tuple(
             _pair(path, question=wanted, positive=text, negative=text, id=f"text {number}", negative_question=other)
             for number, text in enumerate(texts, 1)
@@ -149,7 +141,7 @@ def personas(sources: Sources) -> Made:
     )
 
 
-def texts(sources: Sources) -> Made:
+def texts(sources: Sources) -> ContrastPairs:
     """Two plain files as llama-cvector-generator takes them: a text a line, already in the model's own format.
 
     Line i of one belongs to line i of the other; \\n and its like are read as escapes.
@@ -160,7 +152,7 @@ def texts(sources: Sources) -> Made:
         raise EdgeSteerError(
             f"{first} has {len(positive)} texts and {second} {len(negative)}; they must be of one number"
         )
-    return Made(
+    return ContrastPairs(
         tuple(
             _pair(first, question="", positive=_unescaped(a), negative=_unescaped(b), id=f"text {number}", raw=True)
             for number, (a, b) in enumerate(zip(positive, negative, strict=True), 1)
@@ -168,7 +160,7 @@ def texts(sources: Sources) -> Made:
     )
 
 
-CONTRASTS: dict[str, Callable[[Sources], Made]] = {
+CONTRASTS: dict[str, Callable[[Sources], ContrastPairs]] = {
     "in-family": in_family,
     "opposites": opposites,
     "letters": letters,
@@ -204,10 +196,10 @@ def _thoughts(text: str) -> Iterator[tuple[int, Thought]]:
 
 def _traces(
     positive: Sequence[Solution], negative: Sequence[Solution], system: Callable[[Solution, Solution], str | None]
-) -> Made:
+) -> ContrastPairs:
     """Solutions to the same questions side by side, the first right one of each."""
-    first = {solution.question: solution for solution in reversed(kept(positive))}
-    own = {solution.question: solution for solution in reversed(kept(negative))}
+    first = {solution.question: solution for solution in reversed(usable_solutions(positive))}
+    own = {solution.question: solution for solution in reversed(usable_solutions(negative))}
     pairs, left_out = [], []
     for question in dict.fromkeys(solution.question for solution in (*negative, *positive)):
         if question not in first or question not in own:
@@ -220,7 +212,7 @@ def _traces(
             left_out.append(f"{mine.id}: both solutions are the same text")
             continue
         pairs.append(Pair(mine.prompt, other.text, mine.text, mine.answer, mine.id, system(mine, other)))
-    return Made(tuple(pairs), tuple(left_out))
+    return ContrastPairs(tuple(pairs), tuple(left_out))
 
 
 def _files(sources: Sources, *wanted: str) -> tuple[Path, ...]:
@@ -231,7 +223,7 @@ def _files(sources: Sources, *wanted: str) -> tuple[Path, ...]:
 
 
 def _solutions(sources: Sources, *wanted: str) -> list[list[Solution]]:
-    return [load(path)[1] for path in _files(sources, *wanted)]
+    return [read_solutions(path) for path in _files(sources, *wanted)]
 
 
 def _pair(path: Path, **fields: Any) -> Pair:

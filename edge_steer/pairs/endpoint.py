@@ -1,17 +1,12 @@
 """One OpenAI-compatible endpoint: prompts in, replies with their token counts out, several at a time.
 
-Takes the key and the address from the environment variables of the openai package, of which this is the only door.
-Waits and tries again where that can help. No error it raises, and no reply, holds the key.
+Takes the key and the address from the environment variables of the openai package, of which this is the only door;
+that package sends, waits and tries again. No error raised here, and no reply, holds the key.
 """
 
 import asyncio
-import email.utils
-import json
-import math
 import os
-import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -20,17 +15,18 @@ from edge_steer.core.errors import EdgeSteerError, need
 
 if TYPE_CHECKING:
     import openai
+    from openai.types.chat import ChatCompletion
 
 
 KEY, ADDRESS = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 PUBLIC = "https://api.openai.com/v1"
+NO_KEY = "no-key-needed"
 LOCAL = ("localhost", "127.0.0.1", "::1")  # servers that need no key
-RETRIED = (408, 409, 429)  # and every status from 500 on
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; doubled from one attempt to the next
-PATIENCE = 600.0  # a server that asks for a longer wait is not waited for
-SHOWN = 200  # characters of a server's message
-# What the package says of the machine it runs on: the endpoint has no need of it.
-UNSENT = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async", "Retry-Count", "Read-Timeout")
+MESSAGE_LENGTH = 200  # characters of a server's message that are kept
+ABOUT_US, RETRY_COUNT = "x-stainless-", "x-stainless-retry-count"  # headers in which openai describes this machine
+RAW_RESPONSE = "x-stainless-raw-response"  # without it openai gives no count of attempts
+BAD_GATEWAY = 502  # a status that openai tries again
+NO_COMPLETION = "the answer is no chat completion"
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Reply:
     attempts: int = 1
 
 
-OnReply = Callable[[int, Reply], None]  # which prompt, its reply
+OnReply = Callable[[int, Reply], None]  # index of a prompt, its reply
 
 
 @dataclass(frozen=True)
@@ -57,8 +53,7 @@ class Endpoint:
     """Which model to ask, where and how. base_url None: $OPENAI_BASE_URL, else OpenAI's own.
 
     temperature and reasoning_effort are sent only if given: not every model takes them. timeout: seconds for one
-    attempt; attempts: how often a prompt is tried; concurrency: prompts under way at once. first_wait: seconds before
-    the second attempt where the endpoint names none.
+    attempt; attempts: how often a prompt is tried; concurrency: prompts under way at once.
     Errors: EdgeSteerError for numbers out of range, an address that is none, or a missing key; a server on this
     machine needs no key.
     """
@@ -69,15 +64,14 @@ class Endpoint:
     temperature: float | None = None
     reasoning_effort: str | None = None
     timeout: float = 300.0
-    attempts: int = 6
+    attempts: int = 8
     concurrency: int = 8
-    first_wait: float = FIRST_WAIT
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or self.attempts < 1 or self.concurrency < 1 or not self.timeout > 0:
             raise EdgeSteerError("max_tokens, attempts and concurrency must be at least 1, the timeout above 0")
         if urlsplit(self.address).scheme not in ("http", "https") or not urlsplit(self.address).hostname:
-            raise EdgeSteerError(f"{self.shown!r} is no address; give one such as http://localhost:8080/v1")
+            raise EdgeSteerError(f"{self.public_address!r} is no address; give one such as http://localhost:8080/v1")
         self._key()
 
     @property
@@ -85,21 +79,31 @@ class Endpoint:
         return self.base_url or os.environ.get(ADDRESS) or PUBLIC
 
     @property
-    def shown(self) -> str:
+    def public_address(self) -> str:
         """The address without a name or password in it."""
         parts = urlsplit(self.address)
         return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """What its replies depend on."""
+        return {
+            "name": self.model,
+            "endpoint": self.public_address,
+            "temperature": self.temperature,
+            "reasoning_effort": self.reasoning_effort,
+        }
+
     def ask(self, prompts: Sequence[str], on_reply: OnReply) -> None:
         """Send each prompt as the user's only turn; on_reply gets its reply as soon as it is there, in any order.
 
-        A prompt that fails at last ends as a Reply with a problem; the others go on. An interrupt ends it at once.
+        A prompt that still fails after the last attempt ends as a Reply with a problem; the others go on.
         Errors: EdgeSteerError, ending all, where no other prompt could fare better: a refused key, a model or address
         that is not there, an exhausted account, an endpoint that never answered; or if openai is not installed.
         """
         need("pairs")
         if prompts:
-            asyncio.run(_Run(self, self._key(), on_reply).all(prompts))
+            asyncio.run(_Session(self, self._key(), on_reply).run(prompts))
 
     def _key(self) -> str:
         if key := os.environ.get(KEY, "").strip():
@@ -107,184 +111,149 @@ class Endpoint:
                 raise EdgeSteerError(f"the key in {KEY} holds characters that no key has; set it again")
             return key
         if urlsplit(self.address).hostname in LOCAL:
-            return "none"
+            return NO_KEY
         raise EdgeSteerError(
-            f"no API key for {self.shown}: set {KEY}, name a server on this machine with --base-url, "
-            "or a model file with --rewriter"
+            f"no API key for {self.public_address}: set {KEY}, or take a server or a model file on this machine"
         )
-
-
-class _Broken(Exception):
-    """An answer that is none: a server or a proxy in trouble."""
-
-
-class _Fatal(Exception):
-    """Why no prompt can be answered."""
 
 
 @dataclass
-class _Run:
+class _Session:
+    """One call of Endpoint.ask. answered: whether the endpoint has answered any prompt, if only by refusing it."""
+
     endpoint: Endpoint
-    key: str
+    key: str = field(repr=False)
     on_reply: OnReply
     answered: bool = False
-    not_before: float = 0.0  # on the clock of time.monotonic: no attempt begins earlier
-    client: "openai.AsyncOpenAI" = field(init=False)
 
-    async def all(self, prompts: Sequence[str]) -> None:
+    async def run(self, prompts: Sequence[str]) -> None:
         import openai
 
-        waiting = iter(enumerate(prompts))
+        hooks: dict[str, list[Any]] = {"request": [_hide_this_machine], "response": [_check_completion]}
         async with openai.AsyncOpenAI(
-            api_key=self.key, base_url=self.endpoint.address, timeout=self.endpoint.timeout, max_retries=0
-        ) as self.client:
-
-            async def work() -> None:
-                for index, prompt in waiting:
-                    reply = await self.one(prompt)
-                    self.on_reply(index, reply)
-
+            api_key=self.key,
+            base_url=self.endpoint.address,
+            timeout=self.endpoint.timeout,
+            max_retries=self.endpoint.attempts - 1,
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks=hooks),
+        ) as client:
+            waiting = iter(enumerate(prompts))
             try:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(self.endpoint.concurrency, len(prompts))):
-                        group.create_task(work())
-            except BaseExceptionGroup as failures:
-                raise _cause(failures) from None
+                        group.create_task(self.work(client, waiting))
+            except* EdgeSteerError as failures:
+                raise failures.exceptions[0] from None
 
-    async def one(self, prompt: str) -> Reply:
-        """Try until there is a reply, or a problem that another attempt would not mend."""
-        problem = ""
-        for attempt in range(1, self.endpoint.attempts + 1):
-            while (wait := self.not_before - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
-            problem, wait_asked, again = "", None, True
+    async def work(self, client: "openai.AsyncOpenAI", waiting: Iterator[tuple[int, str]]) -> None:
+        import openai
+
+        for index, prompt in waiting:
             try:
-                async with asyncio.timeout(self.endpoint.timeout):
-                    body = await self.send(prompt)
+                reply = await self.send(client, prompt)
+            except openai.APIError as failure:
+                reply = self.problem_reply(failure)
+            else:
                 self.answered = True
-                return replace(_reply(body), attempts=attempt)
-            except Exception as failure:
-                problem, wait_asked, again, shared = self.judge(failure)
-            if not again:
-                return Reply("", problem, attempts=attempt)
-            wait = min(LONGEST_WAIT, self.endpoint.first_wait * 2 ** (attempt - 1)) * random.uniform(0.75, 1.0)
-            if wait_asked is not None:
-                wait = wait_asked
-            if wait > PATIENCE:
-                return Reply("", f"{problem}; it asks to wait {wait:.0f} s: run again then", attempts=attempt)
-            if attempt < self.endpoint.attempts:
-                if shared:
-                    self.not_before = max(self.not_before, time.monotonic() + wait)
-                await asyncio.sleep(wait)
-        if not self.answered:
-            raise _Fatal(f"{self.endpoint.shown} does not answer: {problem}, {self.endpoint.attempts} times")
-        return Reply("", f"{problem}, {self.endpoint.attempts} times", attempts=self.endpoint.attempts)
+            self.on_reply(index, reply)
 
-    async def send(self, prompt: str) -> bytes:
+    async def send(self, client: "openai.AsyncOpenAI", prompt: str) -> Reply:
         import openai
 
-        asked = self.endpoint
-        response = await self.client.chat.completions.with_raw_response.create(
-            model=asked.model,
+        settings = self.endpoint
+        response = await client.chat.completions.with_raw_response.create(
+            model=settings.model,
             messages=[{"role": "user", "content": prompt}],
-            max_completion_tokens=asked.max_tokens,
-            temperature=openai.omit if asked.temperature is None else asked.temperature,
-            reasoning_effort=openai.omit if asked.reasoning_effort is None else asked.reasoning_effort,  # type: ignore[arg-type]
-            extra_headers={f"X-Stainless-{name}": openai.omit for name in UNSENT},
+            max_completion_tokens=settings.max_tokens,
+            temperature=openai.omit if settings.temperature is None else settings.temperature,
+            reasoning_effort=settings.reasoning_effort or openai.omit,  # type: ignore[arg-type]
         )
-        return response.content
+        return replace(_reply(response.parse()), attempts=response.retries_taken + 1)
 
-    def judge(self, failure: Exception) -> tuple[str, float | None, bool, bool]:
-        """The problem, the wait asked for, whether to try again, and whether the wait is for every prompt."""
+    def problem_reply(self, failure: "openai.APIError") -> Reply:
+        """The problem of a prompt. Errors: EdgeSteerError for one that every other prompt would meet too."""
+        attempts, problem = failure.request.extensions["attempt"], self.problem(failure)
+        times = f", {attempts} times" if attempts > 1 else ""
+        if attempts == self.endpoint.attempts:
+            if not self.answered:
+                raise EdgeSteerError(f"{self.endpoint.public_address} does not answer: {problem}{times}")
+        elif wait := _wait_asked(failure):
+            problem += f"; it asks to wait {wait} s: run again then"
+        return Reply("", problem + times, attempts=attempts)
+
+    def problem(self, failure: "openai.APIError") -> str:
         import openai
 
-        if isinstance(failure, openai.APITimeoutError | TimeoutError):
-            return f"no answer within {self.endpoint.timeout:g} s", None, True, False
-        if isinstance(failure, openai.APIConnectionError):
-            return "the connection failed", None, True, False
-        if isinstance(failure, _Broken):
-            return f"the answer is broken: {failure}", None, True, False
+        if isinstance(failure, openai.APITimeoutError):
+            return f"no answer within {self.endpoint.timeout:g} s"
         if not isinstance(failure, openai.APIStatusError):
-            raise failure
-        status, said = failure.status_code, self.said(failure)
+            return "the connection failed"
+        where, status, message = self.endpoint.public_address, failure.status_code, self.message(failure)
         if status in (401, 403):
-            raise _Fatal(f"{self.endpoint.shown} refuses the key with status {status}; check {KEY}")
+            raise EdgeSteerError(f"{where} refuses the key with status {status}; check {KEY}")
         if status == 404:
-            raise _Fatal(f"{self.endpoint.shown} has no model {self.endpoint.model!r}, or is no such API (404){said}")
+            raise EdgeSteerError(f"{where} has no model {self.endpoint.model!r}, or is no such API (404){message}")
         if status == 429 and failure.code == "insufficient_quota":
-            raise _Fatal(f"{self.endpoint.shown}: the account has no quota left{said}")
-        again = status in RETRIED or status >= 500
-        if status != 429:
-            self.answered = self.answered or status < 500
-        return f"status {status}{said}", _wait_asked(failure.response.headers), again, status == 429
+            raise EdgeSteerError(f"{where}: the account has no quota left{message}")
+        if NO_COMPLETION in failure.response.extensions:
+            return NO_COMPLETION
+        self.answered = self.answered or (status < 500 and status != 429)
+        return f"status {status}{message}"
 
-    def said(self, failure: "openai.APIStatusError") -> str:
+    def message(self, failure: "openai.APIStatusError") -> str:
         """The server's own words, in one line and without the key."""
         message = failure.body.get("message") if isinstance(failure.body, dict) else None
         if not isinstance(message, str):
             return ""
-        line = " ".join(message.replace(self.key, "***").split()) if self.key else message
-        return f": {line[:SHOWN]}"
+        return f": {' '.join(message.replace(self.key, '***').split())[:MESSAGE_LENGTH]}"
 
 
-def _cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first failure of the group, as the user reads it."""
-    first = failures.exceptions[0]
-    return EdgeSteerError(str(first)) if isinstance(first, _Fatal) else first
+def _wait_asked(failure: "openai.APIError") -> str:
+    response = getattr(failure, "response", None)
+    return "" if response is None else str(response.headers.get("retry-after", ""))
 
 
-def _reply(body: bytes) -> Reply:
-    """A chat completion, checked. Errors: _Broken for anything else."""
+async def _hide_this_machine(request: Any) -> None:
+    """Leave out the headers that describe this machine, and keep the number of the attempt."""
+    request.extensions["attempt"] = int(request.headers.get(RETRY_COUNT, 0)) + 1
+    for name in [name for name in request.headers if name.startswith(ABOUT_US) and name != RAW_RESPONSE]:
+        del request.headers[name]
+
+
+async def _check_completion(response: Any) -> None:
+    """Make an answer that is no chat completion a bad gateway, so that openai tries again."""
+    if not response.is_success:
+        return
+    await response.aread()
     try:
-        found = json.loads(body)
-    except ValueError:
-        raise _Broken("no JSON") from None
-    choice = _item(_item(found, "choices"), 0)
-    message = _item(choice, "message")
+        message = response.json()["choices"][0]["message"]
+    except (ValueError, LookupError, TypeError):
+        message = None
     if not isinstance(message, dict):
-        raise _Broken("a chat completion without a message")
-    usage = found.get("usage")
+        response.status_code = BAD_GATEWAY
+        response.extensions[NO_COMPLETION] = True
+
+
+def _reply(completion: "ChatCompletion") -> Reply:
+    """What the completion says; a field that the endpoint leaves out is not there at all."""
+    choice, usage = completion.choices[0], completion.usage
+    text, refusal = choice.message.content, choice.message.refusal
+    finish = getattr(choice, "finish_reason", None)
     reply = Reply(
         text="",
-        model=str(found.get("model") or ""),
+        model=str(getattr(completion, "model", "") or ""),
         prompt_tokens=_count(usage, "prompt_tokens"),
         completion_tokens=_count(usage, "completion_tokens"),
     )
-    text, finish, refusal = message.get("content"), choice.get("finish_reason"), message.get("refusal")
     if refusal or finish == "content_filter":
-        return replace(reply, problem=f"refused: {' '.join(str(refusal or finish).split())[:SHOWN]}")
+        return replace(reply, problem=f"refused: {' '.join(str(refusal or finish).split())[:MESSAGE_LENGTH]}")
     if finish == "length":
-        return replace(reply, problem="cut off at the most tokens; raise --max-tokens")
+        return replace(reply, problem="cut off at the most tokens; allow more")
     if not isinstance(text, str) or not text.strip():
         return replace(reply, problem="an empty answer")
     return replace(reply, text=text)
 
 
-def _item(value: Any, key: str | int) -> Any:
-    try:
-        return value[key]
-    except (KeyError, IndexError, TypeError):
-        return None
-
-
-def _count(usage: Any, name: str) -> int | None:
-    count = _item(usage, name)
+def _count(usage: object, name: str) -> int | None:
+    count = getattr(usage, name, None)
     return count if isinstance(count, int) else None
-
-
-def _wait_asked(headers: Any) -> float | None:
-    """Seconds by Retry-After, a number or a date, or by retry-after-ms."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        given = headers.get(name)
-        if given is None:
-            continue
-        try:
-            wait = float(given) / unit
-        except ValueError:
-            date = email.utils.parsedate_tz(given)
-            if date is None:
-                continue
-            wait = email.utils.mktime_tz(date) - time.time()
-        if not math.isnan(wait):
-            return max(0.0, wait)
-    return None

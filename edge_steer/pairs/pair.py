@@ -1,7 +1,7 @@
 """Contrastive pairs: two texts, one of the style to steer towards and one of the style to leave.
 
-Takes and gives JSONL files and frozen values; says as which tokens each side of a pair is read. It knows nothing of
-models, of how a pair came to be, or of whether it is a good one.
+Takes and gives JSONL files and frozen values; gives the token ids of each side of a pair. It knows nothing of models,
+of how a pair is made, or of whether it is a good one.
 """
 
 import hashlib
@@ -32,6 +32,14 @@ class Side:
 
     prompt: tuple[Message, ...] | str
     answer: str
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt for a reader; roles are named where there is more than the user's turn."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        named = len(self.prompt) > 1
+        return "\n".join(f"{turn['role']}: {turn['content']}" if named else turn["content"] for turn in self.prompt)
 
     def tokens(self, tokenizer: Tokenizer) -> tuple[Tokens, Tokens]:
         """Prompt and answer as token ids; an empty plain prompt is a BOS if the model wants one, else no token."""
@@ -92,15 +100,23 @@ class Pair:
         return Side((*before, {"role": "user", "content": question}), answer)
 
 
+@dataclass(frozen=True)
+class ContrastPairs:
+    """Pairs that were made, and a line for each source of one that gave none: its name and the reason."""
+
+    pairs: tuple[Pair, ...]
+    left_out: tuple[str, ...] = ()
+
+
 FIELDS = {field.name: field.default for field in fields(Pair)}
 
 
-def read(path: Path) -> tuple[Pair, ...]:
+def read_pairs(path: str | Path) -> tuple[Pair, ...]:
     """Pairs of a JSONL file, one object a line with the fields of Pair; blank lines are skipped.
 
     Errors: EdgeSteerError that names the file and the line, or says that the file is missing or empty.
     """
-    pairs = []
+    path, pairs = Path(path), []
     for number, line in enumerate(readable(path, "pairs, one JSON object a line").read_bytes().split(b"\n"), 1):
         if line.strip():
             try:
@@ -112,39 +128,40 @@ def read(path: Path) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
-def write(path: Path, pairs: Sequence[Pair]) -> None:
+def write_pairs(pairs: Sequence[Pair], path: str | Path) -> None:
     """Write pairs as JSONL, the whole file or nothing.
 
     Errors: EdgeSteerError if the path cannot be written, or for no pairs.
     """
+    path = Path(path)
     if not pairs:
         raise EdgeSteerError(f"no pairs to write to {path}; at least one is needed")
     with replacing(path) as temporary:
         temporary.write_bytes(_serialise(pairs))
 
 
-def digest(pairs: Sequence[Pair]) -> str:
-    """SHA-256 of the file that `write` makes of the pairs, in hex."""
+def digest_pairs(pairs: Sequence[Pair]) -> str:
+    """SHA-256 of the file that `write_pairs` writes of the pairs, in hex."""
     return hashlib.sha256(_serialise(pairs)).hexdigest()
 
 
 def _parse(line: bytes) -> Pair:
     try:
-        found = json.loads(line.decode())
+        row = json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise EdgeSteerError(f"not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise EdgeSteerError(f"not JSON at column {error.colno}: {error.msg}") from None
-    if not isinstance(found, dict):
-        raise EdgeSteerError(f"a {type(found).__name__}; an object with {', '.join(REQUIRED)} is needed")
-    if missing := [name for name in REQUIRED if name not in found]:
+    if not isinstance(row, dict):
+        raise EdgeSteerError(f"a {type(row).__name__}; an object with {', '.join(REQUIRED)} is needed")
+    if missing := [name for name in REQUIRED if name not in row]:
         raise EdgeSteerError(f"field {missing[0]!r} is missing; needed are {', '.join(REQUIRED)}")
-    if extra := sorted(found.keys() - FIELDS.keys()):
+    if extra := sorted(row.keys() - FIELDS.keys()):
         raise EdgeSteerError(f"unknown field {extra[0]!r}; allowed are {', '.join(FIELDS)}")
-    return Pair(**found)
+    return Pair(**row)
 
 
 def _serialise(pairs: Sequence[Pair]) -> bytes:
-    """What says no more than its default is left out."""
+    """JSON lines; a field that has its default value is left out."""
     rows = ({name: value for name, value in asdict(pair).items() if value != FIELDS[name]} for pair in pairs)
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

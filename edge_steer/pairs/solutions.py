@@ -1,28 +1,28 @@
-"""A model's own solutions to calibration problems: made, graded, kept on disk as they come, and read again.
+"""A model's own solutions to calibration problems: generated, graded, kept on disk as they come, and read again.
 
-Takes a Backend and a Task, gives Solutions; says which problems are also evaluation problems. It knows nothing of
-pairs or of rewriting.
+Takes a Backend and a Task, gives Solutions. It knows nothing of pairs or of rewriting, nor which problems are right
+to solve.
 """
 
+import contextlib
 import hashlib
-import re
-import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from edge_steer.core.backend import Backend
-from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.errors import EdgeSteerError, need
+from edge_steer.core.progress import SILENT, Progress
+from edge_steer.storage.provenance import Provenance, RunningModel, versions
 from edge_steer.storage.records import Record, Store, read
 from edge_steer.tasks.grading import Graders
-from edge_steer.tasks.rows import Row, answer, jobs_of
+from edge_steer.tasks.rows import Row, complete, jobs_of
 from edge_steer.tasks.task import Sample, Task
 
 FORMAT = "edge-steer solutions 1"
-CALIBRATION = {"gsm8k": "train", "wordproblems": "calibration"}  # splits that no evaluation uses
 CHOSEN = "chosen"  # the record that ends a run
-OnSolution = Callable[["Solution"], None]
+Outcome = Literal["right", "wrong", "cut off", "error"]
+Key = tuple[str, int]  # id of the problem, repeat
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,21 @@ class Solution:
     error: str = ""
 
     @property
+    def key(self) -> Key:
+        return self.id, self.repeat
+
+    @property
     def whole(self) -> bool:
         """Whether the model ended it, and there is a text."""
         return self.finish == "stop" and bool(self.text.strip())
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.finish == "error":
+            return "error"
+        if not self.whole:
+            return "cut off"
+        return "right" if self.correct else "wrong"
 
     @property
     def digest(self) -> str:
@@ -63,117 +75,124 @@ class Solution:
             raise EdgeSteerError(f"{str(dict(record))[:80]} is no solution") from None
 
 
-def header_of(
-    task: Task, model: Mapping[str, object], backend: Mapping[str, object], versions: Mapping[str, str]
-) -> dict[str, object]:
+def solutions_header(task: Task, provenance: Provenance) -> dict[str, object]:
     """What solutions depend on. The number of problems is not part of it: more of them go on in the same file."""
+    need("evaluate")
     return {
         "format": FORMAT,
-        "model": {**model},
-        "backend": {**backend},
+        "model": {**provenance.model},
+        "backend": {**provenance.backend},
         "task": {"name": task.name, "grader": task.grader, "settings": asdict(task.settings)},
-        "versions": {**versions},
+        "versions": {**provenance.versions, **versions("math-verify")},
     }
 
 
-def generate(
-    backend: Backend,
+def generate_solutions(
+    backend: RunningModel,
     task: Task,
+    path: str | Path,
     *,
-    graders: Graders,
-    store: Store,
     count: int,
-    at_once: int = 8,
+    at_once: int = 16,
     per_problem: int = 1,
     wrong: bool = False,
-    on_solution: OnSolution | None = None,
+    graders: Graders | None = None,
+    progress: Progress = SILENT,
 ) -> list[Solution]:
     """Solve problem after problem until `count` solutions are chosen, or the problems run out; the chosen ones.
 
-    As many problems as solutions are missing are answered together, at least `at_once`. Every completion, chosen or
-    not, is in the store at once, and what it holds is not made again; the choice, by `kept`, comes last.
-    Errors: EdgeSteerError for a number below 1, samples that are all the same, or a store of other problems.
+    path: the file that every completion, chosen or not, is written to at once; what it holds is not generated again.
+    The choice, by `usable_solutions`, comes last. at_once: the fewest problems answered together.
+    per_problem: most solutions used of a problem. wrong: use wrong solutions too.
+    Errors: EdgeSteerError for a number below 1, samples that are all the same, or a file of another model or of other
+    problems.
     """
     if min(count, at_once, per_problem) < 1:
         raise EdgeSteerError(f"{count} solutions, {per_problem} a problem, {at_once} at once; each must be at least 1")
-    by_id = {sample.id: sample for sample in task.samples}
-    found = {(s.id, s.repeat): s for s in _solutions(store.records)}
-    for key, solution in found.items():
-        sample = by_id.get(solution.id)
-        if sample and (sample.question, sample.answer) != (solution.question, solution.answer):
-            raise EdgeSteerError(f"{store.path} has another problem under the id {key[0]!r}; name another --out")
+    with contextlib.ExitStack() as stack:
+        graders = graders or stack.enter_context(Graders())
+        store = stack.enter_context(Store.open(Path(path), solutions_header(task, backend.provenance)))
+        solved = _solved(store, task)
+        samples = {sample.id: sample for sample in task.samples}
+        usable = 0
 
-    def keep(row: Row) -> None:
-        solution = _solution(task, by_id[row.id], row)
-        store.append(asdict(solution))
-        found[row.id, row.repeat] = solution
-        if on_solution:
-            on_solution(solution)
+        def keep(row: Row) -> None:
+            nonlocal usable
+            solution = _solution(task, samples[row.id], row)
+            store.append(asdict(solution))
+            solved[solution.key] = solution
+            usable += solution.whole and (solution.correct or wrong)
+            progress("solving", min(usable, count), count)
 
-    chosen: list[Solution] = []
-    left = task.samples
-    while left and len(chosen) < count:
-        take = max(count - len(chosen), at_once)
-        part, left = replace(task, samples=left[:take]), left[take:]
-        jobs = [job for job in jobs_of(part) if (job.sample.id, job.repeat) not in found]
-        answer(backend, jobs, graders, keep, nll=False)
-        made = [found[job.sample.id, job.repeat] for job in jobs_of(part)]
-        chosen += kept(made, per_problem=per_problem, wrong=wrong)
-    record = {CHOSEN: [[solution.id, solution.repeat] for solution in chosen[:count]]}
-    if not store.records or store.records[-1] != record:
-        store.append(record)
+        progress("solving", 0, count)
+        chosen: list[Solution] = []
+        rest = task.samples
+        while rest and len(chosen) < count:
+            take = max(count - len(chosen), at_once)
+            jobs, rest = jobs_of(replace(task, samples=rest[:take])), rest[take:]
+            missing = [job for job in jobs if (job.sample.id, job.repeat) not in solved]
+            complete(backend, missing, graders, keep, nll=False)
+            batch = [solved[job.sample.id, job.repeat] for job in jobs]
+            chosen += usable_solutions(batch, per_problem=per_problem, wrong=wrong)
+            usable = len(chosen)
+        record = {CHOSEN: [[*solution.key] for solution in chosen[:count]]}
+        if not store.records or store.records[-1] != record:
+            store.append(record)
     return chosen[:count]
 
 
-def kept(solutions: Iterable[Solution], *, per_problem: int = 1, wrong: bool = False) -> list[Solution]:
+def usable_solutions(solutions: Iterable[Solution], *, per_problem: int = 1, wrong: bool = False) -> list[Solution]:
     """The first `per_problem` different whole solutions of each problem, right ones unless `wrong`."""
-    chosen: dict[str, list[Solution]] = {}
+    usable: dict[str, list[Solution]] = {}
     for solution in solutions:
-        mine = chosen.setdefault(solution.id, [])
-        if not solution.whole or not (solution.correct or wrong) or len(mine) >= per_problem:
+        same_problem = usable.setdefault(solution.id, [])
+        if not solution.whole or not (solution.correct or wrong) or len(same_problem) >= per_problem:
             continue
-        if all(solution.text != other.text for other in mine):
-            mine.append(solution)
-    return [solution for mine in chosen.values() for solution in mine]
+        if all(solution.text != other.text for other in same_problem):
+            same_problem.append(solution)
+    return [solution for same_problem in usable.values() for solution in same_problem]
 
 
-def load(path: Path) -> tuple[Record, list[Solution]]:
-    """Header and all solutions of a file, also while it is being filled. Errors: EdgeSteerError for any other file."""
-    header, records = read(path)
-    if header.get("format") != FORMAT:
-        raise EdgeSteerError(f"{path} holds no solutions; expected what 'edge-steer pairs generate' writes")
-    return header, _solutions(records)
+def read_solutions(path: str | Path) -> list[Solution]:
+    """All solutions of a file, also while it is being filled. Errors: EdgeSteerError for any other file."""
+    return _solutions(_read(Path(path)))
 
 
-def load_chosen(path: Path) -> list[Solution]:
+def read_chosen_solutions(path: str | Path) -> list[Solution]:
     """The solutions that were chosen when the file was last completed, in their order.
 
-    Errors: as `load`, or EdgeSteerError for a file that is not complete, or in which none was chosen.
+    Errors: as `read_solutions`, or EdgeSteerError for a file that is not complete, or in which none was chosen.
     """
-    _, solutions = load(path)
-    by_key = {(solution.id, solution.repeat): solution for solution in solutions}
-    last = read(path)[1][-1:]
-    if not last or CHOSEN not in last[0]:
-        raise EdgeSteerError(f"{path} is not complete; run 'edge-steer pairs generate' again to go on")
-    chosen = [by_key[identity, repeat] for identity, repeat in last[0][CHOSEN]]
+    lines = _read(Path(path))
+    by_key = {solution.key: solution for solution in _solutions(lines)}
+    if not lines or CHOSEN not in lines[-1]:
+        raise EdgeSteerError(f"{path} is not complete; generate the solutions again to go on where it stopped")
+    chosen = [by_key[identity, repeat] for identity, repeat in lines[-1][CHOSEN]]
     if not chosen:
         raise EdgeSteerError(f"{path} has no solution to use: none was right and whole")
     return chosen
 
 
-def shared_problems(samples: Sequence[Sample], evaluation: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
-    """Each sample that is also an evaluation problem, with that problem: letters and digits alone are compared."""
-    known = {normal_text(sample.question): sample for sample in evaluation}
-    return [(sample, known[text]) for sample in samples if (text := normal_text(sample.question)) in known]
+def _read(path: Path) -> list[Record]:
+    header, lines = read(path)
+    if header.get("format") != FORMAT:
+        raise EdgeSteerError(f"{path} holds no solutions; expected a file of generated solutions")
+    return lines
 
 
-def normal_text(text: str) -> str:
-    """Lower-case letters and digits in Unicode's compatibility form, with nothing between them but single spaces."""
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold().replace("_", " ")))
+def _solutions(lines: Iterable[Record]) -> list[Solution]:
+    return [Solution.of(line) for line in lines if CHOSEN not in line]
 
 
-def _solutions(records: Iterable[Mapping[str, Any]]) -> list[Solution]:
-    return [Solution.of(record) for record in records if CHOSEN not in record]
+def _solved(store: Store, task: Task) -> dict[Key, Solution]:
+    """What the store holds already. Errors: EdgeSteerError for a problem that is another one in the task."""
+    samples = {sample.id: sample for sample in task.samples}
+    solved = {solution.key: solution for solution in _solutions(store.records)}
+    for solution in solved.values():
+        sample = samples.get(solution.id)
+        if sample and (sample.question, sample.answer) != (solution.question, solution.answer):
+            raise EdgeSteerError(f"{store.path} has another problem under the id {solution.id!r}; name another file")
+    return solved
 
 
 def _solution(task: Task, sample: Sample, row: Row) -> Solution:

@@ -11,8 +11,8 @@ from paths import ABACUS
 from edge_steer.commands.main import main
 from edge_steer.core.stats import cosine
 from edge_steer.core.vector import spans
-from edge_steer.pairs.pair import read, write
-from edge_steer.storage.files import digest
+from edge_steer.pairs.pair import read_pairs, write_pairs
+from edge_steer.storage.digests import digest
 from edge_steer.vectors import native
 
 
@@ -26,7 +26,7 @@ def edge_steer(*arguments: object) -> Result:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    write(path, read(ABACUS / "pairs.jsonl")[:12])
+    write_pairs(read_pairs(ABACUS / "pairs.jsonl")[:12], path)
     return path
 
 
@@ -67,7 +67,7 @@ def test_torch_and_gguf_by_another_method(pairs: Path, bundled_f16: Path, tmp_pa
 
 def test_few_pairs_have_no_figures(bundled_f16: Path, tmp_path: Path) -> None:
     few = tmp_path / "few.jsonl"
-    write(few, read(ABACUS / "pairs.jsonl")[:3])
+    write_pairs(read_pairs(ABACUS / "pairs.jsonl")[:3], few)
     pytest.importorskip("matplotlib")
     options = ("--threads", 1, "--report", tmp_path / "report")
     result = edge_steer("extract", bundled_f16, few, "-o", tmp_path / "v.safetensors", *options)

@@ -15,8 +15,9 @@ from paths import ABACUS
 from edge_steer.commands.main import main
 from edge_steer.core.stats import cosine
 from edge_steer.core.vector import SteeringVector
-from edge_steer.pairs import pair as pairs_pair
-from edge_steer.pairs.solutions import load, load_chosen
+from edge_steer.pairs.pair import read_pairs, write_pairs
+from edge_steer.pairs.solutions import read_chosen_solutions, read_solutions
+from edge_steer.storage.records import read
 from edge_steer.vectors import native
 
 SECRET = "sk-very-secret-0123456789"
@@ -38,7 +39,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 def solutions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("made") / "solutions.jsonl"
     result = edge_steer(
-        "generate", ABACUS, "--task", "wordproblems", "--count", COUNT, "--limit", 40, "-o", path, "--threads", 1
+        "generate", ABACUS, "--task", "wordproblems", "--solutions", COUNT, "--problems", 40, "-o", path, "--threads", 1
     )
     assert result.exit_code == 0, result.output
     assert f"{COUNT} solutions to use" in result.stdout
@@ -52,7 +53,7 @@ def test_problems_to_a_vector_with_an_endpoint_that_misbehaves(
     made, checked, plot = (tmp_path / name for name in ("pairs.jsonl", "checked.jsonl", "nll.png"))
     tell = dense_rewriter()
 
-    last = load_chosen(solutions)[-1]
+    last = read_chosen_solutions(solutions)[-1]
 
     def wrong_once(prompt: str) -> str:
         text = tell(prompt)
@@ -75,13 +76,14 @@ def test_problems_to_a_vector_with_an_endpoint_that_misbehaves(
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert f"{last.id}: the rewrite's answer is wrong" in result.stdout
-    [sorry] = [pair.id for pair in pairs_pair.read(made) if pair.positive == "I'm sorry."]
+    [sorry] = [pair.id for pair in read_pairs(made) if pair.positive == "I'm sorry."]
     assert f"{sorry}: the rewrite's answer is wrong; not denser" in result.stdout
     assert f"{COUNT - 2} of {COUNT} pairs are right and denser, with the same computed numbers" in result.stdout
     assert "own solution" in result.stdout and "itself" in result.stdout
     assert plot.read_bytes().startswith(b"\x89PNG")
 
-    assert {pair.id for pair in pairs_pair.read(checked)} == {s.id for s in load_chosen(solutions)} - {last.id, sorry}
+    chosen = {solution.id for solution in read_chosen_solutions(solutions)}
+    assert {pair.id for pair in read_pairs(checked)} == chosen - {last.id, sorry}
     vector = tmp_path / "vector.safetensors"
     extracted = CliRunner().invoke(main, ["extract", str(ABACUS), str(checked), "-o", str(vector)])
     assert extracted.exit_code == 0, extracted.output
@@ -94,13 +96,13 @@ def test_rewrites_are_kept_and_only_the_rest_is_asked_again(solutions: Path, tmp
     made = tmp_path / "pairs.jsonl"
     with Server(dense_rewriter(), [says(completion(None, refusal="no"))]) as server:
         command = ("rewrite", solutions, "-o", made, "--base-url", server.url, "--concurrency", 1)
-        first = edge_steer(*command, "--limit", 4)
+        first = edge_steer(*command, "--solutions", 4)
         assert "refused: no" in first.stderr
         assert "3 pairs of 4 solutions; the same command asks again for the rest" in first.stdout
-        second = edge_steer(*command, "--limit", 6)
+        second = edge_steer(*command, "--solutions", 6)
         assert "used: 3 requests" in second.stdout and "used over all runs: 7 requests" in second.stdout
-        third = edge_steer(*command, "--limit", 6)
-        assert "used: " not in third.stdout and len(pairs_pair.read(made)) == 6
+        third = edge_steer(*command, "--solutions", 6)
+        assert "used: " not in third.stdout and len(read_pairs(made)) == 6
         assert len(server.seen) == 7
         other = edge_steer(*command, "--model", "another")
     assert other.exit_code == 1
@@ -117,7 +119,7 @@ def test_a_dry_run_needs_no_key_and_sends_nothing(
         )  # fmt: skip
         assert not server.seen
     assert result.exit_code == 0
-    assert load_chosen(solutions)[0].question in result.stdout
+    assert read_chosen_solutions(solutions)[0].question in result.stdout
     assert f"estimate of all: {COUNT} requests" in result.stdout and "cost 0.00" in result.stdout
     refused = edge_steer("rewrite", solutions, "-o", tmp_path / "pairs.jsonl")
     assert refused.exit_code == 1
@@ -138,7 +140,7 @@ def test_a_refused_key_is_one_line_without_the_key(solutions: Path, tmp_path: Pa
 def test_the_bundled_model_cannot_rewrite_and_the_check_says_so(solutions: Path, tmp_path: Path) -> None:
     made = tmp_path / "pairs.jsonl"
     result = edge_steer(
-        "rewrite", solutions, "-o", made, "--rewriter", ABACUS, "-n", 200, "--limit", 4, "--threads", 1
+        "rewrite", solutions, "-o", made, "--rewriter", ABACUS, "-n", 200, "--solutions", 4, "--threads", 1
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     checked = edge_steer("check", made, "-o", tmp_path / "checked.jsonl")
@@ -167,7 +169,7 @@ def test_a_check_of_the_bundled_pairs_and_of_a_wrong_one(tmp_path: Path, bundled
 
 def test_pairs_are_chosen_by_their_nll(tmp_path: Path, bundled_f16: Path) -> None:
     source, out = tmp_path / "some.jsonl", tmp_path / "kept.jsonl"
-    pairs_pair.write(source, pairs_pair.read(ABACUS / "pairs.jsonl")[:20])
+    write_pairs(read_pairs(ABACUS / "pairs.jsonl")[:20], source)
     options = ("--model", bundled_f16, "--threads", 1)
     result = edge_steer("check", source, "-o", out, *options, "--max-nll-ratio", 5, "--keep-lowest", 5, "--json")
     assert result.exit_code == 0, result.output
@@ -176,12 +178,12 @@ def test_pairs_are_chosen_by_their_nll(tmp_path: Path, bundled_f16: Path) -> Non
     assert 5 < len(passing) < 20
     kept = [row for row in rows if not row["reasons"]]
     assert sorted(row["positive_nll"] for row in kept) == passing[:5]
-    assert len(pairs_pair.read(out)) == 5
+    assert len(read_pairs(out)) == 5
     assert [row["source"] for row in likelihoods["nll"]] == ["own solution", "dense rewrite"]
 
 
 def test_pairs_are_shown_with_the_prompts_that_differ(tmp_path: Path) -> None:
-    shown = edge_steer("show", ABACUS / "pairs.jsonl", "--limit", 1)
+    shown = edge_steer("show", ABACUS / "pairs.jsonl", "--pairs", 1)
     assert "1 of 50 pairs shown" in shown.stdout
     made, texts = tmp_path / "pairs.jsonl", tmp_path / "texts.txt"
     texts.write_text("I think\n")
@@ -197,13 +199,14 @@ def test_pairs_are_shown_with_the_prompts_that_differ(tmp_path: Path) -> None:
 def test_the_reference_solves_too_and_equal_solutions_make_no_pair(solutions: Path, tmp_path: Path) -> None:
     mine, out = tmp_path / "mine.jsonl", tmp_path / "pairs.jsonl"
     result = edge_steer(
-        "generate", ABACUS, "--task", "wordproblems", "--count", 2, "--limit", 6, "-o", mine, "--backend", "torch",
-        "--threads", 1, "--parallel", 2, "--evaluation", "wordproblems",
+        "generate", ABACUS, "--task", "wordproblems", "--solutions", 2, "--problems", 6, "-o", mine,
+        "--backend", "torch", "--threads", 1, "--parallel", 2, "--evaluation", "wordproblems",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    header, found = load(mine)
+    header, _ = read(mine)
+    found = read_solutions(mine)
     assert header["backend"]["name"] == "torch"
-    assert [solution.text for solution in found] == [solution.text for solution in load_chosen(solutions)[:2]]
+    assert [solution.text for solution in found] == [solution.text for solution in read_chosen_solutions(solutions)[:2]]
     same = edge_steer("contrast", "in-family", solutions, mine, "-o", out)
     assert same.exit_code == 1
     assert "both solutions are the same text" in same.stderr and "no pairs to write" in same.stderr
@@ -212,20 +215,20 @@ def test_the_reference_solves_too_and_equal_solutions_make_no_pair(solutions: Pa
 
 def test_evaluation_problems_are_left_out(tmp_path: Path) -> None:
     task, rows = tmp_path / "mine.toml", tmp_path / "mine.jsonl"
-    questions = [sample.question for sample in pairs_pair.read(ABACUS / "pairs.jsonl")[:3]]
+    questions = [sample.question for sample in read_pairs(ABACUS / "pairs.jsonl")[:3]]
     task.write_text(
         'name = "mine"\nfile = "mine.jsonl"\nprompt = "{question}"\nquestion = "q"\nanswer = "a"\ngrader = "math"\n'
     )
     rows.write_text("".join(json.dumps({"q": f"  {text.upper()} ", "a": "1"}) + "\n" for text in questions))
     out = tmp_path / "solutions.jsonl"
     result = edge_steer(
-        "generate", ABACUS, "--task", "wordproblems", "--count", 1, "--limit", 5, "--evaluation", task, "-o", out,
-        "--threads", 1, "--parallel", 1,
+        "generate", ABACUS, "--task", "wordproblems", "--solutions", 1, "--problems", 5, "-o", out,
+        "--evaluation", task, "--threads", 1, "--parallel", 1,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "3 of 5 problems are among the 3 of mine" in result.stderr
     assert "left out: calibration-0-0: is mine 0" in result.stderr
-    assert {solution.id for solution in load(out)[1]} <= {"calibration-0-3", "calibration-0-4"}
+    assert {solution.id for solution in read_solutions(out)} <= {"calibration-0-3", "calibration-0-4"}
     alone = edge_steer("generate", ABACUS, "--task", task, "--evaluation", task, "-o", tmp_path / "none.jsonl")
     assert alone.exit_code == 1 and "every problem of mine is an evaluation problem" in alone.stderr
 
@@ -250,7 +253,7 @@ def test_wrong_usage_is_status_2(arguments: tuple[str, ...], said: str, solution
 
 def test_an_interrupted_generation_goes_on(tmp_path: Path, bundled_f16: Path) -> None:
     out = tmp_path / "solutions.jsonl"
-    options = ["--task", "wordproblems", "--count", "150", "-o", str(out), "--threads", "1", "--parallel", "4"]
+    options = ["--task", "wordproblems", "--solutions", "150", "-o", str(out), "--threads", "1", "--parallel", "4"]
     command = [sys.executable, "-m", "edge_steer", "pairs", "generate", str(bundled_f16), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     while process.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < 10):
@@ -259,12 +262,12 @@ def test_an_interrupted_generation_goes_on(tmp_path: Path, bundled_f16: Path) ->
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Aborted!" in errors and "Traceback" not in errors
-    _, before = load(out)
+    before = read_solutions(out)
     assert 9 <= len(before) < 150
     refused = edge_steer("rewrite", out, "--dry-run")
     assert refused.exit_code == 1 and "is not complete" in refused.stderr
     options[3] = "8"
     again = edge_steer("generate", bundled_f16, *options)
     assert again.exit_code == 0, again.output
-    assert load(out)[1][: len(before)] == before
-    assert len(load_chosen(out)) == 8
+    assert read_solutions(out)[: len(before)] == before
+    assert len(read_chosen_solutions(out)) == 8

@@ -18,13 +18,12 @@ from edge_steer.core.errors import EdgeSteerError, RequestError, VectorError
 from edge_steer.core.stats import cosine
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import Array, SteeringVector
-from edge_steer.extraction.extract import _room, extract, record, reduce
+from edge_steer.extraction.extract import _new_states, extract, record, reduce
 from edge_steer.extraction.methods import METHODS
 from edge_steer.llama.engine import Engine
 from edge_steer.models import convert
 from edge_steer.models.quantize import quantize
-from edge_steer.pairs import pair as pairs_pair
-from edge_steer.pairs.pair import Pair
+from edge_steer.pairs.pair import Pair, digest_pairs, read_pairs
 from edge_steer.reference.model import Reference
 from edge_steer.vectors import native
 
@@ -183,7 +182,7 @@ def test_each_side_stands_behind_its_own_prompt(engine: Engine, bundled: Referen
 
 def test_states_in_a_file_are_those_in_memory(tiny: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
     held = record(tiny, PAIRS)
-    monkeypatch.setattr("edge_steer.extraction.extract.HELD_BYTES", 0)
+    monkeypatch.setattr("edge_steer.extraction.extract.MAX_BYTES_IN_MEMORY", 0)
     filed = record(tiny, PAIRS)
     assert isinstance(filed.positive, np.memmap) and not isinstance(held.positive, np.memmap)
     assert np.array_equal(filed.positive, held.positive) and np.array_equal(filed.negative, held.negative)
@@ -191,7 +190,7 @@ def test_states_in_a_file_are_those_in_memory(tiny: Reference, monkeypatch: pyte
     with pytest.raises(
         EdgeSteerError, match=r"states of 1000000 pairs at 1000000 layers take 80000000\.0 GB; .* GB free"
     ):
-        _room((2, 10**6, 10**6, 10**4))
+        _new_states((2, 10**6, 10**6, 10**4))
 
 
 def test_recorded_once_reduced_by_every_method(tiny: Reference) -> None:
@@ -212,7 +211,7 @@ def engine(bundled_f32: Path) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def some() -> tuple[Pair, ...]:
-    return pairs_pair.read(ABACUS / "pairs.jsonl")[:8]
+    return read_pairs(ABACUS / "pairs.jsonl")[:8]
 
 
 @pytest.mark.parametrize("pooling", ["last", "last:3", "mean", "token:2"])
@@ -294,7 +293,7 @@ def test_extraction_from_a_gguf_loads_no_torch(bundled_f16: Path, tmp_path: Path
 def test_a_mixture_of_experts_from_its_gguf(tmp_path: Path) -> None:
     """Random weights of Qwen3-MoE's kind, converted by llama.cpp's converter."""
     if not convert.converter_folder().is_dir():
-        pytest.skip("llama.cpp's converter is not in the cache; fetch it with edge_steer.models.convert.converter()")
+        pytest.skip("llama.cpp's converter is not in the cache; edge-steer convert --fetch-converter fetches it")
     folder = tmp_path / "experts"
     folder.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -335,7 +334,7 @@ def test_the_vector_says_how_it_was_made(tiny: Reference) -> None:
     vector = extract(tiny, PAIRS, layers=[3, 1, 3], batch_tokens=1, progress=heard)
     assert vector.layers == (1, 3)
     assert (vector.method, vector.pooling, vector.pairs, vector.normalised) == ("mean_difference", "last", 4, False)
-    assert vector.pairs_digest == pairs_pair.digest(PAIRS)
+    assert vector.pairs_digest == digest_pairs(PAIRS)
     assert vector.model == tiny.model
     assert heard.steps == [("recording states", done, 4) for done in range(1, 5)]
 

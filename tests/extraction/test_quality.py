@@ -12,10 +12,10 @@ from edge_steer.extraction.quality import (
     LayerQuality,
     auc,
     expected_cosine,
-    measure,
+    measure_layers,
     separation,
     stability,
-    suggest,
+    suggest_layers,
 )
 
 
@@ -113,7 +113,7 @@ def sides(found: PairStates) -> tuple[Floats, Floats]:
 @pytest.mark.parametrize("method", METHODS)
 def test_measuring_in_few_coordinates_is_measuring_the_states(method: str) -> None:
     found = states(12, 60, (0.5, 4.0))
-    for quality, row in zip(measure(found, method), (0, 1), strict=True):
+    for quality, row in zip(measure_layers(found, method), (0, 1), strict=True):
         positive, negative = found.positive[row].astype(np.float64), found.negative[row].astype(np.float64)
         vector = METHODS[method](positive, negative)
         assert quality.norm == pytest.approx(np.linalg.norm(vector))
@@ -125,27 +125,27 @@ def test_measuring_in_few_coordinates_is_measuring_the_states(method: str) -> No
 
 
 def test_suggested_are_good_layers_near_the_middle() -> None:
-    qualities = measure(states(40, 50, (0.0, 12.0, 12.0, 12.0, 12.0, 12.0, 0.5)))
+    qualities = measure_layers(states(40, 50, (0.0, 12.0, 12.0, 12.0, 12.0, 12.0, 0.5)))
     assert [quality.score > 0.8 for quality in qualities] == [False, True, True, True, True, True, False]
-    assert suggest(qualities, 7) == (3, 2, 4)
-    assert suggest(qualities[:3], 7) == (2, 1)
+    assert suggest_layers(qualities, 7) == (3, 2, 4)
+    assert suggest_layers(qualities[:3], 7) == (2, 1)
     chance = LayerQuality(0, 1.0, 0.1, 0.4, {5: 0.2}, 0.3)
     assert chance.score == 0
-    assert suggest([chance], 1) == ()
+    assert suggest_layers([chance], 1) == ()
 
 
 def test_too_few_pairs_have_norms_alone() -> None:
-    [quality] = measure(states(9, 20, (3.0,)))
+    [quality] = measure_layers(states(9, 20, (3.0,)))
     assert quality.norm > 0
     assert (quality.separation, quality.stability, quality.expected, quality.score) == (None, {}, None, 0)
-    [enough] = measure(states(10, 20, (3.0,)))
+    [enough] = measure_layers(states(10, 20, (3.0,)))
     assert enough.separation is not None and set(enough.stability) == {5}
 
 
 def test_a_layer_without_difference_is_at_chance() -> None:
     found = states(12, 20, (1.0,))
     equal = PairStates(found.positive, found.positive, found.layers, found.model, "last", "")
-    [quality] = measure(equal)
+    [quality] = measure_layers(equal)
     assert quality.norm == pytest.approx(0, abs=1e-9)
     assert quality.score < 0.3
     zero = np.zeros((12, 20))

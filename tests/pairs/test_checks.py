@@ -13,17 +13,20 @@ from edge_steer.core.backend import EngineOptions
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.stats import log_softmax
 from edge_steer.llama.engine import Engine
-from edge_steer.pairs import checks
-from edge_steer.pairs import numbers as pairs_numbers
-from edge_steer.pairs import pair as pairs_pair
-from edge_steer.pairs.checks import OWN, REWRITE, Check, Rules
-from edge_steer.pairs.numbers import computed_numbers
-from edge_steer.pairs.pair import Pair
+from edge_steer.pairs.checks import check_pairs, measure_pairs
+from edge_steer.pairs.criteria import Check, Criteria, reasons_to_drop
+from edge_steer.pairs.likelihood import OWN, REWRITE, likelihoods, score
+from edge_steer.pairs.numbers import changed_numbers, computed_numbers
+from edge_steer.pairs.pair import Pair, read_pairs
 from edge_steer.pairs.solutions import Solution
 from edge_steer.tasks.grading import Graders
 
 DENSE = "2 + 3 = 5, so the answer is \\boxed{5}."
 SPARSE = "Mia has 2.\n\n2 + 3 = 5.\n\nThe answer is \\boxed{5}."
+SOLVED = [
+    Solution(pair.id or "", 0, pair.question, pair.question, None, "1", pair.negative, 9, True, "stop")
+    for pair in read_pairs(ABACUS / "pairs.jsonl")[:4]
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def graders() -> Iterator[Graders]:
         yield graders
 
 
-def found(name: str = "a", **fields: object) -> Check:
+def figures(name: str = "a", **fields: object) -> Check:
     base = Check(name, True, True, True, 1, 2, 10, 12, (), ())
     return replace(base, **fields)  # type: ignore[arg-type]
 
@@ -70,14 +73,14 @@ def test_computed_numbers_are_what_computations_end_in(text: str, numbers: list[
 def test_a_number_is_kept_wherever_it_stands_and_given_ones_are_not_added() -> None:
     own = "3 * 4 = 12.\n\n12 + 5 = 17.\n\n17 - 1 = 16."
     told = "3 * 4 gives 12, and 12 + 5 = 17; so \\boxed{16}."
-    assert pairs_numbers.changed_numbers(Pair("q", told, own)) == ((), ())
-    assert pairs_numbers.changed_numbers(Pair("q", "3 * 4 = 12, so x = 40.", own)) == (("17", "16"), ("40",))
-    assert pairs_numbers.changed_numbers(Pair("There are 40.", "x = 40, 12, 17, 16", own)) == ((), ())
-    assert pairs_numbers.changed_numbers(Pair("q", "a = 1/2", "a = 0.50\n\nb = 3/4")) == (("3/4",), ())
+    assert changed_numbers(Pair("q", told, own)) == ((), ())
+    assert changed_numbers(Pair("q", "3 * 4 = 12, so x = 40.", own)) == (("17", "16"), ("40",))
+    assert changed_numbers(Pair("There are 40.", "x = 40, 12, 17, 16", own)) == ((), ())
+    assert changed_numbers(Pair("q", "a = 1/2", "a = 0.50\n\nb = 3/4")) == (("3/4",), ())
 
 
 def test_both_answers_are_graded_and_the_density_measured(graders: Graders) -> None:
-    right, wrong, unknown, boxless = checks.check(
+    right, wrong, unknown, boxless = measure_pairs(
         [
             Pair("q", DENSE, SPARSE, "5", "a"),
             Pair("q", DENSE, SPARSE, "6"),
@@ -94,18 +97,18 @@ def test_both_answers_are_graded_and_the_density_measured(graders: Graders) -> N
     assert wrong.name == "pair 2" and not wrong.positive_right and not wrong.negative_right
     assert not unknown.known
     assert boxless.known and boxless.negative_right and not boxless.positive_right
-    [letter] = checks.check([Pair("q", "so \\boxed{B}", "hm\n\nso \\boxed{B}", "B")], len, graders, "letter")
+    [letter] = measure_pairs([Pair("q", "so \\boxed{B}", "hm\n\nso \\boxed{B}", "B")], len, graders, "letter")
     assert letter.positive_right
 
 
 def test_the_bundled_pairs_pass(graders: Graders) -> None:
-    made = pairs_pair.read(ABACUS / "pairs.jsonl")
-    assert not any(checks.select(checks.check(made, len, graders), Rules()))
+    pairs = read_pairs(ABACUS / "pairs.jsonl")
+    assert not any(reasons_to_drop(measure_pairs(pairs, len, graders), Criteria()))
 
 
 def test_the_nll_is_that_of_the_logits(engine: Engine) -> None:
-    pair = pairs_pair.read(ABACUS / "pairs.jsonl")[0]
-    [scored] = checks.score(engine, [pair], [found()])
+    pair = read_pairs(ABACUS / "pairs.jsonl")[0]
+    [scored] = score(engine, [pair], [figures()])
     for side, measured in zip(pair.sides, (scored.positive_nll, scored.negative_nll), strict=True):
         prompt, answer = side.tokens(engine)
         logits = log_softmax(engine.logits((*prompt, *answer), len(prompt)))[:-1]
@@ -117,20 +120,20 @@ def test_the_nll_is_that_of_the_logits(engine: Engine) -> None:
 
 def test_a_pair_that_does_not_fit_is_left_unscored_and_dropped_only_if_the_nll_matters(engine: Engine) -> None:
     fits = Pair("q", DENSE, SPARSE)
-    scored = checks.score(engine, [Pair("q", "a " * 3000, "b"), fits], [found("long"), found("short")])
+    scored = score(engine, [Pair("q", "a " * 3000, "b"), fits], [figures("long"), figures("short")])
     assert scored[0].nll_ratio is None and "tokens" in scored[0].unscored
-    assert checks.select(scored, Rules()) == [(), ()]
-    [long], short = checks.select(scored, Rules(max_nll_ratio=1e9))
+    assert reasons_to_drop(scored, Criteria()) == [(), ()]
+    [long], short = reasons_to_drop(scored, Criteria(max_nll_ratio=1e9))
     assert long.startswith("not scored: ") and not short
 
 
 def test_figure_3_compares_the_sources_on_the_same_questions(engine: Engine) -> None:
-    made = pairs_pair.read(ABACUS / "pairs.jsonl")[:6]
-    scored = checks.score(engine, made, [found(str(i)) for i in range(6)])
-    solved = Solution("i", 0, "q", made[0].question, None, "1", made[1].positive, 9, False, "stop")
-    traces = [replace(solved, prompt=pair.question, text=pair.negative) for pair in made[:3]]
-    other = [solved, replace(solved, text=made[0].positive), replace(solved, prompt="elsewhere")]
-    own, rewrite, same, alien = checks.likelihoods(engine, made, scored, {"same": traces, "alien": other})
+    pairs = read_pairs(ABACUS / "pairs.jsonl")[:6]
+    scored = score(engine, pairs, [figures(str(i)) for i in range(6)])
+    solved = Solution("i", 0, "q", pairs[0].question, None, "1", pairs[1].positive, 9, False, "stop")
+    traces = [replace(solved, prompt=pair.question, text=pair.negative) for pair in pairs[:3]]
+    other = [solved, replace(solved, text=pairs[0].positive), replace(solved, prompt="elsewhere")]
+    own, rewrite, same, alien = likelihoods(engine, pairs, scored, {"same": traces, "alien": other})
     assert (own.source, rewrite.source) == (OWN, REWRITE)
     assert own.ratio == 1
     assert own.interval and own.interval[0] < own.mean < own.interval[1]
@@ -141,46 +144,46 @@ def test_figure_3_compares_the_sources_on_the_same_questions(engine: Engine) -> 
     assert alien.mean > 10 * own.mean  # an answer to another question
     assert scored[0].negative_nll and alien.ratio == pytest.approx(alien.mean / scored[0].negative_nll)
     with pytest.raises(EdgeSteerError, match="alien has no solution to any question"):
-        checks.likelihoods(engine, made, scored, {"alien": other[2:]})
+        likelihoods(engine, pairs, scored, {"alien": other[2:]})
     with pytest.raises(EdgeSteerError, match="no pair has an NLL"):
-        checks.likelihoods(engine, made, [found()] * 6, {})
+        likelihoods(engine, pairs, [figures()] * 6, {})
 
 
 @pytest.mark.parametrize(
-    ("check", "rules", "reasons"),
+    ("check", "criteria", "reasons"),
     [
-        (found(), Rules(), ()),
-        (found(known=False), Rules(), ("no answer to grade by",)),
-        (found(positive_right=False), Rules(), ("the rewrite's answer is wrong",)),
-        (found(negative_right=False), Rules(), ("the own solution's answer is wrong",)),
-        (found(positive_tokens=6), Rules(), ("not denser: 1.00 times the density",)),
+        (figures(), Criteria(), ()),
+        (figures(known=False), Criteria(), ("no answer to grade by",)),
+        (figures(positive_right=False), Criteria(), ("the rewrite's answer is wrong",)),
+        (figures(negative_right=False), Criteria(), ("the own solution's answer is wrong",)),
+        (figures(positive_tokens=6), Criteria(), ("not denser: 1.00 times the density",)),
         (
-            found(dropped=("1", "2"), added=("3",)),
-            Rules(),
+            figures(dropped=("1", "2"), added=("3",)),
+            Criteria(),
             ("computed numbers dropped: 1, 2", "computed numbers added: 3"),
         ),
-        (found(dropped=("1",)), Rules(numbers=False), ()),
-        (found(positive_nll=3.0, negative_nll=2.0), Rules(max_nll_ratio=1.5), ()),
+        (figures(dropped=("1",)), Criteria(numbers=False), ()),
+        (figures(positive_nll=3.0, negative_nll=2.0), Criteria(max_nll_ratio=1.5), ()),
         (
-            found(positive_nll=3.2, negative_nll=2.0),
-            Rules(max_nll_ratio=1.5),
+            figures(positive_nll=3.2, negative_nll=2.0),
+            Criteria(max_nll_ratio=1.5),
             ("its NLL is 1.60 times the own solution's, above 1.5",),
         ),
     ],
 )
-def test_each_drop_has_its_reason(check: Check, rules: Rules, reasons: tuple[str, ...]) -> None:
-    assert checks.select([check], rules) == [reasons]
+def test_each_drop_has_its_reason(check: Check, criteria: Criteria, reasons: tuple[str, ...]) -> None:
+    assert reasons_to_drop([check], criteria) == [reasons]
 
 
 def test_the_lowest_nll_are_kept_of_those_that_pass() -> None:
-    rows = [found(positive_nll=nll, negative_nll=1.0) for nll in (0.5, 0.4, 0.3, 0.2)]
+    rows = [figures(positive_nll=nll, negative_nll=1.0) for nll in (0.5, 0.4, 0.3, 0.2)]
     rows[3] = replace(rows[3], positive_right=False)
-    first, *passed, wrong = checks.select(rows, Rules(keep_lowest=2))
+    first, *passed, wrong = reasons_to_drop(rows, Criteria(keep_lowest=2))
     assert first == ("its NLL of 0.500 is not among the 2 lowest",)
     assert passed == [(), ()]
     assert wrong == ("the rewrite's answer is wrong",)
     with pytest.raises(EdgeSteerError, match="no pair has an NLL to choose by"):
-        checks.select([found()], Rules(keep_lowest=1))
+        reasons_to_drop([figures()], Criteria(keep_lowest=1))
 
 
 def test_on_human_solutions_the_annotated_results_are_found_and_merging_changes_nothing() -> None:
@@ -198,6 +201,38 @@ def test_on_human_solutions_the_annotated_results_are_found_and_merging_changes_
         found += sum(abs(Fraction(result.replace(",", ""))) in computed for result in results)
         if "\n" in told:
             merged = Pair(row["question"], told.replace("\n", " "), told)
-            assert pairs_numbers.changed_numbers(merged) == ((), ())
+            assert changed_numbers(merged) == ((), ())
     assert marked > 2000
     assert found / marked > 0.99
+
+
+def test_a_report_says_what_passes_and_why_the_rest_does_not(engine: Engine, graders: Graders) -> None:
+    bundled = read_pairs(str(ABACUS / "pairs.jsonl"))[:4]
+    wrong = replace(bundled[0], positive=bundled[1].positive, id="wrong")
+    report = check_pairs(
+        [*bundled, wrong], backend=engine, criteria=Criteria(keep_lowest=2), graders=graders, traces={"own": SOLVED}
+    )
+    assert [check.positive_tokens for check in report.checks] == [
+        len(engine.encode(pair.positive, start=False)) for pair in report.pairs
+    ]
+    by_nll = sorted(range(4), key=lambda i: report.checks[i].positive_nll or 0)
+    assert report.passing == tuple(bundled[i] for i in sorted(by_nll[:2]))
+    assert report.dropped.keys() == {"wrong", *(report.checks[i].name for i in by_nll[2:])}
+    assert report.dropped["wrong"][0] == "the rewrite's answer is wrong"
+    assert [row.source for row in report.likelihoods] == [OWN, REWRITE, "own"]
+    for record, check, reasons in zip(report.records(), report.checks, report.reasons, strict=True):
+        assert record["nll_ratio"] == check.nll_ratio and record["reasons"] == reasons
+        assert record["positive_nll"] == check.positive_nll
+    negative, positive = report.means["density"]
+    assert positive == pytest.approx(np.mean([check.positive_density for check in report.checks]))
+    assert negative == pytest.approx(np.mean([check.negative_density for check in report.checks]))
+
+
+def test_without_a_model_words_are_counted_and_nothing_can_be_scored() -> None:
+    pairs = [Pair("q", DENSE, SPARSE, "5")]
+    report = check_pairs(pairs)
+    assert (report.passing, report.dropped, report.likelihoods) == (tuple(pairs), {}, ())
+    assert report.checks[0].positive_tokens == len(DENSE.split())
+    for settings in ({"criteria": Criteria(max_nll_ratio=2)}, {"traces": {"a": SOLVED}}):
+        with pytest.raises(EdgeSteerError, match="an NLL is that of a model"):
+            check_pairs(pairs, **settings)

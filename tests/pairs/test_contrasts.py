@@ -7,10 +7,9 @@ import pytest
 
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.extraction.extract import extract
-from edge_steer.pairs import solutions as pairs_solutions
-from edge_steer.pairs.contrasts import CONTRASTS, Made, Sources, thought_of
-from edge_steer.pairs.pair import Pair
-from edge_steer.pairs.solutions import Solution
+from edge_steer.pairs.contrasts import CONTRASTS, Sources, thought_of
+from edge_steer.pairs.pair import ContrastPairs, Pair
+from edge_steer.pairs.solutions import FORMAT, Solution
 from edge_steer.reference.model import Reference
 
 REASONED = (
@@ -20,7 +19,7 @@ REASONED = (
 
 
 def solved(path: Path, *solutions: Solution) -> Path:
-    header = {"format": pairs_solutions.FORMAT}
+    header = {"format": FORMAT}
     path.write_text("".join(json.dumps(line) + "\n" for line in (header, *map(asdict, solutions))))
     return path
 
@@ -32,7 +31,7 @@ def solution(identity: str, text: str, **fields: Any) -> Solution:
     })  # fmt: skip
 
 
-def made(kind: str, *files: Path, **options: Any) -> Made:
+def contrast(kind: str, *files: Path, **options: Any) -> ContrastPairs:
     return CONTRASTS[kind](Sources(files, **options))
 
 
@@ -51,7 +50,7 @@ def test_in_family_takes_the_larger_models_right_traces_and_asks_as_the_target_w
         solution("2", "right"),
         solution("3", "same"),
     )
-    [pair], left_out = asdict(made("in-family", large, own)).values()
+    [pair], left_out = asdict(contrast("in-family", large, own)).values()
     assert Pair(**pair) == Pair("q1?", "short", "long", "1", "1", "s")
     assert left_out == (
         "2: no right and whole solution for the positive",
@@ -63,9 +62,9 @@ def test_in_family_takes_the_larger_models_right_traces_and_asks_as_the_target_w
 def test_opposites_leave_the_messages_out_of_the_pair(tmp_path: Path) -> None:
     brief = solved(tmp_path / "brief.jsonl", solution("1", "short", system="be brief"))
     wordy = solved(tmp_path / "wordy.jsonl", solution("1", "long", system="ramble"))
-    assert made("opposites", brief, wordy).pairs == (Pair("q1?", "short", "long", "1", "1"),)
+    assert contrast("opposites", brief, wordy).pairs == (Pair("q1?", "short", "long", "1", "1"),)
     with pytest.raises(EdgeSteerError, match="under the same system message"):
-        made("opposites", brief, brief)
+        contrast("opposites", brief, brief)
 
 
 def test_letters_end_with_the_letter_itself(tmp_path: Path) -> None:
@@ -81,7 +80,7 @@ def test_letters_end_with_the_letter_itself(tmp_path: Path) -> None:
         Pair("Agree?\n\n (A) Yes\n (B) No", "(A", "(B", id="question 1"),
         Pair("Agree?", "Yes", "No", id="question 2"),
     )
-    assert made("letters", lines).pairs == made("letters", listed).pairs == expected
+    assert contrast("letters", lines).pairs == contrast("letters", listed).pairs == expected
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_other_files_hold_no_letters(text: str, said: str, tmp_path: Path) -> No
     path = tmp_path / "letters.json"
     path.write_text(text)
     with pytest.raises(EdgeSteerError, match=said):
-        made("letters", path)
+        contrast("letters", path)
 
 
 @pytest.mark.parametrize(
@@ -126,11 +125,11 @@ def test_reflection_is_left_for_the_nearest_step_that_executes(tmp_path: Path) -
         solution("2", "Only steps.\n\nAnd more."),
         solution("3", "Wait.\n\nWait.\n\nWait."),
     )
-    found = made("reflection", path)
-    assert found.left_out == ("2: no reflection", "3: no paragraph of execution")
-    assert [pair.id for pair in found.pairs] == ["1, reflection 1", "1, transition 2", "1, reflection 3"]
+    reflected = contrast("reflection", path)
+    assert reflected.left_out == ("2: no reflection", "3: no paragraph of execution")
+    assert [pair.id for pair in reflected.pairs] == ["1, reflection 1", "1, transition 2", "1, reflection 3"]
     for pair, (stop, nearest) in zip(
-        found.pairs,
+        reflected.pairs,
         [("Wait, is", "2 + 3"), ("Alternatively", "5 * 2"), ("Let me verify", "So \\boxed")],
         strict=True,
     ):
@@ -143,49 +142,49 @@ def test_reflection_is_left_for_the_nearest_step_that_executes(tmp_path: Path) -
 def test_of_a_reasoning_model_what_it_thinks_is_classed(tmp_path: Path) -> None:
     text = "<think>\nSo.\n\nStep one.\n\nWait, no.\n</think>\n\nLet me verify.\n\nAnswer."
     path = solved(tmp_path / "own.jsonl", solution("1", text))
-    [pair] = made("reflection", path).pairs
+    [pair] = contrast("reflection", path).pairs
     assert pair.negative == "<think>\nSo.\n\nStep one.\n\n"
     assert pair.positive == "<think>\nSo.\n\n"
     unopened = solved(tmp_path / "unopened.jsonl", solution("1", text.removeprefix("<think>\n")))
-    assert made("reflection", unopened).pairs[0].negative == "So.\n\nStep one.\n\n"
+    assert contrast("reflection", unopened).pairs[0].negative == "So.\n\nStep one.\n\n"
 
 
 def test_personas_differ_in_the_prompt_alone(tmp_path: Path) -> None:
     path = tmp_path / "texts.txt"
     path.write_text("I think  that\n\nWell, I\n")
     options: dict[str, Any] = {"personas": ("happy", "sad"), "template": "Be {persona}, {persona}!"}
-    first, second = made("personas", path, **options).pairs
+    first, second = contrast("personas", path, **options).pairs
     assert first == Pair(
         "Be happy, happy!", "I think  that", "I think  that", id="text 1", negative_question="Be sad, sad!"
     )  # fmt: skip
     assert second.positive == second.negative == "Well, I"
-    beginnings = made("personas", path, **options, beginnings=True).pairs
+    beginnings = contrast("personas", path, **options, beginnings=True).pairs
     assert [pair.positive for pair in beginnings] == ["I", "I think", "I think  that", "Well,", "Well, I"]
     with pytest.raises(EdgeSteerError, match="two personas are needed"):
-        made("personas", path, personas=("happy", " "))
+        contrast("personas", path, personas=("happy", " "))
     with pytest.raises(EdgeSteerError, match=r"has no \{persona\}"):
-        made("personas", path, personas=("happy", "sad"), template="Be!")
+        contrast("personas", path, personas=("happy", "sad"), template="Be!")
     with pytest.raises(EdgeSteerError, match="text 1: positive and negative are equal"):
-        made("personas", path, personas=("happy", "happy"))
+        contrast("personas", path, personas=("happy", "happy"))
 
 
 def test_plain_texts_are_paired_by_line_and_their_escapes_read(tmp_path: Path) -> None:
     positive, negative = tmp_path / "positive.txt", tmp_path / "negative.txt"
     positive.write_text('<|im_start|>system\\nAct \\"happy\\"\\x21\\\\n\n\nGood\n')
     negative.write_text("<|im_start|>system\\nAct sad\nBad\n")
-    first, second = made("texts", positive, negative).pairs
+    first, second = contrast("texts", positive, negative).pairs
     assert first.positive == '<|im_start|>system\nAct "happy"!\\n'
     assert first.negative == "<|im_start|>system\nAct sad"
     assert second == Pair("", "Good", "Bad", id="text 2", raw=True)
     negative.write_text("Bad\n")
     with pytest.raises(EdgeSteerError, match=r"positive.txt has 2 texts and .*negative.txt 1"):
-        made("texts", positive, negative)
+        contrast("texts", positive, negative)
 
 
 @pytest.mark.parametrize("kind", CONTRASTS)
 def test_a_contrast_says_which_files_it_takes(kind: str, tmp_path: Path) -> None:
     with pytest.raises(EdgeSteerError, match=r"0 files given; this contrast takes [12]: "):
-        made(kind)
+        contrast(kind)
 
 
 def test_the_pairs_are_extracted_with_their_own_prompts(tiny: Reference, tmp_path: Path) -> None:
@@ -194,8 +193,8 @@ def test_the_pairs_are_extracted_with_their_own_prompts(tiny: Reference, tmp_pat
     texts.write_text("Mia has 2\nBen has 30 books\n")
     positive.write_text("Mia has 2\nBen\n")
     negative.write_text("Ava has 31 books\nLeo\n")
-    personas = made("personas", texts, personas=("happy", "sad")).pairs
-    plain = made("texts", positive, negative).pairs
+    personas = contrast("personas", texts, personas=("happy", "sad")).pairs
+    plain = contrast("texts", positive, negative).pairs
     spoken = tuple(replace(pair, system="Be kind.", negative_system="Be brief.") for pair in personas)
     for pairs in (personas, plain, spoken):
         vector = extract(tiny, pairs, layers=(1, 3))

@@ -4,10 +4,9 @@ from typing import Any
 import pytest
 
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.pairs import pair
-from edge_steer.pairs.pair import Pair
+from edge_steer.pairs.pair import Pair, digest_pairs, read_pairs, write_pairs
 from edge_steer.reference.model import Reference
-from edge_steer.storage import files
+from edge_steer.storage import digests
 
 DENSE = "2 + 3 = 5, so the answer is \\boxed{5}."
 SPARSE = "Mia has 2.\n\n2 + 3 = 5.\n\nThe answer is \\boxed{5}."
@@ -17,16 +16,16 @@ GOOD = '{"question": "2 + 3?", "positive": "5", "negative": "five"}'
 def test_write_then_read_gives_equal_pairs_and_the_digest_of_the_file(tmp_path: Path) -> None:
     made = (Pair("2 + 3?", DENSE, SPARSE, "5", "first"), Pair("Ümläut \u2028 \x85?", "ja", "nein"))
     path = tmp_path / "pairs.jsonl"
-    pair.write(path, made)
-    assert pair.read(path) == made
-    assert pair.digest(made) == files.digest(path)
-    assert pair.digest(made[::-1]) != pair.digest(made)
+    write_pairs(made, path)
+    assert read_pairs(path) == made
+    assert digest_pairs(made) == digests.digest(path)
+    assert digest_pairs(made[::-1]) != digest_pairs(made)
 
 
 def test_blank_lines_and_windows_line_ends_are_read(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(f"\r\n{GOOD}\r\n\r\n".encode())
-    assert pair.read(path) == (Pair("2 + 3?", "5", "five"),)
+    assert read_pairs(path) == (Pair("2 + 3?", "5", "five"),)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +47,7 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path, line: bytes, sai
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(f"{GOOD}\n\n".encode() + line + b"\n")
     with pytest.raises(EdgeSteerError) as caught:
-        pair.read(path)
+        read_pairs(path)
     assert str(caught.value).startswith(f"{path}, line 3: ")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -57,18 +56,18 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path, line: bytes, sai
 def test_missing_empty_and_blank_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     with pytest.raises(EdgeSteerError, match="no such file"):
-        pair.read(path)
+        read_pairs(path)
     path.touch()
     with pytest.raises(EdgeSteerError, match="is empty"):
-        pair.read(path)
+        read_pairs(path)
     path.write_text("\n\n")
     with pytest.raises(EdgeSteerError, match="holds no pairs"):
-        pair.read(path)
+        read_pairs(path)
 
 
 def test_an_unwritable_place_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(EdgeSteerError, match="cannot write"):
-        pair.write(tmp_path / "missing" / "pairs.jsonl", [Pair("q", "p", "n")])
+        write_pairs([Pair("q", "p", "n")], tmp_path / "missing" / "pairs.jsonl")
     assert not list(tmp_path.iterdir())
 
 
@@ -103,8 +102,8 @@ def test_optional_fields_survive_a_file_and_leave_no_trace_where_they_are_not_se
         Pair("", "p", "n", raw=True),
     )
     path = tmp_path / "pairs.jsonl"
-    pair.write(path, made)
-    assert pair.read(path) == made
+    write_pairs(made, path)
+    assert read_pairs(path) == made
     assert path.read_text().splitlines()[0] == '{"question": "q", "positive": "p", "negative": "n"}'
 
 
@@ -127,5 +126,5 @@ def test_sides_that_cannot_be_are_refused(fields: dict[str, Any], said: str) -> 
 
 def test_no_pairs_make_no_file(tmp_path: Path) -> None:
     with pytest.raises(EdgeSteerError, match="no pairs to write"):
-        pair.write(tmp_path / "pairs.jsonl", [])
+        write_pairs([], tmp_path / "pairs.jsonl")
     assert not list(tmp_path.iterdir())

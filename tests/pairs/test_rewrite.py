@@ -3,28 +3,36 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
 from endpoint import Endpoint as Server
 from endpoint import Misdeed, completion, cuts, dense_rewriter, fails, hangs_up, says, sleeps
+from heard import Heard
 from paths import ROOT
 
 from edge_steer.core.backend import EngineOptions
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.llama.engine import Engine
-from edge_steer.pairs import rewrite
 from edge_steer.pairs.endpoint import Endpoint, Reply
-from edge_steer.pairs.rewrite import Rewrite
+from edge_steer.pairs.rewrite import (
+    ModelRewriter,
+    Rewrite,
+    dense_pairs,
+    estimate_usage,
+    prompt_of,
+    rewrite_solutions,
+)
+from edge_steer.pairs.rules import RULES
 from edge_steer.pairs.solutions import Solution
-from edge_steer.storage.records import Store
-from edge_steer.tasks.task import count_steps, word_problems
+from edge_steer.storage.digests import digest
+from edge_steer.storage.records import read
+from edge_steer.tasks.task import count_steps
+from edge_steer.tasks.wordproblems import word_problems
 
 SECRET = "sk-very-secret-0123456789"
 OWN = "Mia has 2.\n\n2 + 3 = 5.\n\nThe answer is \\boxed{5}."
-HEADER = rewrite.header_of({"name": "told-by-rule"})
 
 
 def solution(number: int = 0, text: str = OWN) -> Solution:
@@ -36,7 +44,7 @@ def solution(number: int = 0, text: str = OWN) -> Solution:
 
 
 def endpoint(server: Server, **settings: Any) -> Endpoint:
-    return Endpoint("m", **{"base_url": server.url, "first_wait": 0.01, "timeout": 5.0, **settings})
+    return Endpoint("m", **{"base_url": server.url, "timeout": 5.0, **settings})
 
 
 def asked(end: Endpoint, prompts: list[str]) -> list[Reply]:
@@ -51,25 +59,26 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)  # seconds
 
 
 def test_the_prompt_holds_the_rules_the_problem_and_the_solution_and_nothing_else_is_sent(tmp_path: Path) -> None:
     sent = solution()
-    with Server(lambda _: "2 + 3 = 5, so \\boxed{5}.") as server, Store.open(tmp_path / "r.jsonl", HEADER) as store:
-        [made] = rewrite.rewrite([sent], endpoint(server).ask, store)
+    with Server(lambda _: "2 + 3 = 5, so \\boxed{5}.") as server:
+        [rewrite] = rewrite_solutions([sent], endpoint(server), tmp_path / "r.jsonl").rewrites
     [seen] = server.seen
     assert seen.body == {
         "model": "m",
-        "messages": [{"role": "user", "content": f"{rewrite.RULES}\n\nProblem:\n{sent.question}\n\nSolution:\n{OWN}"}],
+        "messages": [{"role": "user", "content": f"{RULES}\n\nProblem:\n{sent.question}\n\nSolution:\n{OWN}"}],
         "max_completion_tokens": 8192,
     }
     assert seen.headers["authorization"] == f"Bearer {SECRET}"
     told = {name for name in seen.headers if name.startswith("x-stainless")}
     assert told <= {"x-stainless-raw-response"}  # nothing of this machine
     assert not [value for value in seen.headers.values() if "secret" in value.replace(SECRET, "")]
-    assert made == Rewrite(sent.digest, sent.id, "2 + 3 = 5, so \\boxed{5}.", "", "told-by-rule", 100, 10, 1)
+    assert rewrite == Rewrite(sent.digest, sent.id, "2 + 3 = 5, so \\boxed{5}.", "", "told-by-rule", 100, 10, 1)
     for rule in ("meaning", "style", "every computation", "final answer", "Merge", "rephrase", "Add nothing"):
-        assert rule in rewrite.RULES
+        assert rule in RULES
 
 
 def test_what_was_asked_for_is_sent() -> None:
@@ -121,8 +130,7 @@ def test_retry_after_is_waited_for_by_every_prompt() -> None:
 
 
 def test_a_wait_longer_than_patience_is_reported_not_waited_for() -> None:
-    date = formatdate(time.time() + 3600, usegmt=True)
-    with Server(str.upper, [fails(429, "slow down", Retry_After=date)]) as server:
+    with Server(str.upper, [fails(429, "slow down", Retry_After="3600")]) as server:
         refused, fine = asked(endpoint(server, concurrency=1), ["a", "b"])
     assert refused.problem.startswith("status 429: slow down; it asks to wait 3")
     assert fine.text == "B"
@@ -140,7 +148,7 @@ def test_attempts_end_and_the_other_prompts_go_on() -> None:
     [
         (completion(None, refusal="I cannot\nhelp with that."), "refused: I cannot help with that."),
         (completion("half", "content_filter"), "refused: content_filter"),
-        (completion("half a", "length"), "cut off at the most tokens; raise --max-tokens"),
+        (completion("half a", "length"), "cut off at the most tokens; allow more"),
         (completion(""), "an empty answer"),
         (completion(None), "an empty answer"),
         ({"choices": [{"message": {"content": 5}}]}, "an empty answer"),
@@ -186,7 +194,7 @@ def test_the_key_is_never_shown() -> None:
         [reply] = asked(end, ["a"])
     assert reply.problem == "status 400: your key *** is ***"
     assert SECRET not in repr(end)
-    assert Endpoint("m", "http://me:hush@localhost:1/v1?token=hush").shown == "http://localhost:1/v1"
+    assert Endpoint("m", "http://me:hush@localhost:1/v1?token=hush").public_address == "http://localhost:1/v1"
 
 
 def test_an_endpoint_that_never_answers_is_one_error() -> None:
@@ -232,26 +240,27 @@ def test_finished_rewrites_are_kept_and_problems_are_asked_again(tmp_path: Path)
     solutions = [solution(i) for i in range(4)]
     path = tmp_path / "r.jsonl"
     with Server(lambda _: "dense", [says(completion(None, refusal="no"))]) as server:
-        with Store.open(path, HEADER) as store:
-            first = rewrite.rewrite(solutions[:2], endpoint(server, concurrency=1).ask, store)
-            assert [made.problem for made in first] == ["refused: no", ""]
-        with Store.open(path, HEADER) as store:
-            seen: list[Rewrite] = []
-            second = rewrite.rewrite(solutions, endpoint(server).ask, store, seen.append)
-            assert [made.text for made in second] == ["dense"] * 4
-            assert {made.id for made in seen} == {"secret-id-0", "secret-id-2", "secret-id-3"}
-            assert not rewrite.unfinished(solutions, store)
-            used = rewrite.usage(store.records)
-    assert (used.requests, used.prompt_tokens, used.completion_tokens, used.uncounted) == (5, 500, 50, 0)
-    assert used.cost(1.25, 10) == pytest.approx((500 * 1.25 + 50 * 10) / 1e6)
+        first = rewrite_solutions(solutions[:2], endpoint(server, concurrency=1), path)
+        assert [rewrite.problem for rewrite in first.rewrites] == ["refused: no", ""]
+        heard = Heard()
+        second = rewrite_solutions(solutions, endpoint(server), path, progress=heard)
+        assert [rewrite.text for rewrite in second.rewrites] == ["dense"] * 4
+        assert heard.steps == [("rewriting", done, 3) for done in range(4)]
+        assert {record["id"] for record in read(path)[1][2:]} == {"secret-id-0", "secret-id-2", "secret-id-3"}
+        third = rewrite_solutions(solutions, endpoint(server), path)
+    usage = second.total_usage
+    assert (usage.requests, usage.prompt_tokens, usage.completion_tokens, usage.uncounted) == (5, 500, 50, 0)
+    assert usage.cost(1.25, 10) == pytest.approx((500 * 1.25 + 50 * 10) / 1e6)
+    assert (second.usage.requests, third.usage.requests, third.total_usage) == (3, 0, usage)
+    assert str(usage) == "5 requests, 500 tokens sent, 50 received"
     counts = Counter(seen.prompt for seen in server.seen)
     assert sorted(counts.values()) == [1, 1, 1, 2]
 
 
 def test_equal_solutions_are_asked_once(tmp_path: Path) -> None:
     twice = [solution(), solution()]
-    with Server(lambda _: "dense") as server, Store.open(tmp_path / "r.jsonl", HEADER) as store:
-        assert len(rewrite.rewrite(twice, endpoint(server).ask, store)) == 2
+    with Server(lambda _: "dense") as server:
+        assert len(rewrite_solutions(twice, endpoint(server), tmp_path / "r.jsonl").rewrites) == 2
     assert len(server.seen) == 1
 
 
@@ -266,9 +275,9 @@ def test_equal_solutions_are_asked_once(tmp_path: Path) -> None:
 def test_thinking_is_no_part_of_a_rewrite_and_a_copy_is_none(
     told: str, text: str, problem: str, tmp_path: Path
 ) -> None:
-    with Server(lambda _: told) as server, Store.open(tmp_path / "r.jsonl", HEADER) as store:
-        [made] = rewrite.rewrite([solution()], endpoint(server).ask, store)
-    assert (made.text, made.problem) == (text, problem)
+    with Server(lambda _: told) as server:
+        [rewrite] = rewrite_solutions([solution()], endpoint(server), tmp_path / "r.jsonl").rewrites
+    assert (rewrite.text, rewrite.problem) == (text, problem)
 
 
 def test_pairs_are_asked_as_the_solutions_were(tmp_path: Path) -> None:
@@ -277,18 +286,19 @@ def test_pairs_are_asked_as_the_solutions_were(tmp_path: Path) -> None:
         Rewrite(solutions[0].digest, "0", "dense", "", "m", None, None, 1),
         Rewrite(solutions[1].digest, "1", "", "refused: no", "m", None, None, 1),
     ]
-    [pair], left_out = rewrite.pairs_of(solutions, rewrites)
+    dense = dense_pairs(solutions, rewrites)
+    [pair] = dense.pairs
     assert (pair.question, pair.system) == (solutions[0].prompt, "secret system")
     assert (pair.positive, pair.negative, pair.answer) == ("dense", OWN, "secret gold")
-    assert left_out == [("secret-id-1", "refused: no"), ("secret-id-2", "not rewritten yet")]
+    assert dense.left_out == ("secret-id-1: refused: no", "secret-id-2: not rewritten yet")
 
 
 def test_an_estimate_counts_what_would_be_sent() -> None:
     solutions = [solution(0), solution(1)]
-    guess = rewrite.estimate(solutions, count=len)
-    assert guess.prompt_tokens == sum(len(rewrite.prompt_of(s)) for s in solutions)
+    guess = estimate_usage(solutions, count_tokens=len)
+    assert guess.prompt_tokens == sum(len(prompt_of(s)) for s in solutions)
     assert guess.completion_tokens == 2 * len(OWN)
-    by_characters = rewrite.estimate(solutions)
+    by_characters = estimate_usage(solutions)
     assert by_characters.prompt_tokens == pytest.approx(guess.prompt_tokens / 4, rel=0.01)
 
 
@@ -297,17 +307,15 @@ def test_our_own_engine_rewrites_and_refuses_what_does_not_fit(tmp_path: Path, b
     problem = word_problems("calibration", 1)[0]
     short = Solution("short", 0, problem.question, problem.question, None, problem.answer, OWN, 9, True, "stop")
     long = Solution("long", 0, problem.question, problem.question, None, problem.answer, "a " * 2000, 9, True, "stop")
-    with (
-        Engine.load(bundled_f16, EngineOptions(threads=1)) as engine,
-        Store.open(tmp_path / "r.jsonl", HEADER) as store,
-        Store.open(tmp_path / "cut.jsonl", HEADER) as other,
-    ):
-        made, failed = rewrite.rewrite([short, long], rewrite.by_model(engine, 200), store)
-        [cut] = rewrite.rewrite([short], rewrite.by_model(engine, 3), other)
-        prompt = engine.chat([{"role": "user", "content": rewrite.prompt_of(short)}])
-    assert made.text and not made.problem
-    assert made.prompt_tokens == len(prompt)
-    assert made.completion_tokens and made.model == engine.model.name
+    with Engine.load(bundled_f16, EngineOptions(threads=1)) as engine:
+        path = tmp_path / "r.jsonl"
+        written, failed = rewrite_solutions([short, long], ModelRewriter(engine, 200), path).rewrites
+        [cut] = rewrite_solutions([short], ModelRewriter(engine, 3), tmp_path / "cut.jsonl").rewrites
+        assert read(path)[0]["rewriter"]["digest"] == digest(bundled_f16)
+        prompt = engine.chat([{"role": "user", "content": prompt_of(short)}])
+    assert written.text and not written.problem
+    assert written.prompt_tokens == len(prompt)
+    assert written.completion_tokens and written.model == engine.model.name
     assert "the context holds" in failed.problem
     assert cut.problem.startswith("cut off") and cut.completion_tokens == 3
 
@@ -316,7 +324,7 @@ def test_the_rule_based_rewriter_keeps_the_computations() -> None:
     tell = dense_rewriter(5)
     for problem in word_problems("calibration", 5):
         own = f"So.\n\nThen.\n\nNext.\n\nThen.\n\nOn.\n\nOn.\n\nThe answer is \\boxed{{{problem.answer}}}."
-        dense = tell(f"{rewrite.RULES}\n\nProblem:\n{problem.question}\n\nSolution:\n{own}")
+        dense = tell(f"{RULES}\n\nProblem:\n{problem.question}\n\nSolution:\n{own}")
         assert count_steps(dense) < 7
         assert f"\\boxed{{{problem.answer}}}" in dense
 
@@ -325,13 +333,13 @@ def test_the_rule_based_rewriter_keeps_the_computations() -> None:
 def test_a_stopped_run_goes_on_and_pays_for_nothing_twice(stop: signal.Signals, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     script = (
-        "import sys\nfrom pathlib import Path\nsys.path[:0] = ['tests', 'tests/pairs']\n"
-        "from edge_steer.pairs import rewrite\nfrom edge_steer.pairs.endpoint import Endpoint\n"
-        "from edge_steer.storage.records import Store\n"
-        "import test_rewrite as t\n"
-        "with Store.open(Path(sys.argv[1]), t.HEADER) as store:\n"
-        "    ask = Endpoint('m', sys.argv[2], concurrency=1).ask\n"
-        "    rewrite.rewrite([t.solution(i) for i in range(12)], ask, store, lambda r: print(r.id, flush=True))\n"
+        "import sys\nsys.path[:0] = ['tests', 'tests/pairs']\n"
+        "from edge_steer.core.progress import Progress\nfrom edge_steer.pairs.endpoint import Endpoint\n"
+        "from edge_steer.pairs.rewrite import rewrite_solutions\nimport test_rewrite as t\n"
+        "class Printed(Progress):\n"
+        "    def __call__(self, doing, done=0, total=1): print(done, flush=True)\n"
+        "endpoint = Endpoint('m', sys.argv[2], concurrency=1)\n"
+        "rewrite_solutions([t.solution(i) for i in range(12)], endpoint, sys.argv[1], progress=Printed())\n"
     )
 
     def tell(prompt: str) -> str:
@@ -348,10 +356,9 @@ def test_a_stopped_run_goes_on_and_pays_for_nothing_twice(stop: signal.Signals, 
         assert process.returncode != 0
         before = len(server.seen)
         assert before < 12
-        with Store.open(path, HEADER) as store:
-            assert {record["id"] for record in store.records} >= set(finished)
-            kept = len(store.records)
-            made = rewrite.rewrite([solution(i) for i in range(12)], endpoint(server).ask, store)
-        assert [row.id for row in made] == [f"secret-id-{i}" for i in range(12)]
-        assert len(server.seen) == before + 12 - kept
-        assert before <= kept + 1
+        kept = read(path)[1]
+        assert len(kept) >= max(map(int, finished))
+        rewriting = rewrite_solutions([solution(i) for i in range(12)], endpoint(server), path)
+        assert [rewrite.id for rewrite in rewriting.rewrites] == [f"secret-id-{i}" for i in range(12)]
+        assert len(server.seen) == before + 12 - len(kept)
+        assert before <= len(kept) + 1

@@ -4,17 +4,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from heard import Heard
 
-from edge_steer.core.backend import EngineOptions, Sampling
+from edge_steer.core.backend import EngineOptions
 from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.sampling import Sampling
 from edge_steer.llama.engine import Engine
-from edge_steer.pairs import solutions as pairs_solutions
-from edge_steer.pairs.solutions import Solution, kept, load, load_chosen, normal_text, shared_problems
+from edge_steer.pairs.solutions import (
+    FORMAT,
+    Solution,
+    generate_solutions,
+    read_chosen_solutions,
+    read_solutions,
+    solutions_header,
+    usable_solutions,
+)
 from edge_steer.storage.records import Store
 from edge_steer.tasks.answers import grade
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.load import load_task
-from edge_steer.tasks.task import Sample, Task
 
 TASK = load_task("wordproblems", split="calibration", limit=24)
 
@@ -31,11 +39,7 @@ def graders() -> Iterator[Graders]:
         yield graders
 
 
-def header(task: Task = TASK) -> dict[str, object]:
-    return pairs_solutions.header_of(task, {"name": "abacus"}, {"name": "llama.cpp"}, {})
-
-
-def made(identity: str, text: str = "a", **fields: Any) -> Solution:
+def solution(identity: str, text: str = "a", **fields: Any) -> Solution:
     return Solution(**{
         "id": identity, "repeat": 0, "question": f"q{identity}", "prompt": "p", "system": None, "answer": "1",
         "text": text, "tokens": 1, "correct": True, "finish": "stop", **fields,
@@ -45,107 +49,93 @@ def made(identity: str, text: str = "a", **fields: Any) -> Solution:
 def test_solutions_are_the_models_own_right_and_as_many_as_asked(
     engine: Engine, graders: Graders, tmp_path: Path
 ) -> None:
-    asked = replace(TASK, settings=replace(TASK.settings, prompt="{question}", system="Think."))
-    seen: list[Solution] = []
-    with Store.open(tmp_path / "s.jsonl", header(asked)) as store:
-        chosen = pairs_solutions.generate(
-            engine, asked, graders=graders, store=store, count=5, at_once=4, on_solution=seen.append
-        )  # fmt: skip
+    task = replace(TASK, settings=replace(TASK.settings, prompt="{question}", system="Think."))
+    path, heard = tmp_path / "s.jsonl", Heard()
+    chosen = generate_solutions(engine, task, str(path), count=5, at_once=4, graders=graders, progress=heard)
     assert len(chosen) == 5
-    assert load(tmp_path / "s.jsonl")[1] == seen
-    in_order = sorted(seen, key=lambda solution: [sample.id for sample in TASK.samples].index(solution.id))
-    assert load_chosen(tmp_path / "s.jsonl") == chosen == kept(in_order)[:5]
-    for solution in chosen:
-        assert grade(solution.text, solution.answer).correct
-        sample = next(sample for sample in TASK.samples if sample.id == solution.id)
-        assert (solution.question, solution.answer, solution.system) == (sample.question, sample.answer, "Think.")
+    solutions = read_solutions(str(path))
+    assert len({solution.key for solution in solutions}) == len(solutions)
+    in_order = sorted(solutions, key=lambda solution: [sample.id for sample in TASK.samples].index(solution.id))
+    assert read_chosen_solutions(str(path)) == chosen == usable_solutions(in_order)[:5]
+    assert heard.steps[0] == ("solving", 0, 5) and heard.steps[-1] == ("solving", 5, 5)
+    for each in chosen:
+        assert grade(each.text, each.answer).correct
+        sample = next(sample for sample in TASK.samples if sample.id == each.id)
+        assert (each.question, each.answer, each.system) == (sample.question, sample.answer, "Think.")
 
 
 def test_a_stopped_run_goes_on_and_a_larger_one_begins_with_what_is_there(
     engine: Engine, graders: Graders, tmp_path: Path
 ) -> None:
-    path, settings = tmp_path / "s.jsonl", {"graders": graders, "at_once": 4}
-    with Store.open(path, header()) as store:
-        whole = pairs_solutions.generate(engine, TASK, store=store, count=6, **settings)  # type: ignore[arg-type]
+    path = tmp_path / "s.jsonl"
+
+    def generate(count: int) -> list[Solution]:
+        return generate_solutions(engine, TASK, path, count=count, at_once=4, graders=graders)
+
+    whole = generate(6)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:4]) + lines[4][:20])
     with pytest.raises(EdgeSteerError, match="is not complete"):
-        load_chosen(path)
-    again: list[Solution] = []
-    with Store.open(path, header()) as store:
-        resumed = pairs_solutions.generate(
-            engine, TASK, store=store, count=6, on_solution=again.append, **settings  # type: ignore[arg-type]
-        )  # fmt: skip
+        read_chosen_solutions(path)
+    resumed = generate(6)
     assert [s.id for s in resumed] == [s.id for s in whole]
-    assert len(again) == len(lines) - 1 - 3 - 1  # without the header, the kept and the choice
-    with Store.open(path, header()) as store:
-        more = pairs_solutions.generate(engine, TASK, store=store, count=8, **settings)  # type: ignore[arg-type]
+    again = path.read_bytes().splitlines(keepends=True)
+    assert again[:4] == lines[:4]  # what was there is not generated again
+    assert len(again) == len(lines)
+    more = generate(8)
     assert more[:6] == resumed and len(more) == 8
-    with Store.open(path, header()) as store:
-        before = len(store.records)
-        assert pairs_solutions.generate(engine, TASK, store=store, count=8, **settings) == more  # type: ignore[arg-type]
-        assert len(store.records) == before
+    before = path.read_bytes()
+    assert generate(8) == more
+    assert path.read_bytes() == before
 
 
 def test_several_samples_give_several_different_solutions(engine: Engine, graders: Graders, tmp_path: Path) -> None:
     settings = replace(TASK.settings, samples=3, sampling=Sampling(temperature=1.0, seed=1))
     task = replace(TASK, samples=TASK.samples[:2], settings=settings)
-    with Store.open(tmp_path / "s.jsonl", header(task)) as store:
-        chosen = pairs_solutions.generate(
-            engine, task, graders=graders, store=store, count=9, per_problem=2, wrong=True
-        )
+    path = tmp_path / "s.jsonl"
+    chosen = generate_solutions(engine, task, path, count=9, per_problem=2, wrong=True, graders=graders)
     texts = [solution.text for solution in chosen]
     assert len(texts) == len(set(texts)) == 4
-    assert len(load(tmp_path / "s.jsonl")[1]) == 6
+    assert len(read_solutions(path)) == 6
 
 
 def test_a_file_of_another_task_is_not_mixed_in(engine: Engine, graders: Graders, tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
-    with Store.open(path, header()) as store:
-        store.append(asdict(made(TASK.samples[0].id)))
-        with pytest.raises(EdgeSteerError, match="another problem under the id 'calibration-0-0'"):
-            pairs_solutions.generate(engine, TASK, graders=graders, store=store, count=1)
-        with pytest.raises(EdgeSteerError, match="must be at least 1"):
-            pairs_solutions.generate(engine, TASK, graders=graders, store=store, count=0)
-    warmer = replace(TASK, settings=replace(TASK.settings, max_tokens=5))
+    with Store.open(path, solutions_header(TASK, engine.provenance)) as store:
+        store.append(asdict(solution(TASK.samples[0].id)))
+    with pytest.raises(EdgeSteerError, match="another problem under the id 'calibration-0-0'"):
+        generate_solutions(engine, TASK, path, count=1, graders=graders)
+    with pytest.raises(EdgeSteerError, match="must be at least 1"):
+        generate_solutions(engine, TASK, path, count=0, graders=graders)
+    shorter = replace(TASK, settings=replace(TASK.settings, max_tokens=5))
     with pytest.raises(EdgeSteerError, match=r"task\.settings\.max_tokens is 400 there and 5 here"):
-        Store.open(path, header(warmer))
+        generate_solutions(engine, shorter, path, count=1, graders=graders)
 
 
-def test_what_is_kept() -> None:
+def test_what_is_usable_solutions() -> None:
     solutions = [
-        made("1", correct=False),
-        made("1", "b", repeat=1),
-        made("1", "b", repeat=2),
-        made("1", "c", repeat=3),
-        made("2", finish="length"),
-        made("3", " \n"),
-        made("4", "", finish="error", error="too long"),
-        made("5", "d"),
+        solution("1", correct=False),
+        solution("1", "b", repeat=1),
+        solution("1", "b", repeat=2),
+        solution("1", "c", repeat=3),
+        solution("2", finish="length"),
+        solution("3", " \n"),
+        solution("4", "", finish="error", error="too long"),
+        solution("5", "d"),
     ]
-    assert [s.text for s in kept(solutions)] == ["b", "d"]
-    assert [s.text for s in kept(solutions, per_problem=9)] == ["b", "c", "d"]
-    assert [s.text for s in kept(solutions, per_problem=9, wrong=True)] == ["a", "b", "c", "d"]
+    assert [s.text for s in usable_solutions(solutions)] == ["b", "d"]
+    assert [s.text for s in usable_solutions(solutions, per_problem=9)] == ["b", "c", "d"]
+    assert [s.text for s in usable_solutions(solutions, per_problem=9, wrong=True)] == ["a", "b", "c", "d"]
 
 
 def test_other_files_are_no_solutions(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     path.write_text('{"format": "other"}\n{"text": 1}\n')
     with pytest.raises(EdgeSteerError, match="holds no solutions"):
-        load(path)
-    path.write_text(f'{{"format": "{pairs_solutions.FORMAT}"}}\n{{"text": 1}}\n')
+        read_solutions(path)
+    path.write_text(f'{{"format": "{FORMAT}"}}\n{{"text": 1}}\n')
     with pytest.raises(EdgeSteerError, match="is no solution"):
-        load(path)
-    path.write_text(f'{{"format": "{pairs_solutions.FORMAT}"}}\n{{"chosen": []}}\n')
+        read_solutions(path)
+    path.write_text(f'{{"format": "{FORMAT}"}}\n{{"chosen": []}}\n')
     with pytest.raises(EdgeSteerError, match="none was right and whole"):
-        load_chosen(path)
-
-
-def test_problems_are_compared_by_letters_and_digits() -> None:
-    mine = [Sample("a", "Mia has  2½ Apples.\nHow many?", "1"), Sample("b", "Mia has 3 apples. How many?", "1")]
-    theirs = [Sample("x", "mia has 2½ apples - how many", "1"), Sample("y", "Mia has 30 apples. How many?", "1")]
-    assert shared_problems(mine, theirs) == [(mine[0], theirs[0])]
-    assert normal_text("$\\frac{1}{2}$ of  a_b") == "frac 1 2 of a b"
-    dev, test = (load_task("wordproblems", split=split, limit=50).samples for split in ("dev", "test"))
-    assert not shared_problems(dev, test)
-    assert len(shared_problems(dev, dev)) == 50
+        read_chosen_solutions(path)
