@@ -10,7 +10,7 @@ import transformers
 from edge_steer.core.vector import SteeringVector
 from edge_steer.extraction.extract import extract
 from edge_steer.models.quantize import quantize
-from edge_steer.pairs import pair
+from edge_steer.pairs.pair import read_pairs
 from edge_steer.reference.model import Reference
 from edge_steer.vectors import gguf_writer
 
@@ -69,7 +69,7 @@ def bundled() -> Reference:
 
 @pytest.fixture(scope="session")
 def bundled_vector(bundled: Reference) -> SteeringVector:
-    return extract(bundled, pair.read(ABACUS / "pairs.jsonl"))
+    return extract(bundled, read_pairs(ABACUS / "pairs.jsonl"))
 
 
 @pytest.fixture(scope="session")
