@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from edge_steer.terminal.options import FILE
+from edge_steer.terminal.parameters import FILE, MODEL, PATH
 from edge_steer.terminal.progress import NOTES
 from edge_steer.terminal.tables import print_table, print_vector
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", type=MODEL, required=False)
 @click.option("-o", "--out", type=FILE, help="Where to write the GGUF.  [default: the cache]")
 @click.option("--type", "outtype", help="F32, F16 or BF16.  [default: the one that loses nothing]")
 @click.option("--revision", help="Commit of a hub model.")
@@ -32,7 +32,7 @@ def convert(
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.argument("quant")
 @click.option("-o", "--out", type=FILE, help="Where to write the GGUF.  [default: the cache]")
 @click.option("--imatrix", type=FILE, help="Importance matrix of llama-imatrix (GGUF); the smallest types need one.")
@@ -48,10 +48,10 @@ def quantize(model: str, quant: str, out: Path | None, imatrix: Path | None, thr
 
 
 @click.command()
-@click.argument("file", type=FILE, required=False)
+@click.argument("file", type=PATH, required=False)
 @click.option("--json", "as_json", is_flag=True)
 def info(file: Path | None, as_json: bool) -> None:
-    """Describe a model or vector FILE, or without one this machine and what llama.cpp can use of it."""
+    """Describe FILE (a model, a vector or a folder with a vector), or without one this machine and llama.cpp on it."""
     from edge_steer.models import describe, machine
     from edge_steer.vectors import read
 

@@ -1,8 +1,8 @@
-"""From Hugging Face weights to a quantised GGUF, by llama.cpp's own converter and quantiser.
+"""Hugging Face weights to a GGUF, by llama.cpp's own converter.
 
-Takes what sources.py knows as a model; gives GGUF files, whole or not at all. The converter is that of the installed
-llama-cpp-python, fetched once from its source distribution. Results without a target of their own are cached under
-a digest of everything they were made from. It reads no weights itself, and no pickles are ever opened.
+Takes a folder, a hub id or a snapshot, gives a GGUF file, whole or not at all. The converter is that of the installed
+llama-cpp-python, fetched once from its source distribution. A file without a target of its own goes to the cache, named
+by a digest of all it was made from. This module reads no weights, and no pickle is ever opened.
 """
 
 import importlib.metadata
@@ -37,7 +37,7 @@ def convert(
     revision: str | None = None,
     progress: Progress = SILENT,
 ) -> Path:
-    """Hugging Face weights (a folder or a hub id) as a GGUF, by llama.cpp's converter; where it was written.
+    """Hugging Face weights (a folder, a hub id, a snapshot) as a GGUF, by llama.cpp's converter; where it was written.
 
     target: None is the cache. outtype: F32, F16 or BF16; None is the one that loses nothing.
     Errors: ModelError for a folder without safetensors, an architecture or tokenizer llama.cpp has not, no network.
@@ -103,12 +103,14 @@ def fetch_converter(progress: Progress = SILENT) -> Path:
 
 
 def known_type(name: str, allowed: tuple[str, ...]) -> str:
+    """A type's name in capitals. Errors: ModelError if it is not allowed."""
     if name.upper() not in allowed:
         raise ModelError(f"no type {name!r}; allowed are {', '.join(allowed)}")
     return name.upper()
 
 
 def llama_version() -> str:
+    """The version of llama-cpp-python, without its build."""
     return importlib.metadata.version("llama-cpp-python").split("+")[0]
 
 
@@ -136,7 +138,7 @@ def _lossless(folder: Path) -> str:
 
 def _run(command: list[str], failure: str, environment: dict[str, str]) -> None:
     """Run to its end; a status other than 0 raises ModelError with the last line it wrote to stderr."""
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=os.environ | environment)
-    if done.returncode:
-        words = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [f"status {done.returncode}"]
-        raise ModelError(f"{failure}: {words[-1][:300]}")
+    process = subprocess.run(command, capture_output=True, text=True, errors="replace", env=os.environ | environment)
+    if process.returncode:
+        lines = [line.strip() for line in process.stderr.splitlines() if line.strip()]
+        raise ModelError(f"{failure}: {lines[-1][:300] if lines else f'status {process.returncode}'}")

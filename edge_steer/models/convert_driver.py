@@ -1,10 +1,10 @@
-"""A script that runs llama.cpp's own converter, run by models.py in a process of its own: its torch, its prints and
-its exit status stay there.
+"""A script that runs llama.cpp's own converter. convert.py runs it in a process of its own, in which the converter's
+torch, its prints and its exit status stay.
 
     python -P convert_driver.py CONVERTER_FOLDER [arguments of convert_hf_to_gguf.py]
 
-The converter knows a vocabulary's pre-tokenizer by a hash of what it makes of one text, so a vocabulary of one's own
-is unknown to it. Such a one is recognised here by its pre-tokenizer's definition. Imports nothing of the package.
+The converter knows a vocabulary's pre-tokenizer by a hash of the tokens of one text, so it knows no vocabulary that is
+not in its list. This script knows some more by the pre-tokenizer's definition. It imports nothing of the package.
 """
 
 import importlib

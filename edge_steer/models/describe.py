@@ -6,23 +6,18 @@ from pathlib import Path
 
 import gguf
 
-from edge_steer.core.backend import EngineOptions
-from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.vector import SteeringVector
-from edge_steer.models.file import ModelFile
-from edge_steer.models.machine import system_info
 from edge_steer.storage.files import readable
 from edge_steer.storage.gguf_header import CONTROL_VECTOR, read_header
-from edge_steer.storage.provenance import versions
 
 
 def describe_model(path: str | Path) -> dict[str, str | int] | None:
-    """What the header of a GGUF model says of it; None for a vector, of whatever kind.
+    """What the header of a GGUF model says of it; None for a vector, of whatever kind, and for a folder.
 
     Errors: EdgeSteerError for a missing, empty or damaged file.
     """
     path = Path(path)
-    if not _is_gguf(path):
+    if path.is_dir() or not _is_gguf(path):
         return None
     header = read_header(path)
     if header.architecture == CONTROL_VECTOR:
@@ -53,23 +48,3 @@ def describe_vector(vector: SteeringVector) -> dict[str, object]:
 def _is_gguf(path: Path) -> bool:
     with readable(path, "a GGUF or safetensors file").open("rb") as file:
         return file.read(4) == b"GGUF"
-
-
-def facts(model: Path, engine: EngineOptions) -> dict[str, object]:
-    """What rows depend on besides the settings of a sweep: the model file, the engine's options, versions.
-
-    Errors: EdgeSteerError for a file that is no GGUF model.
-    """
-    if describe_model(model) is None:
-        raise EdgeSteerError(f"{model} is a vector, not a model; name a GGUF model")
-    file = ModelFile(model)
-    return {
-        "model": {
-            "name": file.name,
-            "quant": file.quant,
-            "digest": file.digest,
-            "parameters": file.header.parameters,
-        },
-        "engine": asdict(engine),
-        "versions": {**versions("edge-steer", "math-verify"), **system_info()},
-    }

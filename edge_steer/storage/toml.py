@@ -18,9 +18,8 @@ class TomlTable:
     Errors: EdgeSteerError, one line.
     """
 
-    def __init__(self, path: Path, what: str) -> None:
-        self.path = path
-        readable(path, what)
+    def __init__(self, path: str | Path, what: str) -> None:
+        self.path = path = readable(path, what)
         try:
             self.rest = tomllib.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -40,9 +39,9 @@ class TomlTable:
         rest = self._take(key)
         if not isinstance(rest, dict):
             raise self.error(key, f"{rest!r} is not a table")
-        found = copy.copy(self)
-        found.rest, found.taken, found.name = rest, set(), f"{self.name}{key}."
-        return found
+        table = copy.copy(self)
+        table.rest, table.taken, table.name = rest, set(), f"{self.name}{key}."
+        return table
 
     def text(self, key: str, optional: bool = False) -> str:
         value = self._take(key, "" if optional else None)

@@ -14,6 +14,7 @@ from edge_steer.core.quants import NEED_IMPORTANCE, QUANTS
 from edge_steer.core.vector import Array
 from edge_steer.llama.quantizer import quantize_file
 from edge_steer.models import importance
+from edge_steer.models.quantize import quantize
 from edge_steer.storage.gguf_header import read_header
 
 KIND = key("general.type", STRING, text("imatrix"))
@@ -125,6 +126,21 @@ def test_the_smallest_types_need_one(bundled_f16: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert read_header(tmp_path / "q.gguf").metadata["general.file_type"] == 20
     assert (tmp_path / "q.gguf").stat().st_size < bundled_f16.stat().st_size / 4
+
+
+def test_what_an_importance_matrix_made_is_cached_by_it(
+    bundled_f16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGE_STEER_CACHE", str(tmp_path / "cache"))
+    ones = {name: np.ones(n, np.float32) for name, n in columns(bundled_f16).items()}
+    uneven = {name: np.where(np.arange(n) % 8, 1, 1000).astype(np.float32) for name, n in columns(bundled_f16).items()}
+    first, second = (
+        quantize(bundled_f16, "Q3_K_M", imatrix=written(tmp_path / f"{i}.gguf", values), threads=1)
+        for i, values in enumerate((ones, uneven))
+    )
+    assert quantize(bundled_f16, "Q3_K_M", imatrix=tmp_path / "0.gguf", threads=1) == first
+    assert len({first, second, quantize(bundled_f16, "Q3_K_M", threads=1)}) == 3
+    assert first.read_bytes() != second.read_bytes()
 
 
 @pytest.mark.parametrize("quant", QUANTS)
