@@ -5,6 +5,8 @@ that package sends, waits and tries again. No error raised here, and no reply, h
 """
 
 import asyncio
+import functools
+import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +27,8 @@ LOCAL = ("localhost", "127.0.0.1", "::1")  # servers that need no key
 MESSAGE_LENGTH = 200  # characters of a server's message that are kept
 ABOUT_US, RETRY_COUNT = "x-stainless-", "x-stainless-retry-count"  # headers in which openai describes this machine
 RAW_RESPONSE = "x-stainless-raw-response"  # without it openai gives no count of attempts
-BAD_GATEWAY = 502  # a status that openai tries again
+TOO_MANY, BAD_GATEWAY = 429, 502  # statuses that openai tries again
+NO_QUOTA = "insufficient_quota"
 NO_COMPLETION = "the answer is no chat completion"
 
 
@@ -129,7 +132,7 @@ class _Session:
     async def run(self, prompts: Sequence[str]) -> None:
         import openai
 
-        hooks: dict[str, list[Any]] = {"request": [_hide_this_machine], "response": [_check_completion]}
+        hooks: dict[str, list[Any]] = {"request": [_hide_this_machine], "response": [_judge]}
         async with openai.AsyncOpenAI(
             api_key=self.key,
             base_url=self.endpoint.address,
@@ -172,7 +175,7 @@ class _Session:
 
     def problem_reply(self, failure: "openai.APIError") -> Reply:
         """The problem of a prompt. Errors: EdgeSteerError for one that every other prompt would meet too."""
-        attempts, problem = failure.request.extensions["attempt"], self.problem(failure)
+        attempts, problem = failure.request.extensions.get("attempt", 1), self.problem(failure)
         times = f", {attempts} times" if attempts > 1 else ""
         if attempts == self.endpoint.attempts:
             if not self.answered:
@@ -193,11 +196,11 @@ class _Session:
             raise EdgeSteerError(f"{where} refuses the key with status {status}; check {KEY}")
         if status == 404:
             raise EdgeSteerError(f"{where} has no model {self.endpoint.model!r}, or is no such API (404){message}")
-        if status == 429 and failure.code == "insufficient_quota":
+        if status == TOO_MANY and failure.code == NO_QUOTA:
             raise EdgeSteerError(f"{where}: the account has no quota left{message}")
         if NO_COMPLETION in failure.response.extensions:
             return NO_COMPLETION
-        self.answered = self.answered or (status < 500 and status != 429)
+        self.answered = self.answered or (status < 500 and status != TOO_MANY)
         return f"status {status}{message}"
 
     def message(self, failure: "openai.APIStatusError") -> str:
@@ -220,18 +223,22 @@ async def _hide_this_machine(request: Any) -> None:
         del request.headers[name]
 
 
-async def _check_completion(response: Any) -> None:
-    """Make an answer that is no chat completion a bad gateway, so that openai tries again."""
-    if not response.is_success:
-        return
-    await response.aread()
-    try:
-        message = response.json()["choices"][0]["message"]
-    except (ValueError, LookupError, TypeError):
-        message = None
-    if not isinstance(message, dict):
+async def _judge(response: Any) -> None:
+    """Say to openai what a status does not: no quota is not worth another attempt, a broken answer is."""
+    if response.status_code == TOO_MANY and await _item(response, "error", "code") == NO_QUOTA:
+        response.headers["x-should-retry"] = "false"
+    elif response.is_success and not isinstance(await _item(response, "choices", 0, "message"), dict):
         response.status_code = BAD_GATEWAY
         response.extensions[NO_COMPLETION] = True
+
+
+async def _item(response: Any, *keys: str | int) -> Any:
+    """What stands under these keys in an answer; None if it is no such JSON."""
+    await response.aread()
+    try:
+        return functools.reduce(operator.getitem, keys, response.json())
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def _reply(completion: "ChatCompletion") -> Reply:
