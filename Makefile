@@ -7,10 +7,13 @@ INSTALLED := .venv/installed
 OLD_GCC := $(shell c++ --version 2>/dev/null | grep -q 'Free Software' && [ "$$(c++ -dumpversion | cut -d. -f1)" -lt 13 ] && echo yes)
 export CXXFLAGS += $(if $(OLD_GCC),-fno-tree-dse -fno-dse)
 
-.PHONY: demo test lint docs
+.PHONY: demo serve test lint docs
 
 demo: $(INSTALLED)
 	$(BIN)/edge-steer demo
+
+serve: $(INSTALLED)
+	$(BIN)/edge-steer serve models/abacus --vector export/abacus/dense
 
 test: $(INSTALLED)
 	$(BIN)/edge-steer convert --fetch-converter

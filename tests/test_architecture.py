@@ -34,6 +34,10 @@ DOORS = {
     "filelock": {"storage/records"},
     "platformdirs": {"storage/files"},
     "tomlkit": {"recipes/recipe"},
+    "fastapi": {"serving/"},
+    "starlette": {"serving/"},
+    "uvicorn": {"serving/server"},
+    "prometheus_client": {"serving/metrics"},
     "openai": {"pairs/endpoint"},
 }
 

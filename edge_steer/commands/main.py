@@ -12,6 +12,7 @@ from edge_steer.commands.models import convert, info, quantize
 from edge_steer.commands.pairs import pairs_group
 from edge_steer.commands.parity import parity
 from edge_steer.commands.run import run
+from edge_steer.commands.serve import serve
 from edge_steer.commands.sweep import plot, sweep
 from edge_steer.commands.vectors import export, import_command, vector_group
 from edge_steer.terminal.group import Group
@@ -37,6 +38,7 @@ main.add_commands(
     "Use a steered model",
     {
         run: "Answer a prompt with a model, steered or not.",
+        serve: "Serve a model to OpenAI, llama-server and Ollama clients.",
         lm_eval: "Run the lm-evaluation-harness on a steered model.",
     },
 )

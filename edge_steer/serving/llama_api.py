@@ -1,0 +1,222 @@
+"""llama-server's own endpoints: completion, tokens, templates, health, properties, slots, metrics."""
+
+from collections.abc import AsyncIterator, Sequence
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from edge_steer.core.backend import Completion, Piece, TokenLogprobs
+from edge_steer.serving.bodies import DetokenizeBody, NativeBody, TemplateBody, TokenizeBody
+from edge_steer.serving.metrics import CONTENT_TYPE
+from edge_steer.serving.questions import Question, Service, begun, in_thread, schema_of, while_connected
+from edge_steer.serving.replies import ApiError, Json, Throughput, chat_logprobs, event_stream
+
+
+def router(service: Service) -> APIRouter:
+    api = APIRouter()
+
+    @api.get("/health")
+    @api.get("/v1/health")
+    async def health() -> Json:
+        if service.worker.broken:
+            raise ApiError(503, f"the engine has stopped working: {service.worker.broken}")
+        return {"status": "ok"}
+
+    @api.post("/completion")
+    @api.post("/completions")
+    async def completion(request: Request) -> Response:
+        body = await service.read(request, NativeBody)
+        if body.n > 1:
+            raise ApiError(400, "'n' is for /v1/completions; give several prompts here")
+        prompts = await service.prompts(body.prompt)
+        question = await service.question(body, prompts, logprobs=body.n_probs or None, schema=schema_of(body))
+        reply = _Native(service, question, body)
+        if body.stream:
+            return event_stream(await begun(request, reply.stream()), done=False)
+        whole = reply.whole(await while_connected(request, service.completions(question)))
+        return JSONResponse(whole[0] if len(whole) == 1 else whole)
+
+    @api.post("/tokenize")
+    async def tokenize(request: Request) -> Json:
+        body = await service.read(request, TokenizeBody)
+        tokens = await in_thread(lambda: service.engine.encode(body.content, start=body.add_special))
+        if not body.with_pieces:
+            return {"tokens": list(tokens)}
+        return {"tokens": [{"id": token, "piece": _piece(service.engine.piece(token))} for token in tokens]}
+
+    @api.post("/detokenize")
+    async def detokenize(request: Request) -> Json:
+        body = await service.read(request, DetokenizeBody)
+        if body.tokens:
+            service.check_tokens(body.tokens)
+        return {"content": service.engine.decode(body.tokens)}
+
+    @api.post("/apply-template")
+    async def apply_template(request: Request) -> Json:
+        return {"prompt": await service.chat_prompt(await service.read(request, TemplateBody))}
+
+    @api.get("/props")
+    async def props() -> Json:
+        return _props(service)
+
+    @api.post("/props")
+    async def set_props() -> Response:
+        raise ApiError(501, "this server's properties are set when it starts")
+
+    @api.get("/slots")
+    async def slots(fail_on_no_slot: bool = False) -> list[Json]:
+        listed = _slots(service)
+        if fail_on_no_slot and all(slot["is_processing"] for slot in listed):
+            raise ApiError(503, "no slot is free")
+        return listed
+
+    @api.get("/metrics")
+    async def metrics() -> Response:
+        text = service.metrics.text(service.worker, service.engine.parallel)
+        headers = {"Process-Start-Time-Unix": str(int(service.metrics.started)), "Content-Type": CONTENT_TYPE}
+        return Response(text, headers=headers)
+
+    @api.get("/lora-adapters")
+    async def lora() -> list[Json]:
+        return []
+
+    return api
+
+
+def _piece(raw: bytes) -> str | list[int]:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return list(raw)
+
+
+def _props(service: Service) -> Json:
+    engine = service.engine
+    return {
+        "default_generation_settings": {"params": _settings(NativeBody(prompt="")), "n_ctx": engine.context},
+        "total_slots": engine.parallel,
+        "model_alias": service.names[0],
+        "model_path": "",
+        "modalities": {"vision": False, "audio": False},
+        "endpoint_slots": True,
+        "endpoint_props": False,
+        "endpoint_metrics": True,
+        "chat_template": engine.template,
+        "build_info": "edge-steer",
+        "control_vectors": [served.name for served in service.vectors.vectors],
+        "presets": list(service.vectors.presets),
+        "is_sleeping": False,
+    }
+
+
+def _settings(body: NativeBody) -> Json:
+    """The sampling fields of a body, as a request would give them."""
+    left_out = {"model", "stream_options", "control_vectors", "steering", "prompt", "response_fields"}
+    return body.model_dump(mode="json", exclude=left_out)
+
+
+def _slots(service: Service) -> list[Json]:
+    live = service.worker.live
+    return [
+        {
+            "id": slot,
+            "n_ctx": service.engine.context,
+            "speculative": False,
+            "is_processing": slot < len(live),
+            **(
+                {
+                    "n_prompt_tokens": len(live[slot].request.prompt),
+                    "steered": bool(live[slot].request.steering),
+                    "next_token": [{"has_next_token": True, "n_decoded": live[slot].generated}],
+                }
+                if slot < len(live)
+                else {}
+            ),
+        }
+        for slot in range(service.engine.parallel)
+    ]
+
+
+class _Native:
+    """The answer to POST /completion."""
+
+    def __init__(self, service: Service, question: Question, body: NativeBody) -> None:
+        self._service, self._question, self._body = service, question, body
+
+    def whole(self, completions: Sequence[Completion]) -> list[Json]:
+        return [self._final(index, completion, completion.text) for index, completion in enumerate(completions)]
+
+    async def stream(self) -> AsyncIterator[Json]:
+        decoded = [0] * len(self._question.requests)
+        async for index, event in self._service.events(self._question, streams=True):
+            if isinstance(event, Completion):
+                yield self._final(index, event, "")
+            elif event.text or event.logprobs:
+                decoded[index] += 1
+                yield self._partial(index, event, decoded[index])
+
+    def _partial(self, index: int, piece: Piece, decoded: int) -> Json:
+        return {
+            "index": index,
+            "content": piece.text,
+            "tokens": [] if piece.token is None else [piece.token],
+            "stop": False,
+            "id_slot": -1,
+            "tokens_predicted": decoded,
+            "tokens_evaluated": len(self._question.requests[index].prompt),
+            **self._probabilities([piece.logprobs] if piece.logprobs else []),
+        }
+
+    def _final(self, index: int, completion: Completion, content: str) -> Json:
+        prompt = self._question.requests[index].prompt
+        stopping = self._stopping_word(completion)
+        answer: Json = {
+            "index": index,
+            "content": content,
+            "tokens": list(completion.tokens) if content else [],
+            "id_slot": -1,
+            "stop": True,
+            "model": self._question.model,
+            "tokens_predicted": len(completion.tokens),
+            "tokens_evaluated": len(prompt),
+            "generation_settings": {**_settings(self._body), **self._in_force(index)},
+            "prompt": self._service.engine.decode(prompt),
+            "has_new_line": "\n" in completion.text,
+            "truncated": False,
+            "stop_type": "limit" if completion.finish == "length" else "word" if stopping else "eos",
+            "stopping_word": stopping,
+            "tokens_cached": len(prompt) + len(completion.tokens),
+            "timings": Throughput.of(len(prompt), completion).json(),
+            "steering": self._question.steering,
+            **self._probabilities(completion.logprobs if content else []),
+        }
+        return answer if self._body.response_fields is None else _only(answer, self._body.response_fields)
+
+    def _in_force(self, index: int) -> Json:
+        sampling = self._question.requests[index].sampling
+        biases = [{"token": token, "bias": bias if bias > -1e30 else None} for token, bias in sampling.logit_bias]
+        return {"seed": sampling.seed, "logit_bias": biases, "n_ctx": self._service.engine.context}
+
+    def _stopping_word(self, completion: Completion) -> str:
+        """The stop string that the tokens go on with where the text ends."""
+        if completion.finish != "stop":
+            return ""
+        rest = self._service.engine.decode(completion.tokens)[len(completion.text) :]
+        return max((stop for stop in self._body.stop if rest.startswith(stop)), key=len, default="")
+
+    def _probabilities(self, logprobs: Sequence[TokenLogprobs]) -> Json:
+        if not self._body.n_probs or not logprobs:
+            return {}
+        return {"completion_probabilities": chat_logprobs(logprobs, self._service.engine.piece)}
+
+
+def _only(answer: Json, fields: Sequence[str]) -> Json:
+    """These fields of an answer; "a/b" is field b of a, as llama-server has it."""
+    chosen: Json = {}
+    for name in fields:
+        value: object = answer
+        for part in name.split("/"):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            chosen[name.rpartition("/")[2]] = value
+    return chosen

@@ -1,0 +1,337 @@
+"""From checked bodies to what the engine answers: prompts as tokens, sampling, steering.
+
+`Service` is what every endpoint shares. It knows the engine and the vectors, and no shape of an answer.
+"""
+
+import asyncio
+import json
+import math
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+
+from edge_steer.core.backend import Completion, Message, Request, TokenLogprobs, Tokens
+from edge_steer.core.errors import RequestError
+from edge_steer.core.sampling import BREAKERS, LINKS, MOST_SEED, Dry, Link, Mirostat, Sampling, Xtc
+from edge_steer.core.stats import logsumexp
+from edge_steer.core.vector import Array
+from edge_steer.serving.bodies import B, Bias, Conversation, EasySteering, Generating, ResponseFormat, check
+from edge_steer.serving.metrics import Metrics
+from edge_steer.serving.replies import ApiError, too_long
+from edge_steer.serving.security import Access, read_body
+from edge_steer.serving.served_vectors import Applied, ServedVectors, Term, parse_words, read_layers
+from edge_steer.serving.worker import Answers, Event, ServedEngine, Worker
+
+T = TypeVar("T")
+MOST_PROMPTS = 1000
+TINY = 1e-9  # a share that leaves one token, where a client says 0
+LINK_NAMES: dict[str, Link] = {"typ_p": "typical_p", **{link: link for link in LINKS}}
+Prompt = str | Sequence[int | str]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one body asks: each prompt `n` times, in that order, and the steering it gets."""
+
+    requests: tuple[Request, ...]
+    n: int
+    applied: tuple[Applied, ...]
+    model: str
+    generates: bool = True
+
+    @property
+    def steering(self) -> list[dict[str, object]]:
+        """As every answer tells it."""
+        return [one.json() for one in self.applied]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all prompts, each counted once."""
+        return sum(len(request.prompt) for request in self.requests[:: self.n])
+
+
+class Service:
+    """A running engine with its vectors and names. names: the model's own first; others mean the same model."""
+
+    def __init__(
+        self,
+        engine: ServedEngine,
+        vectors: ServedVectors,
+        names: Sequence[str],
+        access: Access,
+        *,
+        queue: int,
+        defaults: Mapping[str, float],
+    ) -> None:
+        """queue: how many requests may wait besides those that run. defaults: fields of requests that say nothing.
+
+        Errors: ApiError for a default that no request could have.
+        """
+        self._defaults = Generating.model_validate(defaults).model_dump(exclude_unset=True)
+        self.engine, self.vectors, self.names, self.access = engine, vectors, tuple(names), access
+        self.metrics = Metrics()
+        self.worker = Worker(engine, queue, self.metrics.count)
+
+    async def read(self, request: HttpRequest, body: type[B]) -> B:
+        """The checked body of a request. Errors: ApiError."""
+        checked = check(body, await read_body(request, self.access))
+        if isinstance(checked, Generating):
+            unsaid = {name: value for name, value in self._defaults.items() if name not in checked.model_fields_set}
+            return checked.model_copy(update=unsaid)
+        return checked
+
+    @property
+    def models(self) -> dict[str, str | None]:
+        """The models that clients see, each with its preset; None is the model as it is."""
+        presets = {f"{self.names[0]}+{preset}": preset for preset in self.vectors.presets}
+        return {**dict.fromkeys(self.names), **presets}
+
+    def preset(self, model: str) -> str | None:
+        """The preset that a model's name means. Errors: ApiError 404 for a name that is not there."""
+        model = model or self.names[0]
+        if model not in self.models:
+            raise ApiError(404, f"no model '{model[:80]}' here; there are: {', '.join(self.models)}")
+        return self.models[model]
+
+    def steering(self, body: Generating) -> tuple[Applied, ...]:
+        """What the body asks for; else its preset's; else the server's default. Errors: VectorError."""
+        preset = self.preset(body.model)
+        if body.control_vectors is not None:
+            return self.vectors.apply(
+                Term(one.name, one.scale, read_layers(one.layers), one.phase) for one in body.control_vectors
+            )
+        if isinstance(body.steering, EasySteering):
+            return self.vectors.apply(
+                Term(one.name, one.scale, read_layers(one.layers), "all") for one in body.steering.vectors
+            )
+        if body.steering is not None:
+            return self.vectors.apply(parse_words(body.steering))
+        return self.vectors.default if preset is None else self.vectors.presets[preset]
+
+    async def question(
+        self, body: Generating, prompts: Sequence[Tokens], *, logprobs: int | None, schema: dict[str, Any] | None
+    ) -> Question:
+        """The body's requests for these prompts. Errors: ApiError, or an EdgeSteerError for what does not fit."""
+        applied = self.steering(body)
+        if len(prompts) * body.n > MOST_PROMPTS:
+            raise ApiError(400, f"{len(prompts) * body.n} answers asked; one request takes at most {MOST_PROMPTS}")
+        sampling = await in_thread(lambda: self._sampling(body, schema))
+        steering = tuple(one.steering for one in applied)
+        requests = []
+        for prompt in prompts:
+            self.check_prompt(prompt)
+            room = self.engine.context - len(prompt)
+            length = room if body.max_tokens < 0 else max(1, min(body.max_tokens, room))
+            request = Request(prompt, length, steering, sampling, tuple(body.stop), logprobs)
+            requests += [_reseeded(request, i) for i in range(body.n)]
+        name = body.model or self.names[0]
+        return Question(tuple(requests), body.n, applied, name, generates=body.max_tokens != 0)
+
+    def check_prompt(self, prompt: Tokens) -> None:
+        """Errors: ApiError for an empty prompt, one that leaves no room, or a token that is not there."""
+        if not prompt:
+            raise ApiError(400, "the prompt is empty; it needs at least one token")
+        if len(prompt) >= self.engine.context:
+            raise too_long(len(prompt), self.engine.context)
+        self.check_tokens(prompt)
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Errors: ApiError for a token that is not there."""
+        if strange := [token for token in tokens if not 0 <= token < self.engine.vocab_size]:
+            raise ApiError(400, f"token {strange[0]} is not in the vocabulary of {self.engine.vocab_size}")
+
+    async def events(self, question: Question, *, streams: bool) -> AsyncIterator[Event]:
+        """Pieces and completions as they come; whoever stops reading ends them. Errors: ApiError."""
+        if not question.generates:
+            for index in range(len(question.requests)):
+                yield index, Completion("", (), "length")
+            return
+        answers = Answers(self.worker, question.requests, streams=streams)
+        try:
+            async for event in answers.events():
+                yield event
+        finally:
+            answers.close()
+
+    async def completions(self, question: Question) -> list[Completion]:
+        """All completions, in the order of the question's requests. Errors: ApiError."""
+        ended = {index: event async for index, event in self.events(question, streams=False)}
+        return [completion for _, completion in sorted(ended.items()) if isinstance(completion, Completion)]
+
+    async def scored(self, tokens: Tokens, applied: Sequence[Applied], top: int) -> list[TokenLogprobs]:
+        """The logprobs of each token but the first, and of the likeliest token after the last.
+
+        Steering of phase "generated" is in force from the first token on: all that is scored counts as generated.
+        """
+        steering = [one.steering for one in applied]
+
+        def score() -> list[TokenLogprobs]:
+            chosen = iter((*tokens[1:], None))
+            rows = (row for rows in self.engine.logit_rows(tokens, 1, steering) for row in rows)
+            return [_logprobs(row, token, top) for row, token in zip(rows, chosen, strict=True)]
+
+        return cast("list[TokenLogprobs]", await self.worker.alone(score))
+
+    async def prompts(self, prompt: Prompt | Sequence[Prompt]) -> list[Tokens]:
+        """A prompt or several: a text, token ids, both mixed, or a list of those. Errors: ApiError."""
+        if isinstance(prompt, str) or any(isinstance(part, int) for part in prompt):
+            several: list[Prompt] = [cast("Prompt", prompt)]
+        else:
+            several = list(cast("Sequence[Prompt]", prompt))
+        if not several:
+            raise ApiError(400, "the prompt is empty; it needs at least one token")
+        if len(several) > MOST_PROMPTS:
+            raise ApiError(400, f"{len(several)} prompts; one request takes at most {MOST_PROMPTS}")
+        return await in_thread(lambda: [self._tokens(one) for one in several])
+
+    async def chat_prompt(self, conversation: Conversation) -> str:
+        """The conversation in the model's chat template. Errors: ModelError if the template refuses it."""
+        messages = cast("list[Message]", [message.plain() for message in conversation.messages])
+        return await in_thread(
+            lambda: self.engine.conversation(
+                messages, answer=not conversation.continues, variables=conversation.variables
+            )
+        )
+
+    async def chat_tokens(self, conversation: Conversation) -> Tokens:
+        text = await self.chat_prompt(conversation)
+        return await in_thread(lambda: self.engine.encode(text, start=False))
+
+    def _tokens(self, prompt: Prompt) -> Tokens:
+        if isinstance(prompt, str):
+            return self.engine.encode(prompt)
+        tokens: list[int] = []
+        for part in prompt:
+            tokens += self.engine.encode(part, start=not tokens) if isinstance(part, str) else (part,)
+        return tuple(tokens)
+
+    def _sampling(self, body: Generating, schema: dict[str, Any] | None) -> Sampling:
+        if body.grammar and schema is not None:
+            raise RequestError("a grammar and a JSON schema are both given; give one of them")
+        last_n = self.engine.context if body.repeat_last_n < 0 else body.repeat_last_n
+        return Sampling(
+            temperature=body.temperature,
+            top_k=max(0, body.top_k),
+            top_p=min(1.0, max(TINY, body.top_p)),
+            min_p=body.min_p,
+            seed=random.randint(0, MOST_SEED - 1) if body.seed in (-1, MOST_SEED) else body.seed,
+            repeat_penalty=body.repeat_penalty,
+            frequency_penalty=body.frequency_penalty,
+            presence_penalty=body.presence_penalty,
+            repeat_last_n=last_n,
+            typical_p=min(1.0, max(TINY, body.typical_p)),
+            top_n_sigma=max(0.0, body.top_n_sigma),
+            dynamic_range=body.dynatemp_range,
+            dynamic_exponent=body.dynatemp_exponent,
+            min_keep=body.min_keep,
+            dry=self._dry(body),
+            xtc=Xtc(body.xtc_probability, body.xtc_threshold) if body.xtc_probability else None,
+            mirostat=Mirostat(body.mirostat, body.mirostat_tau, body.mirostat_eta) if body.mirostat else None,
+            logit_bias=self._logit_bias(body),
+            grammar=body.grammar,
+            json_schema="" if schema is None else json.dumps(schema),
+            order=LINKS if body.samplers is None else tuple(map(_link, body.samplers)),
+        )
+
+    def _dry(self, body: Generating) -> Dry | None:
+        if not body.dry_multiplier:
+            return None
+        last_n = self.engine.context if body.dry_penalty_last_n < 0 else body.dry_penalty_last_n
+        breakers = BREAKERS if body.dry_sequence_breakers is None else tuple(body.dry_sequence_breakers)
+        return Dry(body.dry_multiplier, body.dry_base, body.dry_allowed_length, last_n, breakers)
+
+    def _logit_bias(self, body: Generating) -> tuple[tuple[int, float], ...]:
+        """Biases by token id or by text, of which each token gets it; false forbids a token."""
+        given: Sequence[Bias] = (
+            [[key, bias] for key, bias in body.logit_bias.items()]
+            if isinstance(body.logit_bias, dict)
+            else body.logit_bias
+        )
+        biases: list[tuple[int, float]] = []
+        for key, bias in given:
+            if isinstance(bias, str) or bias is True or isinstance(key, float | bool):
+                raise RequestError("a logit_bias is [token id or text, number or false]")
+            number = -math.inf if bias is False else float(bias)
+            by_id = isinstance(key, int) or (isinstance(body.logit_bias, dict) and key.lstrip("-").isdigit())
+            tokens = (int(key),) if by_id else self.engine.encode(str(key), start=False)
+            biases += [(token, number) for token in tokens]
+        if body.ignore_eos:
+            biases += [(token, -math.inf) for token in self.engine.end_tokens]
+        return tuple(biases)
+
+
+def schema_of(body: Generating, format_: ResponseFormat | None = None) -> dict[str, Any] | None:
+    """The schema that an answer has to obey. Errors: ApiError for two."""
+    demanded = format_.demanded if format_ else None
+    if demanded is not None and body.json_schema is not None:
+        raise ApiError(400, "'json_schema' and 'response_format' are both given; give one of them")
+    return body.json_schema if demanded is None else demanded
+
+
+async def while_connected(request: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives, ended when the client goes away. Errors: ClientDisconnect."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def begun(request: HttpRequest, chunks: AsyncIterator[T]) -> AsyncIterator[T]:
+    """The same chunks, of which the first is there: what is wrong before it is an ordinary HTTP error."""
+    first = await while_connected(request, _next(chunks))
+
+    async def all_chunks() -> AsyncIterator[T]:
+        yield first
+        async for chunk in chunks:
+            yield chunk
+
+    return all_chunks()
+
+
+async def _next(chunks: AsyncIterator[T]) -> T:
+    return await anext(chunks)
+
+
+async def _gone(request: HttpRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _logprobs(logits: Array, token: int | None, top: int) -> TokenLogprobs:
+    """token: None is the likeliest one."""
+    total = float(logsumexp(logits))
+    best = np.argpartition(logits, -top)[-top:] if top else np.empty(0, dtype=np.int64)
+    likeliest = sorted(best.tolist(), key=lambda other: (-logits[other], other))
+    chosen = int(logits.argmax()) if token is None else token
+    return TokenLogprobs(
+        chosen, float(logits[chosen]) - total, tuple((other, float(logits[other]) - total) for other in likeliest)
+    )
+
+
+async def in_thread(function: Callable[[], T]) -> T:
+    """What takes longer for a long text: not on the event loop."""
+    return await asyncio.to_thread(function)
+
+
+def _reseeded(request: Request, i: int) -> Request:
+    """The i-th answer to one prompt draws for itself."""
+    sampling = request.sampling
+    return replace(request, sampling=replace(sampling, seed=(sampling.seed + i) % (MOST_SEED + 1))) if i else request
+
+
+def _link(name: str) -> Link:
+    if name not in LINK_NAMES:
+        raise RequestError(f"no sampler {name[:40]!r}; there are {', '.join(LINK_NAMES)}")
+    return LINK_NAMES[name]

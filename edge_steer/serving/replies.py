@@ -1,0 +1,201 @@
+"""What goes back to a client: errors in llama-server's envelope, event streams, timings, logprobs.
+
+Takes completions and errors, gives what JSON holds. It knows no endpoint and no engine.
+"""
+
+import json
+import math
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from edge_steer.core.backend import Completion, TokenLogprobs
+
+Json = dict[str, object]
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "invalid_request_error",
+    413: "invalid_request_error",
+    500: "server_error",
+    501: "not_supported_error",
+    503: "unavailable_error",
+}
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+Text = Callable[[int], bytes]  # a token's bytes
+
+
+class ApiError(Exception):
+    """A request that cannot be answered: HTTP status, one line, and what else the error object holds."""
+
+    def __init__(self, status: int, message: str, type_: str = "", *, retry_after: int = 0, **more: object) -> None:
+        super().__init__(message)
+        self.status, self.message, self.retry_after = status, message, retry_after
+        self.type = type_ or TYPES.get(status, "server_error")
+        self.more = more
+
+    def envelope(self) -> Json:
+        """As llama-server and OpenAI say it."""
+        return {"error": {"code": self.status, "message": self.message, "type": self.type, "param": None, **self.more}}
+
+    def response(self, *, ollama: bool = False) -> JSONResponse:
+        """ollama: as Ollama says it, {"error": message}."""
+        headers = {"Retry-After": str(self.retry_after)} if self.retry_after else {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        content: Json = {"error": self.message} if ollama else self.envelope()
+        return JSONResponse(content, self.status, headers)
+
+
+def too_long(prompt: int, context: int) -> ApiError:
+    return ApiError(
+        400,
+        f"the prompt has {prompt} tokens; the context holds {context} and needs room for an answer",
+        "exceed_context_size_error",
+        n_prompt_tokens=prompt,
+        n_ctx=context,
+    )
+
+
+def dumps(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def event_stream(chunks: AsyncIterator[Json], *, done: bool) -> StreamingResponse:
+    """Server-sent events; done: end with [DONE], as OpenAI does. An error after the first chunk is a chunk."""
+
+    async def lines() -> AsyncIterator[str]:
+        try:
+            async for chunk in chunks:
+                yield f"data: {dumps(chunk)}\n\n"
+        except ApiError as error:
+            yield f"data: {dumps(error.envelope())}\n\n"
+        if done:
+            yield "data: [DONE]\n\n"
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers=STREAM_HEADERS)
+
+
+def line_stream(chunks: AsyncIterator[Json]) -> StreamingResponse:
+    """One JSON object a line, as Ollama streams."""
+
+    async def lines() -> AsyncIterator[str]:
+        try:
+            async for chunk in chunks:
+                yield dumps(chunk) + "\n"
+        except ApiError as error:
+            yield dumps({"error": error.message}) + "\n"
+
+    return StreamingResponse(lines(), media_type="application/x-ndjson", headers=STREAM_HEADERS)
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How long a completion took, as llama-server counts it; every figure is finite."""
+
+    cached: int
+    prompt: int
+    prompt_ms: float
+    predicted: int
+    predicted_ms: float
+
+    @classmethod
+    def of(cls, prompt: int, completion: Completion) -> "Throughput":
+        """prompt: how many tokens the prompt has."""
+        return cls(
+            completion.timings.reused,
+            prompt - completion.timings.reused,
+            1000 * completion.timings.prompt,
+            len(completion.tokens),
+            1000 * completion.timings.generation,
+        )
+
+    @classmethod
+    def total(cls, answers: Sequence["Throughput"]) -> "Throughput":
+        """Of several answers to one request: tokens added up, times of the longest."""
+        return cls(
+            sum(one.cached for one in answers),
+            sum(one.prompt for one in answers),
+            max(one.prompt_ms for one in answers),
+            sum(one.predicted for one in answers),
+            max(one.predicted_ms for one in answers),
+        )
+
+    def json(self) -> Json:
+        """The rate of predicted tokens leaves out the first, which comes with the prompt."""
+        after_first = max(self.predicted - 1, 0)
+        return {
+            "cache_n": self.cached,
+            "prompt_n": self.prompt,
+            "prompt_ms": self.prompt_ms,
+            "prompt_per_token_ms": _ratio(self.prompt_ms, self.prompt),
+            "prompt_per_second": _ratio(1000 * self.prompt, self.prompt_ms),
+            "predicted_n": self.predicted,
+            "predicted_ms": self.predicted_ms,
+            "predicted_per_token_ms": _ratio(self.predicted_ms, after_first),
+            "predicted_per_second": _ratio(1000 * after_first, self.predicted_ms),
+        }
+
+
+def usage(prompt: int, completion: int, cached: int) -> Json:
+    return {
+        "completion_tokens": completion,
+        "prompt_tokens": prompt,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def chat_logprobs(logprobs: Sequence[TokenLogprobs], text: Text) -> list[Json]:
+    """As OpenAI's chat endpoint has them, with llama-server's token ids."""
+
+    def one(token: int, logprob: float) -> Json:
+        raw = text(token)
+        return {"id": token, "token": readable(raw), "bytes": list(raw), "logprob": finite(logprob)}
+
+    return [
+        {**one(entry.token, entry.logprob), "top_logprobs": [one(*other) for other in entry.top]} for entry in logprobs
+    ]
+
+
+def legacy_logprobs(logprobs: Sequence[TokenLogprobs | int], text: Text, offset: int = 0) -> Json:
+    """As OpenAI's /v1/completions has them. A bare token id is a first token, whose logprob nobody knows.
+
+    offset: where the first token begins in the text.
+    """
+    tokens: list[str] = []
+    chosen: list[float | None] = []
+    top: list[Mapping[str, float] | None] = []
+    offsets: list[int] = []
+    for entry in logprobs:
+        token = entry if isinstance(entry, int) else entry.token
+        tokens.append(readable(text(token)))
+        offsets.append(offset)
+        offset += len(tokens[-1])
+        if isinstance(entry, int):
+            chosen.append(None)
+            top.append(None)
+            continue
+        chosen.append(finite(entry.logprob))
+        best: dict[str, float] = {}
+        for other, logprob in (*entry.top, (entry.token, entry.logprob)):
+            best.setdefault(readable(text(other)), finite(logprob))
+        top.append(best)
+    return {"tokens": tokens, "token_logprobs": chosen, "top_logprobs": top, "text_offset": offsets}
+
+
+def readable(raw: bytes) -> str:
+    return raw.decode(errors="replace")
+
+
+def finite(logprob: float) -> float:
+    """JSON has no -Infinity, which a logprob can be where logits lie far apart."""
+    return logprob if math.isfinite(logprob) else -1e9
+
+
+def _ratio(amount: float, by: float) -> float:
+    return amount / by if by > 0 else 0.0

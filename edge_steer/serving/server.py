@@ -1,0 +1,204 @@
+"""The server: the application, its life from bound socket to last answer, and what goes wrong as an error envelope.
+
+Takes a MODEL's running engine and vectors; serves until it is told to end. It loads no torch.
+"""
+
+import logging
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, Response
+from fastapi.staticfiles import StaticFiles
+from fastapi.telemetry import TelemetryConfig
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from edge_steer.core.backend import EngineOptions
+from edge_steer.core.errors import EdgeSteerError, ModelError
+from edge_steer.core.progress import SILENT, Progress
+from edge_steer.core.vector import ModelIdentity
+from edge_steer.models.load import load
+from edge_steer.serving import llama_api, ollama_api, openai_api, vectors_api
+from edge_steer.serving.questions import Service
+from edge_steer.serving.replies import ApiError
+from edge_steer.serving.security import Access, Gate, check_binding
+from edge_steer.serving.served_vectors import ServedVectors, Term
+
+TELEMETRY_OFF: TelemetryConfig = {"tracing": False, "metrics": False}
+LARGEST_HEAD = 2**16  # bytes of a request's line and headers
+BACKLOG = 2048
+PAGE = Path(__file__).parent / "page"
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VectorFile:
+    """A vector to serve, by the name that requests use.
+
+    strength: of requests that give none; None is as the file is tuned, and so is 0, but then requests that say nothing
+    are not steered by it.
+    """
+
+    name: str
+    path: Path
+    strength: float | None = None
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a server listens and what it has. queue: how many requests may wait besides those that run.
+
+    aliases: what clients call the model. presets: name -> steering in words. defaults: fields of requests that say
+    nothing, as {"temperature": 0.2}. no_auth: listen to others without a key.
+    admin: vectors can be loaded and unloaded while it runs, which needs a key. stop_seconds: how long running answers
+    may go on when it is told to end.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    access: Access = field(default_factory=Access)
+    vectors: tuple[VectorFile, ...] = ()
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    presets: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[str, ...] = ()
+    queue: int = 256
+    no_auth: bool = False
+    admin: bool = False
+    stop_seconds: int = 30
+
+
+DEFAULTS = ServerOptions()
+ENGINE_DEFAULTS = EngineOptions()
+
+
+def serve(
+    model: str | Path,
+    quant: str | None = None,
+    *,
+    options: ServerOptions = DEFAULTS,
+    engine: EngineOptions = ENGINE_DEFAULTS,
+    progress: Progress = SILENT,
+) -> None:
+    """Load a model and serve it until SIGTERM or SIGINT; running answers end first.
+
+    Errors: EdgeSteerError for a port in use, a vector that does not fit, a host others reach without a key.
+    """
+    check_binding(options.host, options.access.keys, no_auth=options.no_auth)
+    if options.admin and not options.access.keys:
+        raise EdgeSteerError("loading vectors while the server runs needs a key; set one")
+    kept = replace(engine, keep_cache=True)
+    with _bound(options) as listening, load(model, quant, options=kept, progress=progress) as loaded:
+        vectors = served_vectors(loaded.model, options)
+        names = options.aliases or (loaded.model.name,)
+        service = Service(loaded, vectors, names, options.access, queue=options.queue, defaults=options.defaults)
+        progress.note(announcement(service, listening.getsockname()))
+        uvicorn.Server(_config(service, options)).run(sockets=[listening])
+
+
+def served_vectors(model: ModelIdentity, options: ServerOptions) -> ServedVectors:
+    """The vectors and presets of a start; all vectors together steer the requests that say nothing.
+
+    Errors: VectorError.
+    """
+    vectors = ServedVectors(model)
+    for one in options.vectors:
+        vectors.load(one.name, one.path, one.strength or None)
+    vectors.default = vectors.apply(Term(one.name) for one in options.vectors if one.strength != 0)
+    for name, words in options.presets:
+        vectors.add_preset(name, words)
+    return vectors
+
+
+def announcement(service: Service, address: Sequence[object]) -> str:
+    """What a started server says: where it is, and what steers a request that says nothing."""
+    host, port = address[0], address[1]
+    steering = ", ".join(
+        f"{one.steering.strength:g} {one.name} at layers {list(one.steering.layers or ())}, phase {one.steering.phase}"
+        for one in service.vectors.default
+    )
+    shown = f"[{host}]" if ":" in str(host) else host
+    return f"serving {service.names[0]} at http://{shown}:{port}; steered by: {steering or 'nothing'}"
+
+
+def application(service: Service, *, admin: bool = False) -> Gate:
+    """The ASGI application of a service, whose worker it starts and stops."""
+
+    @asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        service.worker.start()
+        yield
+        service.worker.stop()
+
+    app = FastAPI(lifespan=life, openapi_url=None, redirect_slashes=False, telemetry=TELEMETRY_OFF)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(EdgeSteerError, _edge_steer_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _bug)
+    app.include_router(openai_api.router(service))
+    app.include_router(llama_api.router(service))
+    app.include_router(vectors_api.router(service, admin=admin))
+    app.include_router(ollama_api.router(service))
+
+    @app.api_route("/", methods=["GET", "HEAD"])
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html")
+
+    app.mount("/page", StaticFiles(directory=PAGE))
+    return Gate(app, service.access)
+
+
+def _config(service: Service, options: ServerOptions) -> uvicorn.Config:
+    return uvicorn.Config(
+        application(service, admin=options.admin),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=options.stop_seconds,
+        ws="none",
+        h11_max_incomplete_event_size=LARGEST_HEAD,
+    )
+
+
+def _bound(options: ServerOptions) -> socket.socket:
+    host, port = options.host.strip("[]"), options.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise EdgeSteerError(f"cannot listen at {host}:{port}: {reason}; choose another port or host") from None
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response(ollama=_of_ollama(request))
+
+
+async def _edge_steer_error(request: Request, error: Exception) -> Response:
+    status = 501 if isinstance(error, ModelError) and "no chat template" in str(error) else 400
+    return ApiError(status, str(error)).response(ollama=_of_ollama(request))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = "File Not Found" if error.status_code == 404 else str(error.detail)
+    return ApiError(error.status_code, message).response(ollama=_of_ollama(request))
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    _LOG.exception("a request failed", exc_info=error)
+    return ApiError(500, f"a defect of the server: {type(error).__name__}").response(ollama=_of_ollama(request))
+
+
+def _of_ollama(request: Request) -> bool:
+    return bool(request.url.path.startswith("/api/"))

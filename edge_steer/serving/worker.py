@@ -1,0 +1,282 @@
+"""The one thread that owns the model, and the answers it has on the way.
+
+Handlers, on the event loop, submit requests and read what comes; the thread steps the engine and hands over what each
+step brought. Scoring, which needs the engine alone, waits until the running answers end, and new ones wait for it.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from edge_steer.core.backend import Completion, Message, Piece, Request, Tokens
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.steering import Steering
+from edge_steer.core.vector import Array, ModelIdentity
+from edge_steer.serving.replies import ApiError
+
+BUSY_SECONDS = 1  # what Retry-After says when the queue is full
+Event = tuple[int, Piece | Completion]
+_LOG = logging.getLogger(__name__)
+
+
+class ServedEngine(Protocol):
+    """What serving needs of an engine. Tokens, texts and templates may be asked for in any thread."""
+
+    context: int
+    parallel: int
+
+    @property
+    def model(self) -> ModelIdentity: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def end_tokens(self) -> Tokens: ...
+
+    @property
+    def template(self) -> str: ...
+
+    def submit(
+        self,
+        request: Request,
+        *,
+        on_piece: Callable[[Piece], None] | None = None,
+        on_done: Callable[[Completion], None] | None = None,
+    ) -> int: ...
+
+    def cancel(self, ticket: int) -> None: ...
+
+    def step(self) -> bool: ...
+
+    def encode(self, text: str, *, start: bool = True) -> Tokens: ...
+
+    def decode(self, tokens: Sequence[int]) -> str: ...
+
+    def piece(self, token: int) -> bytes: ...
+
+    def conversation(
+        self, messages: Sequence[Message], *, answer: bool = True, variables: dict[str, Any] | None = None
+    ) -> str: ...
+
+    def logits(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Array: ...
+
+    def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(eq=False)
+class Running:
+    """One request on its way; `index` is its place among those of its client's call."""
+
+    index: int
+    request: Request
+    answers: "Answers"
+    streams: bool
+    ticket: int | None = None
+    cancelled: bool = False
+    generated: int = 0
+    submitted: float = field(default_factory=time.monotonic)
+
+
+class Answers:
+    """The answers to one client's call, as they come. Close it, at whatever end, so that nothing runs on for nobody."""
+
+    def __init__(self, worker: "Worker", requests: Sequence[Request], *, streams: bool) -> None:
+        """Errors: ApiError 503 if the queue is full."""
+        self._worker = worker
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._running = [Running(i, request, self, streams) for i, request in enumerate(requests)]
+        self._open = len(self._running)
+        worker.submit(self._running)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """The pieces and at last the completion of each request, with its index. Errors: ApiError."""
+        while self._open:
+            index, event = await self._events.get()
+            if isinstance(event, Completion):
+                self._open -= 1
+                if event.finish == "error":
+                    raise ApiError(400, event.error)
+                if event.finish == "cancelled":
+                    raise ApiError(503, "the server is stopping; ask again later")
+            yield index, event
+
+    async def completions(self) -> list[Completion]:
+        """All completions, in the order of the requests. Errors: ApiError."""
+        ended: dict[int, Completion] = {}
+        async for index, event in self.events():
+            if isinstance(event, Completion):
+                ended[index] = event
+        return [ended[index] for index in sorted(ended)]
+
+    def put(self, index: int, event: Piece | Completion) -> None:
+        self._events.put_nowait((index, event))
+
+    def close(self) -> None:
+        """End what still runs before its next token."""
+        self._worker.cancel(self._running)
+
+
+@dataclass
+class _Call:
+    """Something to do with the engine alone, and whom to tell."""
+
+    function: Callable[[], Any]
+    outcome: "asyncio.Future[Any]"
+
+
+class Worker:
+    """Start it on a running event loop; stop it before the engine is closed."""
+
+    def __init__(self, engine: ServedEngine, queue: int, on_done: Callable[[Running, Completion], None]) -> None:
+        """queue: how many requests may wait besides those that run. on_done: called for each that ends."""
+        self._engine, self._on_done = engine, on_done
+        self._most = engine.parallel + queue
+        self._lock = threading.Lock()
+        self._awake = threading.Event()
+        self._inbox: deque[Running] = deque()
+        self._cancelling: deque[Running] = deque()
+        self._calls: deque[_Call] = deque()
+        self._happened: list[tuple[Running, Piece | Completion]] = []
+        self._live: dict[Running, None] = {}
+        self._stopping = False
+        self.broken = ""
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; what still runs is cancelled."""
+        self._stopping = True
+        self._awake.set()
+        self._thread.join()
+
+    @property
+    def live(self) -> list[Running]:
+        """What runs or waits, oldest first. Of the event loop."""
+        return list(self._live)
+
+    def submit(self, running: Sequence[Running]) -> None:
+        """Errors: ApiError 503 if they do not fit the queue or the engine has stopped working."""
+        if self.broken:
+            raise ApiError(503, f"the engine has stopped working: {self.broken}")
+        if len(self._live) + len(running) > self._most:
+            raise ApiError(503, f"{len(self._live)} requests run or wait already; try again", retry_after=BUSY_SECONDS)
+        self._live.update(dict.fromkeys(running))
+        self._inbox.extend(running)
+        self._awake.set()
+
+    def cancel(self, running: Sequence[Running]) -> None:
+        self._cancelling.extend(one for one in running if one in self._live)
+        self._awake.set()
+
+    async def alone(self, function: Callable[[], Any]) -> Any:
+        """What `function` gives, called in the engine's thread while no answer runs. Errors: what it raises."""
+        if self.broken:
+            raise ApiError(503, f"the engine has stopped working: {self.broken}")
+        if len(self._calls) >= self._most:
+            raise ApiError(503, f"{len(self._calls)} texts wait to be scored; try again", retry_after=BUSY_SECONDS)
+        outcome: asyncio.Future[Any] = self._loop.create_future()
+        self._calls.append(_Call(function, outcome))
+        self._awake.set()
+        return await outcome
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._awake.wait()
+            self._awake.clear()
+            try:
+                while not self._stopping and self._work():
+                    pass
+            except Exception as error:
+                _LOG.exception("the engine has stopped working")
+                self.broken = next(iter(str(error).splitlines()), "") or type(error).__name__
+                self._post(self._fail, f"the engine has stopped working: {self.broken}")
+        for one in self._live:
+            if one.ticket is not None:
+                self._engine.cancel(one.ticket)
+        with suppress(EdgeSteerError):
+            while self._engine.step():
+                pass
+
+    def _work(self) -> bool:
+        """Take what came in and step once; whether there is more to do."""
+        if self.broken:
+            return False
+        while self._cancelling:
+            one = self._cancelling.popleft()
+            one.cancelled = True
+            if one.ticket is not None:
+                self._engine.cancel(one.ticket)
+        while self._inbox and not self._calls:
+            self._begin(self._inbox.popleft())
+        more = self._engine.step()
+        self._hand_over()
+        if not more and self._calls:
+            self._do(self._calls.popleft())
+        return more or bool(self._inbox or self._calls)
+
+    def _begin(self, one: Running) -> None:
+        if one.cancelled:
+            self._happened.append((one, Completion("", (), "cancelled")))
+            return
+        try:
+            one.ticket = self._engine.submit(
+                one.request,
+                on_piece=(lambda piece: self._happened.append((one, piece))) if one.streams else None,
+                on_done=lambda completion: self._happened.append((one, completion)),
+            )
+        except EdgeSteerError as error:
+            self._happened.append((one, Completion("", (), "error", error=str(error))))
+
+    def _do(self, call: _Call) -> None:
+        if call.outcome.cancelled():
+            return
+        try:
+            result = call.function()
+        except Exception as error:
+            self._post(_tell, call.outcome, None, error)
+        else:
+            self._post(_tell, call.outcome, result, None)
+
+    def _hand_over(self) -> None:
+        if self._happened:
+            happened, self._happened = self._happened, []
+            self._post(self._deliver, happened)
+
+    def _post(self, function: Callable[..., None], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is there to tell
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _deliver(self, happened: Sequence[tuple[Running, Piece | Completion]]) -> None:
+        for one, event in happened:
+            if isinstance(event, Completion):
+                self._live.pop(one, None)
+                self._on_done(one, event)
+            elif event.token is not None:
+                one.generated += 1
+            one.answers.put(one.index, event)
+
+    def _fail(self, why: str) -> None:
+        self._deliver([(one, Completion("", (), "error", error=why)) for one in self._live])
+        while self._calls:
+            _tell(self._calls.popleft().outcome, None, ApiError(503, why))
+
+
+def _tell(outcome: "asyncio.Future[Any]", result: object, error: Exception | None) -> None:
+    if outcome.done():
+        return
+    if error:
+        outcome.set_exception(error)
+    else:
+        outcome.set_result(result)
