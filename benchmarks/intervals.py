@@ -16,16 +16,16 @@ from rich.table import Table
 
 from edge_steer.core.backend import EngineOptions, Request, available_cores
 from edge_steer.core.stats import Floats, bootstrap_groups
-from edge_steer.core.steering import Steering, first_layer
+from edge_steer.core.steering import Steering
 from edge_steer.llama.engine import Engine
 from edge_steer.models import quantize
-from edge_steer.parity.baseline import Live, shift
+from edge_steer.parity.baseline import LiveReference, first_block, steering_effect
 from edge_steer.parity.compare import positions
-from edge_steer.parity.texts import Text
+from edge_steer.parity.texts import TokenisedText
 from edge_steer.recipes.recipe import VectorRecipe
 from edge_steer.reference.model import Reference
 from edge_steer.tasks.load import load_task
-from edge_steer.vectors import gguf_writer
+from edge_steer.vectors import read
 
 ROOT = Path(__file__).parents[1]
 ABACUS = ROOT / "models" / "abacus"
@@ -49,27 +49,27 @@ STATISTICS: dict[str, tuple[str, Callable[[Floats], Floats]]] = {
 @click.option("--json", "as_json", is_flag=True)
 def main(quant: str, many: int, draws: int, threads: int, as_json: bool) -> None:
     recipe = VectorRecipe.load(DENSE.parent)
-    steering = [Steering(gguf_writer.load(DENSE), recipe.strength, (recipe.layer,))]
+    steering = [Steering(read.load(DENSE), recipe.strength, (recipe.layer,))]
     reference = Reference.load(ABACUS, threads=threads)
     task = load_task("wordproblems", limit=many)
     with Engine.load(quantize.gguf_for(ABACUS, "F32"), EngineOptions(threads=threads)) as exact:
         prompts = [exact.chat(task.messages(sample)) for sample in task.samples]
         told = exact.generate([Request(p, task.settings.max_tokens, steering=tuple(steering)) for p in prompts])
-    texts = [Text(p + done.tokens, len(p)) for p, done in zip(prompts, told, strict=True) if done.tokens]
-    live = Live(reference, texts, texts, steering)
+    texts = [TokenisedText(p + done.tokens, len(p)) for p, done in zip(prompts, told, strict=True) if done.tokens]
+    live = LiveReference(reference, texts, texts, steering)
     with Engine.load(
         quantize.gguf_for(ABACUS, quant), EngineOptions(kv_type="f32", flash_attention="off", threads=threads)
     ) as engine:
         found = positions(live, engine, steering, steered=True)
-        shifts = [
-            (live.shift(index).logits, shift(engine, text, steering, first_layer(live.steering)).logits)
+        effects = [
+            (live.effect(index).logits, steering_effect(engine, text, steering, first_block(live.steering)).logits)
             for index, text in enumerate(texts)
         ]
     sums = {
         "divergence": [
             (len(t), t.kl.sum(), t.same.sum(), (t.delta_p**2).sum(), (t.nll - t.reference_nll).sum()) for t in found
         ],
-        "effect": [((a * b).sum(), (a * a).sum(), (b * b).sum()) for a, b in shifts],
+        "effect": [((a * b).sum(), (a * a).sum(), (b * b).sum()) for a, b in effects],
     }
     rng = np.random.default_rng(0)
     rows: dict[str, list[float]] = {}

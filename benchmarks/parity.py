@@ -30,6 +30,7 @@ from pathlib import Path
 import click
 import llama_tools
 import numpy as np
+import perplexity_base
 import random_model
 from rich.console import Console
 from rich.table import Table
@@ -43,17 +44,16 @@ from edge_steer.llama.engine import Engine
 from edge_steer.llama.library import repacking_is_safe
 from edge_steer.llama.model import LlamaModel
 from edge_steer.models import quantize
-from edge_steer.parity import perplexity_base
 from edge_steer.parity import saved as parity_saved
-from edge_steer.parity.baseline import Live, Piece, Shift
+from edge_steer.parity.baseline import LiveReference, Piece, SteeringEffect, SteeringRecord
 from edge_steer.parity.compare import positions
 from edge_steer.parity.divergence import Divergence, Positions, summarise
-from edge_steer.parity.saved import Saved
-from edge_steer.parity.texts import Text
+from edge_steer.parity.saved import SavedReference
+from edge_steer.parity.texts import TokenisedText
 from edge_steer.recipes.recipe import VectorRecipe
 from edge_steer.reference.model import Reference
 from edge_steer.tasks import wordproblems
-from edge_steer.vectors import gguf_writer
+from edge_steer.vectors import read
 
 ROOT = Path(__file__).parents[1]
 ABACUS = ROOT / "models" / "abacus"
@@ -112,8 +112,9 @@ def statistics(vector: Path, model: Path, quants: str, length: int, chunks: int,
                 path = quantize.gguf_for(model, quant)
                 printed = perplexity(path, base, length, threads, (*extra, *EXACT, "--no-repack"))
                 model_file = LlamaModel(path, repack=False)
-                with Engine(model_file, kv_type="f32", flash_attention="off", threads=threads) as engine:
-                    live = Live(reference, texts, texts, given)
+                options = EngineOptions(kv_type="f32", flash_attention="off", threads=threads)
+                with Engine(model_file, options) as engine:
+                    live = LiveReference(reference, texts, texts, given)
                     exact = summarise(positions(live, engine, given, steered=bool(given)))
                     rounded = summarise(on_base(base, engine, texts, given))
                 result[f"{quant} {name}"] = {
@@ -157,7 +158,7 @@ def speed(
         reference = Reference.load(model, threads=threads)
         texts = chunked(reference, length, chunks)
         save(base, reference, texts, ())
-        parity_saved.save(saved, Live(reference, texts, (), ()), {}, {})
+        parity_saved.save(saved, LiveReference(reference, texts, (), ()), {}, {})
         del reference
 
         def compared(found: Callable[[Engine], list[Positions]]) -> None:
@@ -166,7 +167,7 @@ def speed(
 
         contestants: dict[str, Callable[[], object]] = {
             "llama-perplexity": lambda: perplexity(path, base, length, threads, repack),
-            "edge-steer": lambda: compared(lambda engine: positions(Saved(saved), engine, (), steered=False)),
+            "edge-steer": lambda: compared(lambda engine: positions(SavedReference(saved), engine, (), steered=False)),
             "edge-steer on the base file": lambda: compared(lambda engine: on_base(base, engine, texts, ())),
         }
         click.echo("the reference is saved, measuring", err=True)
@@ -202,7 +203,7 @@ def memory(gguf: Path | None, count: int, threads: int, as_json: bool) -> None:
     rng = np.random.default_rng(0)
     with Engine.load(gguf, EngineOptions(threads=threads)) as engine:
         vocabulary = engine.logits([0], 1).shape[1]
-        text = Text(tuple(rng.integers(0, vocabulary, count + 1).tolist()), 1)
+        text = TokenisedText(tuple(rng.integers(0, vocabulary, count + 1).tolist()), 1)
         before = resident("VmRSS")
         begun = time.perf_counter()
         [found] = positions(MadeUp(engine.model, text, vocabulary), engine, (), steered=False)
@@ -221,10 +222,11 @@ class BaseFile:
     told: of each text read, piece by piece, the negative log-likelihoods that stand in the file.
     """
 
-    def __init__(self, model: ModelIdentity, path: Path, texts: Sequence[Text]) -> None:
+    def __init__(self, model: ModelIdentity, path: Path, texts: Sequence[TokenisedText]) -> None:
         self.model, self.unsteered = model, texts
-        self.steered: list[Text] = []
-        self.steering: list[dict[str, object]] = []
+        self.steered: list[TokenisedText] = []
+        self.steering: list[SteeringRecord] = []
+        self.exact_backend = None
         self.told: list[list[Floats]] = []
         _, self._chunks = perplexity_base.read(path)
 
@@ -237,17 +239,18 @@ class BaseFile:
             rows[rows <= -16] = -np.inf
             yield rows, np.zeros(len(rows))
 
-    def shift(self, index: int) -> Shift:
+    def effect(self, index: int) -> SteeringEffect:
         raise NotImplementedError
 
 
 class MadeUp:
     """A reference of random logits, in pieces as large as PyTorch's."""
 
-    def __init__(self, model: ModelIdentity, text: Text, vocabulary: int) -> None:
+    def __init__(self, model: ModelIdentity, text: TokenisedText, vocabulary: int) -> None:
         self.model, self.unsteered, self._vocabulary = model, [text], vocabulary
-        self.steered: list[Text] = []
-        self.steering: list[dict[str, object]] = []
+        self.steered: list[TokenisedText] = []
+        self.steering: list[SteeringRecord] = []
+        self.exact_backend = None
 
     def rows(self, index: int, steered: bool) -> Iterator[Piece]:
         from edge_steer.reference.model import LOGITS_BYTES
@@ -259,17 +262,17 @@ class MadeUp:
             left -= len(logits)
             yield logits, logsumexp(logits)
 
-    def shift(self, index: int) -> Shift:
+    def effect(self, index: int) -> SteeringEffect:
         raise NotImplementedError
 
 
 def steered_by(vector: Path) -> list[Steering]:
     """The vector as the recipe beside it has it."""
     recipe = VectorRecipe.load(vector.parent)
-    return [Steering(gguf_writer.load(vector), recipe.strength, (recipe.layer,))]
+    return [Steering(read.load(vector), recipe.strength, (recipe.layer,))]
 
 
-def chunked(reference: Reference, length: int, chunks: int) -> list[Text]:
+def chunked(reference: Reference, length: int, chunks: int) -> list[TokenisedText]:
     """Word problems with their solutions, cut into chunks as llama-perplexity cuts a text."""
     rng = random.Random(0)
     told = (
@@ -281,17 +284,19 @@ def chunked(reference: Reference, length: int, chunks: int) -> list[Text]:
     while len(tokens) < length * chunks:
         tokens += reference.encode("".join(itertools.islice(told, 50)), start=False)
     cut = [tokens[first : first + length] for first in range(0, length * chunks, length)]
-    return [Text((*bos, *chunk[len(bos) :]), perplexity_base.prompt_of(length)) for chunk in cut]
+    return [TokenisedText((*bos, *chunk[len(bos) :]), perplexity_base.prompt_of(length)) for chunk in cut]
 
 
-def save(base: Path, reference: Reference, texts: Sequence[Text], steering: Sequence[Steering]) -> None:
+def save(base: Path, reference: Reference, texts: Sequence[TokenisedText], steering: Sequence[Steering]) -> None:
     chunks = [text.tokens for text in texts]
     rows = (reference.logit_rows(text.tokens[:-1], text.prompt, steering) for text in texts)
     vocabulary = reference.logits(chunks[0][:1], 1).shape[1]
     perplexity_base.write(base, chunks, vocabulary, rows)
 
 
-def on_base(base: Path, engine: Engine, texts: Sequence[Text], steering: Sequence[Steering]) -> list[Positions]:
+def on_base(
+    base: Path, engine: Engine, texts: Sequence[TokenisedText], steering: Sequence[Steering]
+) -> list[Positions]:
     """Our figures from the base file's own log-probabilities."""
     reference = BaseFile(engine.model, base, texts)
     found = positions(reference, engine, steering, steered=False)

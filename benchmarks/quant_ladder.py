@@ -33,16 +33,16 @@ from edge_steer.llama.engine import Engine
 from edge_steer.llama.quantizer import quantize_file
 from edge_steer.models import convert, importance
 from edge_steer.models.recipe import ModelRecipe, bundled_model
-from edge_steer.pairs import pair
-from edge_steer.parity.baseline import Live
+from edge_steer.pairs.pair import read_pairs
+from edge_steer.parity.baseline import LiveReference
 from edge_steer.parity.compare import positions
 from edge_steer.parity.divergence import summarise
 from edge_steer.parity.effect import effect_of
-from edge_steer.parity.texts import Text, read_texts
+from edge_steer.parity.texts import TokenisedText, read_texts
 from edge_steer.parity.tolerances import TOLERANCES
 from edge_steer.recipes.recipe import VectorRecipe
 from edge_steer.reference.model import Reference
-from edge_steer.tasks.task import word_problems
+from edge_steer.tasks.wordproblems import word_problems
 from edge_steer.vectors.read import read
 
 PLAIN = ("F32", "BF16", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K")
@@ -67,9 +67,9 @@ def main(out: Path | None, layer: int | None, problems: int, threads: int) -> No
     if layer is None:
         layer, vector = recipe.layer, read(VECTOR / recipe.vector).vector
     else:
-        vector = extract(reference, pair.read(calibration), layers=[layer])
+        vector = extract(reference, read_pairs(calibration), layers=[layer])
     steering = (Steering(vector, recipe.strength, (layer,), recipe.phase),)
-    live = Live(reference, answers(reference, (), problems), answers(reference, steering, problems), steering)
+    live = LiveReference(reference, answers(reference, (), problems), answers(reference, steering, problems), steering)
     with tempfile.TemporaryDirectory() as scratch:
         matrix = Path(scratch) / "imatrix.gguf"
         measure(model.folder, [text.tokens for text in read_texts(calibration, reference)], matrix)
@@ -81,14 +81,18 @@ def main(out: Path | None, layer: int | None, problems: int, threads: int) -> No
         plot(rows, out)
 
 
-def answers(reference: Reference, steering: Sequence[Steering], problems: int) -> list[Text]:
+def answers(reference: Reference, steering: Sequence[Steering], problems: int) -> list[TokenisedText]:
     """The reference's own greedy answers."""
-    prompts = [reference.chat(sample.messages) for sample in word_problems("test", problems)]
+    prompts = [
+        reference.chat([{"role": "user", "content": sample.question}]) for sample in word_problems("test", problems)
+    ]
     completions = reference.generate([Request(prompt, 200, tuple(steering)) for prompt in prompts])
-    return [Text(p + c.tokens, len(p)) for p, c in zip(prompts, completions, strict=True)]
+    return [TokenisedText(p + c.tokens, len(p)) for p, c in zip(prompts, completions, strict=True)]
 
 
-def ladder(live: Live, steering: Sequence[Steering], source: Path, matrix: Path, threads: int) -> Iterator[Row]:
+def ladder(
+    live: LiveReference, steering: Sequence[Steering], source: Path, matrix: Path, threads: int
+) -> Iterator[Row]:
     """A row for each type: its name and size, both distributions and the effect, as parity has them."""
     important = importance.read(matrix)
     path = matrix.with_name("model.gguf")

@@ -27,7 +27,7 @@ from edge_steer.llama.model import LlamaModel
 from edge_steer.models import convert_driver
 from edge_steer.models.convert import converter_folder
 from edge_steer.parity.mechanism import MechanismRow, mechanism
-from edge_steer.parity.texts import Text
+from edge_steer.parity.texts import TokenisedText
 from edge_steer.reference.model import Reference
 
 VOCABULARY = ABACUS
@@ -333,10 +333,10 @@ def vector(reference: Reference) -> SteeringVector:
     return SteeringVector(directions, reference.model, method="random")
 
 
-def text(reference: Reference) -> Text:
+def text(reference: Reference) -> TokenisedText:
     """64 tokens that mean nothing, a quarter of them prompt."""
     tokens = np.random.default_rng(1).integers(3, VOCABULARY_SIZE, 64)
-    return Text(tuple(map(int, tokens)), 16)
+    return TokenisedText(tuple(map(int, tokens)), 16)
 
 
 def logits_apart(reference: Reference, gguf: Path) -> list[MechanismRow]:

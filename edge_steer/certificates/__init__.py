@@ -1,1 +1,9 @@
-"""Parity made evidence."""
+"""Parity made evidence.
+
+Takes files, a reference, a steering, and texts or a task; leaves a folder that says, with figures and verdicts, whether
+the files are their reference, steered. It loads models only through models.load.
+
+certificate: the value, and certificate.json.  files: GGUF files to certify.  behaviour: both sides answer problems.
+reference_side: the reference, running or saved.  make: certify.  recheck: a certificate run again.  check: one file,
+nothing written.  page, examples: report.html.  summary: summary.md.
+"""

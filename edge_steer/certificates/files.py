@@ -1,7 +1,6 @@
-"""GGUF files to certify, and how they run.
+"""What a certificate names: GGUF files and how they run, and the files that vectors are in.
 
-Takes what a user names, gives files that lie here, with their type and options; refuses what cannot be compared before
-anything is computed.
+Takes what a user names, gives files that lie here; refuses what cannot be compared before anything is computed.
 """
 
 import os
@@ -13,9 +12,12 @@ from edge_steer.core.architectures import check_architecture
 from edge_steer.core.backend import EngineOptions, available_cores
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.progress import SILENT, Progress
+from edge_steer.core.steering import Steer, Steering, steerings
+from edge_steer.core.vector import SteeringVector
 from edge_steer.models.file import ModelFile
 from edge_steer.models.quantize import gguf_for
 from edge_steer.parity.mechanism import check_exact, options_for
+from edge_steer.vectors.write import save
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,31 @@ def check_files(files: Iterable[CertifiedFile], *, steered: bool) -> None:
         check_exact(certified.quant, architecture)
         if steered:
             check_architecture(architecture)
+
+
+@dataclass(frozen=True)
+class SteeringFile:
+    """A steering, and the file its vector is in."""
+
+    steering: Steering
+    path: Path
+
+
+CertifiedSteer = Steer | Iterable[SteeringVector | Steering | SteeringFile]
+
+
+def steering_files(steer: CertifiedSteer, folder: Path, name: str = "vector") -> tuple[SteeringFile, ...]:
+    """The steerings with their files. A vector that is in no file is written into the folder, under a name like `name`.
+
+    Errors: VectorError for what cannot steer.
+    """
+    files = []
+    for number, one in enumerate([steer] if isinstance(steer, SteeringVector | Steering) else steer or (), start=1):
+        if not isinstance(one, SteeringFile):
+            [steering] = steerings(one)
+            one = SteeringFile(steering, save(steering.vector, folder / f"{name}-{number}.safetensors"))
+        files.append(one)
+    return tuple(files)
 
 
 def path_from(source: str | Path, folder: Path) -> str:

@@ -1,224 +1,182 @@
-"""Making a certificate: the reference asked or read from a file, then each GGUF file held against it.
+"""Making a certificate: each GGUF file held against the reference.
 
-Takes texts or a task, steerings and files; leaves in a folder certificate.json, the texts that were compared on, the
-rows of both sides and a Markdown summary. Rows of a stopped run are taken up again. docs/certificate.md describes the
-files, certificate.py reads them.
+Takes files, a reference, a steering and texts or a task; leaves in a folder certificate.json, the texts that were
+compared on, the rows of both sides, a Markdown summary and report.html. What a stopped run has measured lies there and
+is not measured again. docs/certificate.md describes the files.
 """
 
-import importlib.metadata
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
-from edge_steer.certificates import behaviour
-from edge_steer.certificates.files import File, opened, stated
-from edge_steer.certificates.read import CERTIFICATE, FORMAT, ROWS, SUMMARY, TEXTS, markdown
-from edge_steer.core.backend import Backend
+from pydantic import TypeAdapter
+
+from edge_steer.certificates.behaviour import DOSES, Behaviour, Dose, accuracy_findings, compare_doses
+from edge_steer.certificates.certificate import ROWS, Certificate, Conditions, FileEntry, TaskEntry, write_texts
+from edge_steer.certificates.files import (
+    CertifiedFile,
+    CertifiedSteer,
+    SteeringFile,
+    certified_files,
+    check_files,
+    path_from,
+    steering_files,
+)
+from edge_steer.certificates.page import write_page
+from edge_steer.certificates.reference_side import (
+    TEXTS_COMPARED,
+    Basis,
+    ReferenceSide,
+    opened_reference,
+    reference_side,
+    saved_reference_side,
+)
+from edge_steer.certificates.reports import Comparison
+from edge_steer.certificates.summary import write_summary
+from edge_steer.core.backend import Backend, EngineOptions
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.core.progress import Progress
-from edge_steer.core.steering import Steering, described
-from edge_steer.llama.library import system_info
-from edge_steer.parity.baseline import Baseline, Live
-from edge_steer.parity.compare import against
-from edge_steer.parity.saved import Saved
-from edge_steer.parity.texts import Text
-from edge_steer.parity.tolerances import overall, tolerance_of
-from edge_steer.storage.digests import digest
-from edge_steer.storage.files import replacing
-from edge_steer.storage.records import Store
-from edge_steer.tasks.grading import Graders
-from edge_steer.tasks.rows import Row
+from edge_steer.core.progress import SILENT, Progress
+from edge_steer.evaluation.evaluate import task_of
+from edge_steer.models.load import load
+from edge_steer.models.machine import repacks_weights, system_info
+from edge_steer.parity.baseline import records_of
+from edge_steer.parity.texts import Texts
+from edge_steer.parity.tolerances import Tolerance, tolerance_of
+from edge_steer.storage.provenance import RunningModel, versions
 from edge_steer.tasks.task import Task
 
-
-@dataclass(frozen=True)
-class Said:
-    """The reference's side: what it says of texts, its answers by dose, and where it comes from."""
-
-    baseline: Baseline
-    answers: behaviour.Rows
-    source: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Behaviour:
-    """Problems that both sides answer, at which doses, and who grades them."""
-
-    task: Task
-    doses: Sequence[float]
-    graders: Graders
-
-
-def ask(
-    reference: Backend,
-    folder: Path,
-    steering: Sequence[Steering],
-    asked: Behaviour | Sequence[Text],
-    *,
-    named: str,
-    limit: int,
-    threads: int | None,
-    progress: Progress,
-) -> Said:
-    """The reference at hand, its answers to problems (in folder/rows) or the texts given.
-
-    named: where it was loaded from. limit: how many texts to compare on. Errors: EdgeSteerError for no texts, or
-    where llama.cpp computes otherwise than the model.
-    """
-    reference.check_comparable(1)
-    task = asked.task if isinstance(asked, Behaviour) else None
-    source = {
-        "name": reference.model.name,
-        "source": stated(named, folder),
-        "revision": reference.model.revision,
-        "dtype": "float32",
-        "versions": _versions("edge-steer", "torch", "transformers", "numpy"),
-        "task": task.digest if task else None,
-    }
-    if not isinstance(asked, Behaviour):
-        texts = asked[:limit]
-        return Said(Live(reference, texts, texts if steering else (), steering), {}, source)
-    runs = {"backend": "torch", "dtype": "float32", "threads": threads}
-    header = _rows_header(str(reference.model.revision), asked, described(steering), runs)
-    answers = _answers(reference, folder / ROWS / "reference.jsonl", header, asked, steering, progress)
-    of = {dose: behaviour.texts_of(reference, asked.task, rows)[:limit] for dose, rows in answers.items()}
-    return Said(Live(reference, of[0.0], of.get(1.0, ()), steering), answers, source)
-
-
-def recall(saved: Saved, task: Task | None) -> Said:
-    """A saved reference. Errors: EdgeSteerError if it holds no answers to the task's problems."""
-    if task and saved.source.get("task") != task.digest:
-        raise EdgeSteerError(f"{saved.path} holds no answers to these problems; save it with the same --task")
-    answers = {float(dose): [Row.of(record) for record in rows] for dose, rows in saved.answers.items()}
-    return Said(saved, answers if task else {}, saved.source)
+DEFAULTS = EngineOptions()
 
 
 def certify(
-    folder: Path,
-    said: Said,
-    files: Sequence[File],
-    steering: Sequence[Steering],
-    asked: Behaviour | None,
+    files: str | Path | Sequence[str | Path],
+    reference: str | Path | RunningModel | None = None,
     *,
-    vectors: Sequence[str],
-    reference_vectors: Sequence[str] | None = None,
-    changes: Mapping[str, float],
-    progress: Progress,
-) -> dict[str, Any]:
-    """Hold every file against the reference, and write the certificate; what was written.
+    steer: CertifiedSteer = None,
+    texts: Texts | None = None,
+    task: str | Path | Task | None = None,
+    doses: Sequence[float] = DOSES,
+    limit: int = TEXTS_COMPARED,
+    folder: str | Path | None = None,
+    saved_reference: str | Path | None = None,
+    reference_steer: CertifiedSteer = None,
+    quants: Sequence[str] = (),
+    revision: str | None = None,
+    tolerances: Mapping[str, float] | None = None,
+    options: EngineOptions = DEFAULTS,
+    progress: Progress = SILENT,
+) -> Certificate:
+    """Hold GGUF files against their reference, steered, and certify what they do.
 
-    steering: what the files are steered with. vectors: the files of it, and of what the reference took if others.
-    asked: compares behaviour too. changes: tolerances in place of those of the types.
-    Errors: EdgeSteerError for a type without tolerances, or rows in the folder that were made otherwise.
+    files: MODELs, or one of which `quants` are made. reference: the same model's weights by name, or a running model;
+    `revision` of its name. saved_reference: a file of `save_reference` in place of it, or beside it, for the mechanism
+    of an exact file. steer: what steers the files, and the reference too unless `reference_steer` says otherwise; a
+    vector that is not given as a SteeringFile is written into the folder. texts: pairs, plain texts, or a file of
+    either to compare on. task: in place of texts, problems that both sides answer at `doses` (factors on the strength);
+    they are compared on the reference's answers. limit: most texts. folder: where the certificate is written; None
+    writes nothing. tolerances: field of Tolerance -> a value in place of that of the type. options: how files run; an
+    exact one runs exactly. Errors: EdgeSteerError for what cannot be compared, before anything is computed, or for rows
+    in the folder that were made otherwise.
     """
-    allowed = {file.quant: tolerance_of(file.quant, changes) for file in files}
-    if len(allowed) < len(files):
-        raise EdgeSteerError("two files are of the same type; make a certificate for each in a folder of its own")
-    folder.mkdir(parents=True, exist_ok=True)
-    baseline = said.baseline
-    _write_texts(folder / TEXTS, baseline)
-    entries = []
-    for file in files:
-        entry: dict[str, Any] = {
-            "quant": file.quant,
-            "source": file.source,
-            "file": file.path.name,
-            "digest": digest(file.path),
-            "bytes": file.path.stat().st_size,
-            "conditions": {**file.conditions},
-        }
-        with opened(file.path, file.conditions) as engine:
-            report = against(baseline, engine, steering, file.quant, allowed[file.quant], progress=progress)
-            findings = list(report.findings)
-            doses: list[behaviour.Dose] = []
-            if asked:
-                entry["rows"] = f"{ROWS}/{file.quant}.jsonl"
-                header = _rows_header(entry["digest"], asked, described(steering), entry["conditions"])
-                rows = _answers(engine, folder / entry["rows"], header, asked, steering, progress)
-                doses = behaviour.doses(said.answers, rows, lambda text: engine.encode(text, start=False))
-                findings += behaviour.findings(doses, allowed[file.quant].accuracy)
-        entries.append(
-            {
-                **entry,
-                **{key: value for key, value in asdict(report).items() if key not in ("quant", "findings")},
-                "behaviour": [asdict(dose) for dose in doses],
-                "findings": [asdict(finding) for finding in findings],
-                "verdict": overall([finding.verdict for finding in findings]),
-            }
-        )
-    told = {
-        "format": FORMAT,
-        "reference": {**said.source},
-        "vectors": [stated(vector, folder) for vector in vectors],
-        "reference_vectors": [stated(vector, folder) for vector in reference_vectors] if reference_vectors else None,
-        "versions": {**_versions("edge-steer"), **system_info()},
-        "reference_steering": list(baseline.steering),
-        "steering": described(steering),
-        "texts": {
-            "file": TEXTS,
-            "digest": digest(folder / TEXTS),
-            "unsteered": len(baseline.unsteered),
-            "steered": len(baseline.steered),
-        },
-        "task": _task(asked.task) if asked else None,
-        "doses": sorted(asked.doses) if asked else [],
-        "changes": {**changes},
-        "files": entries,
-        "verdict": overall([entry["verdict"] for entry in entries]),
-    }
-    certificate: dict[str, Any] = json.loads(json.dumps(told, allow_nan=False))
-    for name, text in ((CERTIFICATE, json.dumps(certificate, indent=1) + "\n"), (SUMMARY, markdown(certificate))):
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    if reference is None and saved_reference is None:
+        raise EdgeSteerError("a certificate needs a reference: its name, a running model, or a saved one")
+    if saved_reference and texts is not None:
+        raise EdgeSteerError("a saved reference holds its own texts; leave out the texts")
+    with ExitStack() as stack:
+        place = Path(folder or stack.enter_context(TemporaryDirectory()))
+        place.mkdir(parents=True, exist_ok=True)
+        vectors = steering_files(steer, place)
+        theirs = None if reference_steer is None else steering_files(reference_steer, place, "reference-vector")
+        certified = certified_files(files, quants, revision, options, progress)
+        check_files(certified, steered=bool(vectors))
+        allowed = {file.quant: tolerance_of(file.quant, tolerances) for file in certified}
+        basis = None if saved_reference else Basis.of(texts, task, doses, limit, steered=bool(vectors))
+        problems = basis.task if basis else None if task is None else task_of(task)
+        model = None
+        if reference is not None:
+            model = stack.enter_context(opened_reference(reference, revision, options, progress))
+        if saved_reference:
+            side = saved_reference_side(saved_reference, problems, model)
+        else:
+            assert model is not None
+            assert basis is not None
+            named = str(reference) if isinstance(reference, str | Path) else None
+            steering = tuple(one.steering for one in (vectors if theirs is None else theirs))
+            side = reference_side(model, basis, steering, place, source=named, progress=progress)
+        certifier = _Certifier(place, side, problems, vectors, progress)
+        entries = tuple(certifier.entry(file, allowed[file.quant]) for file in certified)
+        certificate = certifier.certificate(entries, theirs, tolerances or {})
+        if folder:
+            certificate.write(place)
+            write_summary(place, certificate)
+            write_page(place, certificate, side.answers, problems.samples if problems else ())
+        certifier.comparison.finish()
     return certificate
 
 
-def _answers(
-    backend: Backend,
-    path: Path,
-    header: Mapping[str, object],
-    asked: Behaviour,
-    steering: Sequence[Steering],
-    progress: Progress,
-) -> behaviour.Rows:
-    with Store.open(path, header) as store:
-        return behaviour.rows_of(
-            backend, asked.task, steering, asked.doses, store=store, graders=asked.graders, progress=progress
+class _Certifier:
+    """One reference, one steering, one folder: gives the entry of each file, then the certificate."""
+
+    def __init__(
+        self,
+        folder: Path,
+        side: ReferenceSide,
+        task: Task | None,
+        vectors: tuple[SteeringFile, ...],
+        progress: Progress,
+    ) -> None:
+        self._folder, self._side, self._task, self._vectors = folder, side, task, vectors
+        self._progress = progress
+        self._steering = tuple(one.steering for one in vectors)
+        self._texts = write_texts(folder, side.baseline)
+        self.comparison = Comparison(folder, side, self._texts, self._steering, progress)
+
+    def entry(self, file: CertifiedFile, tolerance: Tolerance) -> FileEntry:
+        """One file, compared and, where a task was asked, answering it."""
+        conditions = Conditions(file.options, repacks_weights(file.file))
+        rows = f"{ROWS}/{file.quant}.jsonl" if self._task else None
+        with load(file.file.path, options=file.options, progress=self._progress) as engine:
+            report = self.comparison.report(file, conditions, engine, tolerance)
+            doses = self._behaviour(engine, file, conditions, self._folder / rows) if rows else ()
+        findings = (*report.findings, *accuracy_findings(doses, tolerance.accuracy))
+        return FileEntry(
+            source=path_from(file.source, self._folder),
+            file=file.file.path.name,
+            digest=file.file.digest,
+            bytes=file.file.path.stat().st_size,
+            conditions=conditions,
+            rows=rows,
+            report=replace(report, findings=findings),
+            behaviour=doses,
         )
 
+    def certificate(
+        self, entries: tuple[FileEntry, ...], theirs: tuple[SteeringFile, ...] | None, changes: Mapping[str, float]
+    ) -> Certificate:
+        """theirs: what steered the reference, if it is not what steered the files."""
+        task = self._task
+        return Certificate(
+            reference=self._side.source,
+            vectors=self._paths(self._vectors),
+            reference_vectors=None if theirs is None else self._paths(theirs),
+            versions={**versions("edge-steer"), **system_info()},
+            reference_steering=tuple(self._side.baseline.steering),
+            steering=records_of(self._steering),
+            texts=self._texts,
+            task=TypeAdapter(TaskEntry).validate_python(task.described()) if task else None,
+            doses=tuple(sorted(self._side.answers)),
+            changes=changes,
+            files=entries,
+        )
 
-def _rows_header(
-    model: str, asked: Behaviour, steering: Sequence[Mapping[str, object]], conditions: Mapping[str, object]
-) -> dict[str, object]:
-    """What the rows of one side depend on. model: a digest or a revision."""
-    return {
-        "format": behaviour.FORMAT,
-        "model": model,
-        "steering": [{**one} for one in steering],
-        "doses": list(asked.doses),
-        "task": _task(asked.task),
-        "conditions": {**conditions},
-    }
+    def _paths(self, vectors: tuple[SteeringFile, ...]) -> tuple[str, ...]:
+        return tuple(path_from(one.path, self._folder) for one in vectors)
 
-
-def _task(task: Task) -> dict[str, object]:
-    return {
-        "name": task.name,
-        "digest": task.digest,
-        "problems": len(task.samples),
-        "grader": task.grader,
-        "settings": asdict(task.settings),
-    }
-
-
-def _write_texts(path: Path, baseline: Baseline) -> None:
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for name, texts in (("unsteered", baseline.unsteered), ("steered", baseline.steered)):
-            for text in texts:
-                file.write(json.dumps({"set": name, "prompt": text.prompt, "tokens": text.tokens}) + "\n")
-
-
-def _versions(*packages: str) -> dict[str, str]:
-    return {package: importlib.metadata.version(package) for package in packages}
+    def _behaviour(self, engine: Backend, file: CertifiedFile, conditions: Conditions, rows: Path) -> tuple[Dose, ...]:
+        assert self._task is not None
+        behaviour = Behaviour(self._task, tuple(sorted(self._side.answers)), self._steering)
+        header = behaviour.header(file.file.digest, conditions.to_json())
+        answers = behaviour.answers(engine, rows, header, self._progress)
+        return compare_doses(self._side.answers, answers, lambda text: engine.encode(text, start=False))

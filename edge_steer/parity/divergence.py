@@ -1,7 +1,7 @@
 """How far the next-token probabilities of one model are from another's: the statistics of llama-perplexity.
 
 Takes logits of a reference and of another model at the same positions, piece by piece, and the tokens that follow;
-keeps a few numbers a position, gives figures with intervals over texts. Definitions are those of
+keeps a few numbers for each position, gives figures with intervals over texts. Definitions are those of
 `llama-perplexity --kl-divergence` (llama.cpp, tools/perplexity). It knows nothing of models, vectors or files.
 """
 
@@ -23,7 +23,7 @@ DELTA_P = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 
 @dataclass(frozen=True)
 class Positions:
-    """What is kept of each position: float64 arrays of one length.
+    """A few numbers for each compared position: float64 arrays of one length.
 
     kl: KL(reference || other) in nats. same: 1 where both have the same first choice. nll, reference_nll: negative
     log-likelihood of the token that follows, under the other model and under the reference.
@@ -40,8 +40,8 @@ class Positions:
     @property
     def delta_p(self) -> Floats:
         """Probability of the token that follows: the other model's minus the reference's."""
-        found: Floats = np.exp(-self.nll) - np.exp(-self.reference_nll)
-        return found
+        change: Floats = np.exp(-self.nll) - np.exp(-self.reference_nll)
+        return change
 
     @classmethod
     def joined(cls, parts: Sequence["Positions"]) -> "Positions":
@@ -77,7 +77,7 @@ class Divergence:
     ratio_interval: Interval | None
 
 
-def compare(reference: Logits, total: Floats, other: Logits, following: npt.NDArray[np.int64]) -> Positions:
+def compare_logits(reference: Logits, total: Floats, other: Logits, following: npt.NDArray[np.int64]) -> Positions:
     """One piece of a text. reference, other: logits (positions, vocabulary). following: the token after each position.
 
     total: log(sum(exp(reference))) of each position. Exponentials are taken in float32 and summed in float64, which
@@ -90,12 +90,12 @@ def compare(reference: Logits, total: Floats, other: Logits, following: npt.NDAr
     kl, same = np.empty(count), np.empty(count)
     other_total = np.empty(count)
     step = max(1, BLOCK // vocabulary)
-    # room that is used again and again: new memory costs as much as what is done with it
-    room = np.empty((2, min(step, count), vocabulary), dtype=np.float32)
+    # a reused buffer: allocating costs as much as computing
+    buffer = np.empty((2, min(step, count), vocabulary), dtype=np.float32)
     for first in range(0, count, step):
         part = slice(first, first + step)
         ours, theirs = reference[part], other[part]
-        weights, distances = room[:, : len(ours)]
+        weights, distances = buffer[:, : len(ours)]
         first_choice, others_choice = ours.argmax(axis=1), theirs.argmax(axis=1)
         other_peak = _exponentials(theirs, others_choice, weights)
         other_total[part] = np.log(weights.sum(axis=1, dtype=np.float64)) + other_peak

@@ -6,15 +6,36 @@ off. It loads nothing and prints nothing.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edge_steer.core.backend import Backend
+from edge_steer.core.architectures import HALF_GELU
+from edge_steer.core.backend import Backend, EngineOptions
+from edge_steer.core.errors import ModelError
 from edge_steer.core.stats import Floats
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import PHASES, Array, Phase, SteeringVector
-from edge_steer.parity.texts import Text
+from edge_steer.parity.texts import TokenisedText
+
+EXACT = "F32"  # the type whose mechanism is checked
+
+
+def options_for(quant: str, options: EngineOptions) -> EngineOptions:
+    """How a file of a type runs: as asked, but an exact one with an F32 KV cache and without flash attention.
+
+    Nothing but rounding is left then between an exact file and the reference.
+    """
+    return replace(options, kv_type="f32", flash_attention="off") if quant == EXACT else options
+
+
+def check_exact(quant: str, architecture: str | None) -> None:
+    """Errors: ModelError for an exact file that llama.cpp does not compute to the tolerances of one."""
+    if quant == EXACT and architecture in HALF_GELU:
+        raise ModelError(
+            f"llama.cpp reads the GELU of {architecture} from a table of float16, which moves the logits of an {EXACT} "
+            "file more than its tolerances allow; compare an F16 file"
+        )
 
 
 @dataclass(frozen=True)
@@ -39,7 +60,7 @@ def mechanism(
     reference: Backend,
     other: Backend,
     vector: SteeringVector,
-    texts: Sequence[Text],
+    texts: Sequence[TokenisedText],
     *,
     layers: Iterable[int],
     strengths: Sequence[float],
@@ -68,7 +89,7 @@ def _row(
     reference: Backend,
     other: Backend,
     vector: SteeringVector,
-    texts: Sequence[Text],
+    texts: Sequence[TokenisedText],
     layer: int,
     phase: Phase,
     strength: float,
@@ -94,17 +115,18 @@ def _row(
     )
 
 
-def _residual(reference: Backend, other: Backend, text: Text, steering: Sequence[Steering]) -> Floats:
+def _residual(reference: Backend, other: Backend, text: TokenisedText, steering: Sequence[Steering]) -> Floats:
     """max|delta| of the residual stream over its root mean square: float64 (blocks, positions)."""
     blocks = range(reference.model.block_count)
     ours, theirs = (
         backend.record(text.tokens, blocks, prompt=text.prompt, steering=steering) for backend in (reference, other)
     )
-    found = [
-        np.abs(ours[block] - theirs[block]).max(axis=1) / np.sqrt(np.square(ours[block], dtype=np.float64).mean(axis=1))
-        for block in blocks
-    ]
-    return np.stack(found)
+    return np.stack(
+        [
+            np.abs(ours[b] - theirs[b]).max(axis=1) / np.sqrt(np.square(ours[b], dtype=np.float64).mean(axis=1))
+            for b in blocks
+        ]
+    )
 
 
 def _delta(ours: Array, theirs: Array) -> Array:

@@ -1,26 +1,20 @@
-"""How far a quantised steered model may be from its reference, by type, and the verdict on figures with intervals.
+"""How far a quantised steered model may be from its reference, by type.
 
 KL: three times the mean that llama.cpp publishes for Llama-3-8B on wikitext-2 (tools/quantize/README.md), since
 smaller models suffer more; float types by what rounding costs. The effect of steering on logits and on the last block:
 what quantising the bundled model changes of it when a middle layer is steered (docs/certificate.md), with room beyond
 the end of the interval that is further off. What is added where steering begins is the same in every type.
-
-A verdict takes the interval: "pass" where all of it is within tolerance, "fail" where none of it is, else "not enough
-data".
+It only states what is allowed; findings.py holds figures against it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
 
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.core.stats import Interval
 
-Verdict = Literal["pass", "fail", "not enough data"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 MECHANISM = 1e-4  # median of max|delta logit|, F32 GGUF and KV, no flash attention, against torch float32
 RESIDUAL = 1e-4  # the same of the residual stream, relative to its root mean square
-PLACED = 1e-3  # of what is added at the first steered block, of every type: rounding of a float32 sum
+AT_FIRST_BLOCK = 1e-3  # of what is added at the first steered block, of every type: rounding of a float32 sum
 MIN_POSITIONS = 100  # with fewer llama-perplexity gives no statistics
 KL_FLOOR = 1e-6  # nats; a ratio of medians below it says nothing
 
@@ -58,20 +52,8 @@ TOLERANCES: dict[str, Tolerance] = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One figure held against its tolerance. at_most: whether the figure may be no larger, else no smaller."""
-
-    name: str
-    value: float
-    interval: Interval | None
-    tolerance: float
-    at_most: bool
-    verdict: Verdict
-
-
 def tolerance_of(quant: str, changes: Mapping[str, float] | None = None) -> Tolerance:
-    """The tolerance of a type, with `changes` in place of some of it.
+    """The tolerance of a type. changes: field of Tolerance -> a value in place of the type's own.
 
     A type that is not in TOLERANCES needs a `kl` of its own; the rest is that of Q2_K. Errors: EdgeSteerError.
     """
@@ -81,26 +63,6 @@ def tolerance_of(quant: str, changes: Mapping[str, float] | None = None) -> Tole
         raise EdgeSteerError(f"no tolerance {unknown[0]!r}; there are {', '.join(names)}")
     if quant not in TOLERANCES and "kl" not in changes:
         raise EdgeSteerError(
-            f"no tolerance is known for {quant}; give one with --tolerance, or take one of {', '.join(TOLERANCES)}"
+            f"no tolerance is known for {quant}; set the tolerance kl, or take one of {', '.join(TOLERANCES)}"
         )
     return replace(TOLERANCES.get(quant, TOLERANCES["Q2_K"]), **changes)
-
-
-def finding(
-    name: str, value: float, interval: Interval | None, tolerance: float, *, at_most: bool = True, sure: bool = False
-) -> Finding:
-    """A figure's verdict. Without an interval it can fail, but pass only if the value is `sure`, as no estimate is."""
-    low, high = (value, value) if interval is None else interval
-    verdict: Verdict = "not enough data"
-    if (low > tolerance) if at_most else (high < tolerance):
-        verdict = "fail"
-    elif (interval is not None or sure) and ((high <= tolerance) if at_most else (low >= tolerance)):
-        verdict = "pass"
-    return Finding(name, value, interval, tolerance, at_most, verdict)
-
-
-def overall(verdicts: Sequence[Verdict]) -> Verdict:
-    """The worst: one failure fails all, and one that lacks data leaves all without a verdict."""
-    if not verdicts:
-        return "not enough data"
-    return min(verdicts, key=("fail", "not enough data", "pass").index)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from edge_steer.certificates.behaviour import DOSES
 from edge_steer.certificates.certificate import CERTIFICATE, ROWS
+from edge_steer.certificates.files import SteeringFile
 from edge_steer.certificates.make import certify
 from edge_steer.core.steering import Steering
 from edge_steer.recipes.build import Build
@@ -63,12 +64,11 @@ def _certify(build: Build, context: StepContext) -> StepOutput:
     certificate = certify(
         build.model.folder,
         build.model.folder,
-        steer=Steering(load(vector), strength, (layer,), build.recipe.phase),
+        steer=[SteeringFile(Steering(load(vector), strength, (layer,), build.recipe.phase), vector)],
         texts=None if task else build.recipe.pairs_file,
         task=task,
         limit=table.texts,
         folder=build.folder,
-        vector_files=[vector],
         quants=_quants(build),
         revision=build.revision,
         options=context.engine,

@@ -12,12 +12,11 @@ from edge_steer.core.backend import EngineOptions, Tokens
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import SteeringVector
 from edge_steer.llama.engine import Engine
-from edge_steer.parity.texts import Text
-from edge_steer.storage.records import Store
-from edge_steer.tasks.grading import Graders
+from edge_steer.parity.texts import TokenisedText
 from edge_steer.tasks.load import load_task
 from edge_steer.tasks.rows import Row
-from edge_steer.tasks.task import WORD_PROBLEMS, Task
+from edge_steer.tasks.task import Task
+from edge_steer.tasks.wordproblems import WORD_PROBLEMS
 
 
 def row(identity: str, text: str, *, correct: bool = True) -> Row:
@@ -31,22 +30,24 @@ def letters(text: str) -> Tokens:
 def test_where_texts_part_and_what_is_lost() -> None:
     reference = [row(str(i), "abcdef") for i in range(8)]
     other = [row("0", "abXdef"), row("1", "abcdefgh"), *(row(str(i), "abcdef", correct=i > 2) for i in range(2, 8))]
-    [dose] = behaviour.doses({1.0: reference}, {1.0: other}, letters)
+    [dose] = behaviour.compare_doses({1.0: reference}, {1.0: other}, letters)
     assert dose.equal == 6
-    assert dose.parted == [("0", 2), ("1", 6)]
+    assert dose.parted == (("0", 2), ("1", 6))
     assert dose.median_parted == 4
     assert dose.comparison.lost == 1
     assert dose.comparison.differences["tokens"].mean == 2 / 8
-    [found] = behaviour.findings([dose], most_lost=0.5)
+    [found] = behaviour.accuracy_findings([dose], most_lost=0.5)
     assert (found.value, found.verdict) == (1 / 8, "pass")
-    [found] = behaviour.findings([dose], most_lost=0.05)
+    [found] = behaviour.accuracy_findings([dose], most_lost=0.05)
     assert found.verdict == "not enough data"
     none = [row(str(i), "", correct=False) for i in range(8)]
-    [found] = behaviour.findings(behaviour.doses({0.0: reference}, {0.0: none}, letters), most_lost=0.5)
+    [found] = behaviour.accuracy_findings(
+        behaviour.compare_doses({0.0: reference}, {0.0: none}, letters), most_lost=0.5
+    )
     assert found.verdict == "fail"
-    [same] = behaviour.doses({0.5: reference}, {0.5: reference}, letters)
+    [same] = behaviour.compare_doses({0.5: reference}, {0.5: reference}, letters)
     assert same.median_parted is None
-    assert behaviour.findings([same], most_lost=0.0) == []
+    assert behaviour.accuracy_findings([same], most_lost=0.0) == []
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +61,14 @@ def test_rows_of_every_dose_are_kept(engine: Engine, bundled_vector: SteeringVec
     task = replace(task, settings=replace(task.settings, max_tokens=40))
     steering = [Steering(bundled_vector, 0.325, (5,))]
     heard = Heard()
-    made = []
-    for _ in range(2):
-        with Graders() as graders, Store.open(tmp_path / "rows.jsonl", {"a": 1}) as store:
-            made.append(
-                behaviour.rows_of(
-                    engine, task, steering, (0.0, 1.0), store=store, graders=graders,
-                    progress=heard,
-                )
-            )  # fmt: skip
-    assert made[0] == made[1]
-    assert {rows[0].method for rows in made[0].values()} == {"dose 0", "dose 1"}
-    assert [r.text for r in made[0][0.0]] != [r.text for r in made[0][1.0]]
-    texts: list[Text] = behaviour.texts_of(engine, task, made[0][1.0])
-    assert [engine.decode(text.tokens[text.prompt :]) for text in texts] == [r.text for r in made[0][1.0]]
-    assert behaviour.method_of(steering, -0.5).steering[0].strength == pytest.approx(-0.1625)
-    assert behaviour.method_of(steering, 0).steering == ()
+    asked = behaviour.Behaviour(task, (0.0, 1.0), tuple(steering))
+    header = asked.header("digest", {"threads": 1})
+    first, second = (asked.answers(engine, tmp_path / "rows.jsonl", header, heard) for _ in range(2))
+    assert first == second
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1 + 2 * 3 + 3  # the steered are scored later
+    assert {rows[0].method for rows in first.values()} == {"dose 0", "dose 1"}
+    assert [r.text for r in first[0.0]] != [r.text for r in first[1.0]]
+    texts: list[TokenisedText] = behaviour.answer_texts(engine, task, first[1.0])
+    assert [engine.decode(text.tokens[text.prompt :]) for text in texts] == [r.text for r in first[1.0]]
+    assert behaviour.dose_method(steering, -0.5).steering[0].strength == pytest.approx(-0.1625)
+    assert behaviour.dose_method(steering, 0).steering == ()

@@ -7,20 +7,28 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from paths import ROOT
 
 from edge_steer.certificates import page as certificates_page
-from edge_steer.certificates import read
-from edge_steer.certificates.behaviour import Rows
-from edge_steer.certificates.page import SHOWN_AFTER, SHOWN_BEFORE, Example, examples, page, rows_in, sides
+from edge_steer.certificates.behaviour import RowsByDose
+from edge_steer.certificates.certificate import Certificate, read_certificate
+from edge_steer.certificates.examples import (
+    SHOWN_AFTER,
+    SHOWN_BEFORE,
+    Example,
+    cut_where_they_part,
+    worst_examples,
+)
+from edge_steer.certificates.page import PAGE, page, read_rows, write_page
 from edge_steer.commands.main import main
+from edge_steer.parity.findings import VERDICT_WORDS
 from edge_steer.reference.model import Reference
 from edge_steer.tasks.rows import Row
-from edge_steer.tasks.task import Sample, word_problems
+from edge_steer.tasks.task import Sample
+from edge_steer.tasks.wordproblems import word_problems
 
 ABACUS = ROOT / "models" / "abacus"
 DENSE = ROOT / "export" / "abacus" / "dense" / "vector.gguf"
@@ -74,13 +82,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(folder: Path) -> dict[str, Any]:
-    return read.load(folder / "certificate.json")
+def certificate(folder: Path) -> Certificate:
+    return read_certificate(folder / "certificate.json")
 
 
 @pytest.fixture(scope="module")
 def sheet(folder: Path) -> Page:
-    return Page((folder / certificates_page.PAGE).read_text("utf-8"))
+    return Page((folder / PAGE).read_text("utf-8"))
 
 
 def certified(folder: Path, *options: object) -> Path:
@@ -90,41 +98,43 @@ def certified(folder: Path, *options: object) -> Path:
     return folder
 
 
-def rows_of(folder: Path, told: dict[str, Any]) -> dict[str, Rows]:
-    return {name: rows_in(folder / "rows" / f"{name}.jsonl", told["doses"]) for name in ("reference", "F16", "Q2_K")}
+def rows_of(folder: Path, certificate: Certificate) -> dict[str, RowsByDose]:
+    names = ("reference", "F16", "Q2_K")
+    return {name: read_rows(folder / "rows" / f"{name}.jsonl", certificate.doses) for name in names}
 
 
-def worst(folder: Path, told: dict[str, Any], problems: dict[str, Sample] | None = None) -> list[Example]:
-    rows = rows_of(folder, told)
-    return examples(told["files"][1]["behaviour"], rows["reference"], rows["Q2_K"], problems or {})
+def worst(folder: Path, certificate: Certificate, problems: dict[str, Sample] | None = None) -> list[Example]:
+    rows = rows_of(folder, certificate)
+    return worst_examples(certificate.files[1].behaviour, rows["reference"], rows["Q2_K"], problems or {})
 
 
-def test_verdicts_stand_first_then_plots_figures_and_answers(sheet: Page, told: dict[str, Any]) -> None:
+def test_verdicts_stand_first_then_plots_figures_and_answers(sheet: Page, certificate: Certificate) -> None:
     assert sheet.words("h1") == ["abacus, steered: llama.cpp against PyTorch"]
     assert sheet.words("h2") == [
         "Verdicts", "What was compared", "Plots", "Findings", "Worst answers, side by side", "Check it again",
     ]  # fmt: skip
     first = sheet.words("tr")[1:3]
-    for row, entry in zip(first, told["files"], strict=True):
-        assert row.startswith(entry["quant"])
-        assert certificates_page.WORDS[entry["verdict"]] in row
-    accuracy = told["files"][1]["behaviour"][1]["other"]["figures"]["accuracy"]["mean"]
+    for row, entry in zip(first, certificate.files, strict=True):
+        assert row.startswith(entry.quant)
+        assert VERDICT_WORDS[entry.verdict] in row
+    accuracy = certificate.files[1].behaviour[1].other.accuracy
     assert f"{accuracy:.1%}" in first[1]
-    mantissa, exponent = f"{told['files'][0]['steered']['kl']['mean']:.1e}".split("e-")
+    steered = certificate.files[0].report.steered
+    assert steered
+    mantissa, exponent = f"{steered.kl['mean']:.1e}".split("e-")
     raised = str(int(exponent)).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
     assert f"{mantissa}×10⁻{raised}" in first[0]  # noqa: RUF001
     cells = sheet.words("td")
-    for entry in told["files"]:
-        assert all(finding["name"] in cells for finding in entry["findings"])
-        assert entry["digest"] in cells
+    for entry in certificate.files:
+        assert all(finding.name in cells for finding in entry.report.findings)
+        assert entry.digest in cells
 
 
-def test_what_keeps_a_file_from_passing_is_said(told: dict[str, Any]) -> None:
-    changed = json.loads(json.dumps(told))
-    changed["files"][1]["verdict"] = changed["verdict"] = "fail"
+def test_what_keeps_a_file_from_passing_is_said(certificate: Certificate) -> None:
+    changed = json.loads(json.dumps(certificate.to_json()))
     [finding] = [found for found in changed["files"][1]["findings"] if found["name"] == "steered: mean KL"]
     finding |= {"value": 0.25, "tolerance": 0.1, "interval": None, "verdict": "fail"}
-    sheet = Page(page(changed, {}, {}))
+    sheet = Page(page(Certificate.from_json(changed), {}, {}))
     assert "Q2_K: steered: mean KL is 0.250; at most 0.1 is allowed: out of tolerance." in sheet.words("li")
     assert "out of tolerance" in sheet.words("header")[0]
 
@@ -142,7 +152,7 @@ def test_headings_descend_and_ids_are_unique(sheet: Page) -> None:
 
 
 def test_the_page_loads_nothing(folder: Path, sheet: Page) -> None:
-    text = (folder / certificates_page.PAGE).read_text("utf-8")
+    text = (folder / PAGE).read_text("utf-8")
     tags = {tag for tag, _ in sheet.elements}
     assert not tags & {"script", "link", "img", "iframe", "object", "embed", "base", "image"}
     for _, given in sheet.elements:
@@ -157,7 +167,7 @@ def test_the_page_loads_nothing(folder: Path, sheet: Page) -> None:
     assert len(text.encode()) < 1.5e6
 
 
-def test_plots_say_in_words_what_they_show(sheet: Page, told: dict[str, Any]) -> None:
+def test_plots_say_in_words_what_they_show(sheet: Page, certificate: Certificate) -> None:
     labels = [given["aria-label"] or "" for tag, given in sheet.elements if given.get("role") == "img"]
     assert len(labels) == sum(tag == "svg" for tag, _ in sheet.elements) == 8
     assert labels[0].startswith("Accuracy. reference 100.0% at 0, 100.0% at 1; F16 100.0% at 0")
@@ -167,9 +177,9 @@ def test_plots_say_in_words_what_they_show(sheet: Page, told: dict[str, Any]) ->
 
 
 def test_the_first_token_that_differs_is_marked(
-    folder: Path, told: dict[str, Any], sheet: Page, bundled: Reference
+    folder: Path, certificate: Certificate, sheet: Page, bundled: Reference
 ) -> None:
-    found = worst(folder, told)
+    found = worst(folder, certificate)
     assert found
     assert all(example.dose == 1 for example in found)
     marks = sheet.texts["mark"]
@@ -187,12 +197,12 @@ def test_the_first_token_that_differs_is_marked(
             assert any(mark.lstrip("↵") == side.marked for mark in marks)
 
 
-def test_answers_gone_wrong_come_before_those_that_part_earliest(folder: Path, told: dict[str, Any]) -> None:
-    rows = rows_of(folder, told)
-    parted = told["files"][1]["behaviour"][1]["parted"]
+def test_answers_gone_wrong_come_before_those_that_part_earliest(folder: Path, certificate: Certificate) -> None:
+    rows = rows_of(folder, certificate)
+    parted = certificate.files[1].behaviour[1].parted
     last = parted[-1][0]
     rows["Q2_K"][1.0] = [replace(row, correct=row.correct and row.id != last) for row in rows["Q2_K"][1.0]]
-    found = examples(told["files"][1]["behaviour"], rows["reference"], rows["Q2_K"], {})
+    found = worst_examples(certificate.files[1].behaviour, rows["reference"], rows["Q2_K"], {})
     assert found[0].turned_wrong
     assert last in [example.id for example in found if example.turned_wrong]
     others = [example.tokens for example in found if not example.turned_wrong]
@@ -200,31 +210,32 @@ def test_answers_gone_wrong_come_before_those_that_part_earliest(folder: Path, t
     assert len({example.id for example in found}) == len(found)
 
 
-def test_a_committed_certificate_gives_the_same_page(folder: Path, told: dict[str, Any]) -> None:
-    before = (folder / certificates_page.PAGE).read_bytes()
-    path = certificates_page.write(folder, told, rows_of(folder, told)["reference"], word_problems("test", PROBLEMS))
+def test_a_committed_certificate_gives_the_same_page(folder: Path, certificate: Certificate) -> None:
+    before = (folder / PAGE).read_bytes()
+    path = write_page(folder, certificate, rows_of(folder, certificate)["reference"], word_problems("test", PROBLEMS))
     assert path.read_bytes() == before
     assert "Right answer" in before.decode()
-    alone = Page(certificates_page.write(folder, told, {}).read_text("utf-8"))
+    alone = Page(write_page(folder, certificate, {}).read_text("utf-8"))
     assert "Some answers differ, but those of the reference do not lie beside this page." in alone.words("p")
     path.write_bytes(before)
     assert not list(folder.glob("*.partial"))
 
 
-def test_whatever_a_certificate_holds_is_escaped(folder: Path, told: dict[str, Any]) -> None:
-    rows = rows_of(folder, told)
+def test_whatever_a_certificate_holds_is_escaped(folder: Path, certificate: Certificate) -> None:
+    rows = rows_of(folder, certificate)
     problems = [replace(sample, question=HOSTILE, answer=HOSTILE) for sample in word_problems("test", PROBLEMS)]
     for name in ("reference", "Q2_K"):
         rows[name][1.0] = [
             replace(row, text=f"{name} {HOSTILE}{row.text}", extracted=HOSTILE) for row in rows[name][1.0]
         ]
-    changed = json.loads(json.dumps(told))
+    changed = json.loads(json.dumps(certificate.to_json()))
     changed["reference"] |= {"name": HOSTILE, "source": HOSTILE, "revision": HOSTILE}
     changed["files"][1] |= {"quant": TYPE, "file": HOSTILE, "source": HOSTILE, "digest": HOSTILE}
     changed["files"][1]["findings"][0]["name"] = HOSTILE
     changed["steering"][0]["vector"] = changed["task"]["name"] = changed["versions"]["cpu features"] = HOSTILE
-    plain = Counter(tag for tag, _ in Page(page(told, rows["reference"], rows)).elements)
-    sheet = Page(page(changed, rows["reference"], {TYPE: rows["Q2_K"], "F16": rows["F16"]}, problems))
+    hostile = Certificate.from_json(changed)
+    plain = Counter(tag for tag, _ in Page(page(certificate, rows["reference"], rows)).elements)
+    sheet = Page(page(hostile, rows["reference"], {TYPE: rows["Q2_K"], "F16": rows["F16"]}, problems))
     assert not {tag for tag, _ in sheet.elements} & {"script", "img"}
     assert {tag for tag, _ in sheet.elements} == {*plain}
     assert not any(key.startswith("on") for _, given in sheet.elements for key in given)
@@ -246,14 +257,14 @@ def test_whatever_a_certificate_holds_is_escaped(folder: Path, told: dict[str, A
     ],
 )
 def test_where_two_texts_part(row: Row, ours: str, theirs: str, marked: tuple[str, str]) -> None:
-    found = sides(replace(row, text=ours), replace(row, text=theirs))
+    found = cut_where_they_part(replace(row, text=ours), replace(row, text=theirs))
     assert tuple(side.marked for side in found) == marked
     assert [side.common + side.gap + side.marked + side.rest for side in found] == [ours, theirs]
 
 
 def test_long_texts_are_shown_around_the_mark(row: Row) -> None:
     before, after = "word " * 1000, " tail" * 1000
-    left, _ = sides(replace(row, text=f"{before}one{after}"), replace(row, text=f"{before}two{after}"))
+    left, _ = cut_where_they_part(replace(row, text=f"{before}one{after}"), replace(row, text=f"{before}two{after}"))
     assert left.marked == "one"
     assert len(left.common) == SHOWN_BEFORE
     assert len(left.rest) == SHOWN_AFTER
@@ -261,13 +272,13 @@ def test_long_texts_are_shown_around_the_mark(row: Row) -> None:
 
 
 @pytest.fixture
-def row(folder: Path, told: dict[str, Any]) -> Row:
-    return rows_of(folder, told)["reference"][1.0][0]
+def row(folder: Path, certificate: Certificate) -> Row:
+    return rows_of(folder, certificate)["reference"][1.0][0]
 
 
 def test_texts_alone_give_a_page_without_answers_and_effect(tmp_path: Path) -> None:
-    certified(tmp_path, "--quants", "F16", "--texts", ABACUS / "pairs.jsonl", "--limit", 2)
-    sheet = Page((tmp_path / certificates_page.PAGE).read_text("utf-8"))
+    certified(tmp_path, "--quants", "F16", "--text-file", ABACUS / "pairs.jsonl", "--texts", 2)
+    sheet = Page((tmp_path / PAGE).read_text("utf-8"))
     assert sheet.words("h1") == ["abacus: llama.cpp against PyTorch"]
     assert "Worst answers, side by side" not in sheet.words("h2")
     assert not [heading for heading in sheet.words("th") if heading.startswith(("Effect", "Accuracy"))]
@@ -276,11 +287,11 @@ def test_texts_alone_give_a_page_without_answers_and_effect(tmp_path: Path) -> N
 
 
 def test_without_matplotlib_there_are_no_plots(
-    folder: Path, told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    folder: Path, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(certificates_page, "find_spec", lambda _: None)
-    rows = rows_of(folder, told)
-    sheet = Page(page(told, rows["reference"], rows))
+    rows = rows_of(folder, certificate)
+    sheet = Page(page(certificate, rows["reference"], rows))
     assert "svg" not in {tag for tag, _ in sheet.elements}
     assert "Plots" not in sheet.words("h2")
     assert "Worst answers, side by side" in sheet.words("h2")

@@ -9,13 +9,15 @@ import pytest
 from click.testing import CliRunner, Result
 from paths import ROOT
 
-from edge_steer.certificates import again as certificates_again
-from edge_steer.certificates import read
+from edge_steer.certificates.certificate import FORMAT, read_certificate, read_certified_texts
+from edge_steer.certificates.recheck import RECHECK_TOLERANCES
+from edge_steer.certificates.summary import summary
 from edge_steer.commands.main import main
 from edge_steer.core.vector import SteeringVector
 from edge_steer.storage import records as storage_records
-from edge_steer.storage.files import digest
+from edge_steer.storage.digests import digest
 from edge_steer.vectors import gguf_writer
+from edge_steer.vectors.read import load
 
 ABACUS = ROOT / "models" / "abacus"
 DENSE = ROOT / "export" / "abacus" / "dense" / "vector.gguf"
@@ -44,16 +46,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def told(folder: Path) -> dict[str, Any]:
-    return read.load(folder / "certificate.json")
+    record: dict[str, Any] = json.loads((folder / "certificate.json").read_text())
+    return record
 
 
 def test_a_certificate_says_what_was_compared(folder: Path, told: dict[str, Any]) -> None:
-    assert told["format"] == read.FORMAT
+    assert told["format"] == FORMAT
     assert [entry["quant"] for entry in told["files"]] == ["F16", "Q4_K_M"]
     assert told["files"][0]["digest"] == digest(ABACUS / "abacus-F16.gguf")
     assert told["steering"] == told["reference_steering"]
     assert told["steering"][0] == {
-        "vector": gguf_writer.load(DENSE).digest, "strength": 0.325, "layers": [5], "phase": "all",
+        "vector": load(DENSE).digest, "strength": 0.325, "layers": [5], "phase": "all",
     }  # fmt: skip
     assert told["vectors"] == ["vector.gguf"]
     assert (folder / told["reference"]["source"]).resolve() == ABACUS
@@ -82,11 +85,12 @@ def test_the_rows_of_both_sides_lie_beside_it(folder: Path, told: dict[str, Any]
         done = {(record["method"], record["id"]) for record in records}
         assert len(done) == 2 * PROBLEMS
         assert {method for method, _ in done} == {"dose 0", "dose 1"}
-    unsteered, steered = read.texts_of(folder / "certificate.json", told)
+    certificate = read_certificate(folder / "certificate.json")
+    unsteered, steered = read_certified_texts(folder, certificate.texts)
     assert len(unsteered) == len(steered) == PROBLEMS
-    summary = (folder / "summary.md").read_text()
-    assert summary == read.markdown(told)
-    assert "| F16 |" in summary
+    text = (folder / "summary.md").read_text()
+    assert text == summary(certificate)
+    assert "| F16 |" in text
     assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
@@ -95,9 +99,9 @@ def test_run_again_it_holds(folder: Path) -> None:
     assert again.exit_code == 0, again.output
     figures = json.loads(again.stdout)
     assert {figure["file"] for figure in figures} == {
-        entry["file"] for entry in read.load(folder / "certificate.json")["files"]
+        entry.file for entry in read_certificate(folder / "certificate.json").files
     }
-    assert len(figures) == 2 * len(certificates_again.AGAIN)
+    assert len(figures) == 2 * len(RECHECK_TOLERANCES)
     assert all(figure["holds"] for figure in figures)
 
 
@@ -154,7 +158,7 @@ def test_a_saved_reference_gives_the_same_figures(folder: Path, told: dict[str, 
 
 def test_an_f32_file_has_its_mechanism_checked(bundled_f32: Path) -> None:
     exact = parity(
-        bundled_f32, "--reference", ABACUS, "--texts", ABACUS / "pairs.jsonl", "--limit", 2, "--vector",
+        bundled_f32, "--reference", ABACUS, "--text-file", ABACUS / "pairs.jsonl", "--texts", 2, "--vector",
         f"{DENSE}:0.325", "--json",
     )  # fmt: skip
     assert exact.exit_code == 0, exact.output
@@ -169,7 +173,7 @@ def test_an_f32_file_has_its_mechanism_checked(bundled_f32: Path) -> None:
 
 
 def test_out_of_tolerance_is_status_1(bundled_f16: Path) -> None:
-    options = ("--reference", ABACUS, "--texts", ABACUS / "pairs.jsonl", "--limit", 2)
+    options = ("--reference", ABACUS, "--text-file", ABACUS / "pairs.jsonl", "--texts", 2)
     strict = parity(bundled_f16, *options, "--tolerance", "1e-12")
     assert strict.exit_code == 1
     assert "OUT OF TOLERANCE" in strict.output
@@ -182,11 +186,11 @@ def test_out_of_tolerance_is_status_1(bundled_f16: Path) -> None:
     ("arguments", "said"),
     [
         ((), "give a --reference"),
-        (("m.gguf", "--reference", "r"), "name --texts or a --task"),
+        (("m.gguf", "--reference", "r"), "name a --text-file or a --task"),
         (("m.gguf", "--reference", "r", "--task", "wordproblems"), "name a folder with --out"),
-        (("--reference", "r", "--texts", "t"), "name a MODEL"),
-        (("m.gguf", "--reference", "r", "--texts", "t", "--allow", "cosine"), "NAME=VALUE"),
-        (("m.gguf", "--reference", ABACUS, "--texts", "t", "--doses", "1,2", "--vector", DENSE), "0 and 1 must be"),
+        (("--reference", "r", "--text-file", "t"), "name a MODEL"),
+        (("m.gguf", "--reference", "r", "--text-file", "t", "--allow", "cosine"), "NAME=VALUE"),
+        (("m.gguf", "--reference", ABACUS, "--text-file", "t", "--doses", "1,2", "--vector", DENSE), "0 and 1 must be"),
     ],
 )
 def test_what_cannot_be_asked_is_said(arguments: tuple[object, ...], said: str) -> None:

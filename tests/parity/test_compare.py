@@ -15,16 +15,16 @@ from edge_steer.core.vector import SteeringVector
 from edge_steer.extraction.extract import extract
 from edge_steer.llama.engine import Engine
 from edge_steer.models.quantize import quantize
-from edge_steer.pairs import pair
-from edge_steer.parity.baseline import EFFECT_TEXTS, Live
-from edge_steer.parity.compare import Report, against, check, distribution
+from edge_steer.pairs.pair import read_pairs
+from edge_steer.parity.baseline import EFFECT_TEXTS, LiveReference
+from edge_steer.parity.compare import Report, compare_backend, distribution
 from edge_steer.parity.mechanism import everywhere, mechanism
-from edge_steer.parity.saved import Saved, save
-from edge_steer.parity.texts import Text, read_texts
+from edge_steer.parity.saved import SavedReference, save
+from edge_steer.parity.texts import TokenisedText, read_texts
 from edge_steer.parity.tolerances import MECHANISM, tolerance_of
 from edge_steer.recipes.recipe import VectorRecipe
 from edge_steer.reference.model import Reference
-from edge_steer.tasks.task import word_problems
+from edge_steer.tasks.wordproblems import word_problems
 
 DENSE = VectorRecipe.load(ROOT / "export" / "abacus" / "dense")
 MIDDLE = 3  # a layer where the phases differ: at the last one they are the same thing
@@ -44,13 +44,13 @@ def q4(bundled_f16: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def texts(bundled: Reference) -> list[Text]:
-    return told(bundled, EFFECT_TEXTS, ())
+def texts(bundled: Reference) -> list[TokenisedText]:
+    return answers(bundled, EFFECT_TEXTS, ())
 
 
 @pytest.fixture(scope="module")
-def steered_texts(bundled: Reference, right: Sequence[Steering]) -> list[Text]:
-    return told(bundled, EFFECT_TEXTS, right)
+def steered_texts(bundled: Reference, right: Sequence[Steering]) -> list[TokenisedText]:
+    return answers(bundled, EFFECT_TEXTS, right)
 
 
 @pytest.fixture(scope="module")
@@ -61,25 +61,25 @@ def right(bundled_vector: SteeringVector) -> list[Steering]:
 @pytest.fixture(scope="module")
 def saved(
     bundled: Reference,
-    texts: list[Text],
-    steered_texts: list[Text],
+    texts: list[TokenisedText],
+    steered_texts: list[TokenisedText],
     right: Sequence[Steering],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Saved:
+) -> SavedReference:
     """What the reference says, computed once."""
     path = tmp_path_factory.mktemp("said") / "reference"
-    save(path, Live(bundled, texts, steered_texts, right), {}, {})
-    return Saved(path)
+    save(path, LiveReference(bundled, texts, steered_texts, right), {}, {})
+    return SavedReference(path)
 
 
-def told(reference: Reference, count: int, steering: Sequence[Steering]) -> list[Text]:
-    prompts = [reference.chat(sample.messages) for sample in word_problems("dev", count)]
+def answers(reference: Reference, count: int, steering: Sequence[Steering]) -> list[TokenisedText]:
+    prompts = [reference.chat([{"role": "user", "content": sample.question}]) for sample in word_problems("dev", count)]
     completions = reference.generate([Request(prompt, 200, tuple(steering)) for prompt in prompts])
-    return [Text(p + c.tokens, len(p)) for p, c in zip(prompts, completions, strict=True)]
+    return [TokenisedText(p + c.tokens, len(p)) for p, c in zip(prompts, completions, strict=True)]
 
 
 def test_mechanism_at_every_block_phase_and_sign(
-    bundled: Reference, exact: Engine, bundled_vector: SteeringVector, texts: list[Text]
+    bundled: Reference, exact: Engine, bundled_vector: SteeringVector, texts: list[TokenisedText]
 ) -> None:
     strengths = (0.0, DENSE.strength, -DENSE.strength)
     rows = mechanism(bundled, exact, bundled_vector, texts[:1], layers=range(6), strengths=strengths)
@@ -100,7 +100,7 @@ def test_a_vector_of_one_layer_is_tried_at_every_block(bundled_vector: SteeringV
 
 
 def test_what_is_left_is_float32_rounding(
-    bundled: Reference, exact: Engine, bundled_vector: SteeringVector, texts: list[Text]
+    bundled: Reference, exact: Engine, bundled_vector: SteeringVector, texts: list[TokenisedText]
 ) -> None:
     """Against torch in float64, llama.cpp is typically no further off than twice what torch in float32 is.
 
@@ -119,7 +119,7 @@ def test_what_is_left_is_float32_rounding(
 
 
 def test_both_record_the_same_steered_residual_stream(
-    bundled: Reference, exact: Engine, bundled_vector: SteeringVector, texts: list[Text]
+    bundled: Reference, exact: Engine, bundled_vector: SteeringVector, texts: list[TokenisedText]
 ) -> None:
     text = texts[0]
     chosen = [text.prompt + 3, 0, text.prompt - 1]
@@ -140,7 +140,7 @@ def test_both_record_the_same_steered_residual_stream(
 
 
 def test_distribution_is_that_of_the_logits(
-    bundled: Reference, q4: Engine, right: Sequence[Steering], texts: list[Text]
+    bundled: Reference, q4: Engine, right: Sequence[Steering], texts: list[TokenisedText]
 ) -> None:
     texts = texts[:5]
     found = distribution(bundled, q4, texts, right)
@@ -154,9 +154,9 @@ def test_distribution_is_that_of_the_logits(
     assert found.perplexity_ratio == pytest.approx(np.exp(nll[1] - nll[0]), rel=1e-4)
 
 
-def test_the_right_vector_passes(saved: Saved, exact: Engine, q4: Engine, right: Sequence[Steering]) -> None:
+def test_the_right_vector_passes(saved: SavedReference, exact: Engine, q4: Engine, right: Sequence[Steering]) -> None:
     for engine, quant in ((exact, "F16"), (q4, "Q4_K_M")):
-        report = against(saved, engine, right, quant, tolerance_of(quant))
+        report = compare_backend(saved, engine, right, quant, tolerance_of(quant))
         assert report.verdict == "pass", failures(report)
         assert report.effect
         assert report.effect.placed_cosine == pytest.approx(1, abs=1e-6)
@@ -171,7 +171,7 @@ def wrong(bundled: Reference, bundled_vector: SteeringVector, right: Sequence[St
     one = right[0]
     layers = {MIDDLE + 1: bundled_vector.directions[MIDDLE]}
     rng = np.random.default_rng(1)
-    every = pair.read(ABACUS / "pairs.jsonl")
+    every = read_pairs(ABACUS / "pairs.jsonl")
     drawn = [every[i] for i in rng.choice(len(every), len(every) // 5, replace=False)]
     return {
         "shifted by one layer": [Steering(SteeringVector(layers, bundled_vector.model), one.strength)],
@@ -184,11 +184,11 @@ def wrong(bundled: Reference, bundled_vector: SteeringVector, right: Sequence[St
 @pytest.mark.parametrize("how", ["shifted by one layer", "scaled by 1.1", "in the other phase", "of another seed"])
 @pytest.mark.parametrize("quant", ["F32", "Q4_K_M"])
 def test_a_wrong_vector_fails(
-    saved: Saved, exact: Engine, q4: Engine, wrong: dict[str, list[Steering]], how: str, quant: str
+    saved: SavedReference, exact: Engine, q4: Engine, wrong: dict[str, list[Steering]], how: str, quant: str
 ) -> None:
     engine = {"F32": exact, "Q4_K_M": q4}[quant]
     # the exact file as another type, since the mechanism takes one steering for both sides
-    report = against(saved, engine, wrong[how], "F16" if quant == "F32" else quant, tolerance_of(quant))
+    report = compare_backend(saved, engine, wrong[how], "F16" if quant == "F32" else quant, tolerance_of(quant))
     assert report.verdict == "fail", failures(report)
     assert not report.passed
     assert any(found.verdict == "fail" for found in report.findings if found.name.startswith("what is added"))
@@ -196,13 +196,19 @@ def test_a_wrong_vector_fails(
 
 
 def test_another_model_or_no_tolerance_is_refused(
-    saved: Saved, tiny_engine: Engine, right: Sequence[Steering], bundled: Reference, exact: Engine, texts: list[Text]
+    saved: SavedReference,
+    tiny_engine: Engine,
+    right: Sequence[Steering],
+    bundled: Reference,
+    exact: Engine,
+    texts: list[TokenisedText],
 ) -> None:
     with pytest.raises(EdgeSteerError, match="compare the same model"):
-        against(saved, tiny_engine, (), "F32", tolerance_of("F32"))
+        compare_backend(saved, tiny_engine, (), "F32", tolerance_of("F32"))
     with pytest.raises(EdgeSteerError, match="no tolerance is known for IQ1_S"):
-        check(bundled, exact, texts[:1], right, "IQ1_S")
-    few = check(bundled, exact, texts[:1], right, "IQ1_S", tolerance=1.0)
+        tolerance_of("IQ1_S")
+    live = LiveReference(bundled, texts[:1], texts[:1], right)
+    few = compare_backend(live, exact, right, "IQ1_S", tolerance_of("IQ1_S", {"kl": 1.0}))
     assert (few.verdict, few.passed) == ("not enough data", True)
 
 

@@ -11,7 +11,7 @@ import scipy.stats
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.stats import bootstrap_groups, logsumexp
 from edge_steer.parity import divergence
-from edge_steer.parity.divergence import Divergence, Positions, compare, over_texts, summarise
+from edge_steer.parity.divergence import Divergence, Positions, compare_logits, over_texts, summarise
 
 RNG = np.random.default_rng(0)
 Logits = npt.NDArray[np.float32]
@@ -30,7 +30,7 @@ def pair() -> tuple[Logits, Logits, npt.NDArray[np.int64]]:
 
 def test_every_position_is_that_of_scipy(pair: tuple[Logits, Logits, npt.NDArray[np.int64]]) -> None:
     reference, other, following = pair
-    found = compare(reference, logsumexp(reference), other, following)
+    found = compare_logits(reference, logsumexp(reference), other, following)
     for row in range(len(reference)):
         p, q = (np.exp(x[row].astype(np.float64) - x[row].max()) for x in (reference, other))
         p, q = p / p.sum(), q / q.sum()
@@ -43,7 +43,7 @@ def test_every_position_is_that_of_scipy(pair: tuple[Logits, Logits, npt.NDArray
 def test_two_outcomes_have_the_divergence_of_a_coin() -> None:
     shares = np.array([0.5, 0.9, 0.999])
     reference, other = (np.log(np.stack([p, 1 - p], axis=1)).astype(np.float32) for p in (shares, np.full(3, 0.5)))
-    found = compare(reference, logsumexp(reference), other, np.zeros(3, dtype=np.int64))
+    found = compare_logits(reference, logsumexp(reference), other, np.zeros(3, dtype=np.int64))
     exact = [p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p)) for p in shares]
     assert found.kl == pytest.approx(exact, abs=2e-7)
     assert found.delta_p == pytest.approx(0.5 - shares, abs=1e-6)
@@ -57,7 +57,7 @@ def test_two_normal_distributions_have_the_divergence_of_the_formula() -> None:
         log_p, log_q = scipy.stats.norm.logpdf(grid, [[mean], [other_mean]], [[width], [other_width]])
         # any constant may be added to the logits of either side
         ours, theirs = (x[None].astype(np.float32) for x in (log_p - 3, log_q + 5))
-        found = compare(ours, logsumexp(ours), theirs, np.array([2100]))
+        found = compare_logits(ours, logsumexp(ours), theirs, np.array([2100]))
         exact = math.log(other_width / width) + (width**2 + (mean - other_mean) ** 2) / (2 * other_width**2) - 0.5
         assert found.kl[0] == pytest.approx(exact, abs=2e-6)
         assert found.delta_p[0] == pytest.approx(step * (math.exp(log_q[2100]) - math.exp(log_p[2100])), abs=1e-8)
@@ -67,7 +67,7 @@ def test_two_normal_distributions_have_the_divergence_of_the_formula() -> None:
 def test_a_vocabulary_of_qwen_is_exact_to_a_millionth() -> None:
     reference = logits(3, 151936)
     other = (reference + RNG.normal(0, 0.3, reference.shape) - 11).astype(np.float32)
-    found = compare(reference, logsumexp(reference), other, np.arange(3))
+    found = compare_logits(reference, logsumexp(reference), other, np.arange(3))
     for row in range(3):
         p, q = (scipy.special.softmax(x[row].astype(np.float64)) for x in (reference, other))
         assert found.kl[row] == pytest.approx(scipy.stats.entropy(p, q), abs=1e-6)
@@ -79,10 +79,10 @@ def test_positions_do_not_depend_on_what_is_worked_on_at_once(
     reference, other, following = pair
     total, reference = logsumexp(reference), reference.copy()
     reference[7, 100:200] = -np.inf  # one of the blocks lacks some
-    whole = compare(reference, total, other, following)
+    whole = compare_logits(reference, total, other, following)
     for block in (1, 3 * 3000, 7 * 3000 + 1):
         monkeypatch.setattr(divergence, "BLOCK", block)
-        parts = compare(reference, total, other, following)
+        parts = compare_logits(reference, total, other, following)
         for name in ("kl", "same", "nll", "reference_nll"):
             assert np.array_equal(getattr(parts, name), getattr(whole, name))
 
@@ -97,17 +97,17 @@ def test_what_is_no_number_is_refused() -> None:
     nothing[2, 3] = np.nan
     for wrong in (never, nothing):
         with pytest.raises(EdgeSteerError, match="not a finite number"):
-            compare(reference, total, wrong, following)
+            compare_logits(reference, total, wrong, following)
     # a token that neither can say adds nothing
     reference[2, 3] = -np.inf
-    found = compare(reference, logsumexp(reference), never, following)
+    found = compare_logits(reference, logsumexp(reference), never, following)
     p, q = (scipy.special.softmax(x[2].astype(np.float64)) for x in (reference, never))
     assert found.kl[2] == pytest.approx(scipy.stats.entropy(p, q), abs=5e-7)
 
 
 def test_a_model_against_itself_is_nowhere_apart() -> None:
     same = logits(20, 500)
-    found = summarise([compare(same, logsumexp(same), same + 3, np.arange(20))])
+    found = summarise([compare_logits(same, logsumexp(same), same + 3, np.arange(20))])
     assert found.kl["max"] < 1e-6
     assert found.top1 == 1
     assert found.perplexity_ratio == pytest.approx(1, abs=1e-6)
@@ -118,7 +118,7 @@ def test_tokens_left_out_of_the_reference_add_nothing(pair: tuple[Logits, Logits
     total = logsumexp(reference)
     kept = reference > total[:, None] - 16
     cut = np.where(kept, reference, -np.inf).astype(np.float32)
-    found = compare(cut, total, other, reference.argmax(axis=1))
+    found = compare_logits(cut, total, other, reference.argmax(axis=1))
     p = np.exp(reference - total[:, None].astype(np.float64))
     log_ratio = reference - total[:, None] - (other - logsumexp(other)[:, None])
     assert not kept.all()

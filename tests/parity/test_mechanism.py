@@ -19,16 +19,16 @@ from tiny_models import TOLERANCE, VOCABULARY
 
 from edge_steer.commands.main import main
 from edge_steer.core.architectures import HALF_GELU, UNSTEERABLE, departure, window
-from edge_steer.core.backend import EngineOptions, Fork, Request
+from edge_steer.core.backend import EngineOptions, Request, SharedPrompt
 from edge_steer.core.errors import ModelError
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import PHASES
 from edge_steer.llama.engine import Engine
-from edge_steer.llama.scheduler import Usage
+from edge_steer.llama.sequence import Usage
 from edge_steer.models import convert
-from edge_steer.parity.baseline import Live
-from edge_steer.parity.compare import against
-from edge_steer.parity.texts import Text
+from edge_steer.parity.baseline import LiveReference
+from edge_steer.parity.compare import compare_backend
+from edge_steer.parity.texts import TokenisedText
 from edge_steer.parity.tolerances import RESIDUAL, tolerance_of
 from edge_steer.reference.model import Reference
 from edge_steer.storage.files import cache_folder
@@ -66,7 +66,7 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Made]:
     """Every family, those of GELU as "plain NAME" too, and DEPARTURES as "other NAME", converted by one process."""
     if not convert.converter_folder().is_dir():
-        pytest.skip("llama.cpp's converter is not in the cache; fetch it with edge_steer.models.convert.converter()")
+        pytest.skip("llama.cpp's converter is not in the cache; edge-steer convert --fetch-converter fetches it")
     root = tmp_path_factory.mktemp("families")
     names: list[tuple[str, str, dict[str, Any]]] = [
         *((name, name, {}) for name in tiny_models.FAMILIES),
@@ -178,7 +178,7 @@ def test_an_architecture_that_llama_cpp_cannot_steer_is_refused_before_it_runs(
                 with pytest.raises(ModelError, match="runs its blocks more than once"):
                     engine.logits(prompt, 4, steering)
         with pytest.raises(ModelError, match="runs its blocks more than once"):
-            engine.answer_states([Fork(prompt, ((1, 2),), (1,))], [1], lambda *_: None)
+            engine.answer_states([SharedPrompt(prompt, ((1, 2),), (1,))], [1], lambda *_: None)
         assert engine.usage == used
         assert engine.generate([Request(prompt, 4)]) == [plain]
 
@@ -190,10 +190,12 @@ def test_parity_refuses_what_cannot_be_steered_before_anything_is_computed(
     reference = Reference.load(made["llama"].folder)
     known = tiny_models.vector(reference)
     vector = replace(known, model=replace(known.model, architecture="nanbeige"))
-    live = Live(reference, [tiny_models.text(reference)], [tiny_models.text(reference)], [Steering(known, 1.0)])
+    live = LiveReference(
+        reference, [tiny_models.text(reference)], [tiny_models.text(reference)], [Steering(known, 1.0)]
+    )
     with Engine.load(looped, EngineOptions(threads=1)) as engine:
         with pytest.raises(ModelError, match="can neither steer nor read the layers of nanbeige"):
-            against(live, engine, [Steering(vector, 1.0)], quant, tolerance_of(quant))
+            compare_backend(live, engine, [Steering(vector, 1.0)], quant, tolerance_of(quant))
         assert engine.usage == Usage()
 
 
@@ -215,17 +217,17 @@ def test_parity_refuses_where_llama_cpp_computes_otherwise(family: str, made: Ma
     reference = Reference.load(made[f"other {family}"].folder)
     text = tiny_models.text(reference)
     with pytest.raises(ModelError, match=r"cannot be compared with its GGUF|attends to 8 tokens, in llama.cpp to all"):
-        Live(reference, [text], [], [])
+        LiveReference(reference, [text], [], [])
     if window(_config(made[f"other {family}"].folder)):
-        assert Live(reference, [Text(text.tokens[:8], 2)], [], []).unsteered
+        assert LiveReference(reference, [TokenisedText(text.tokens[:8], 2)], [], []).unsteered
 
 
 def test_parity_refuses_an_f32_file_with_a_gelu(made: Mapping[str, Made]) -> None:
     reference = Reference.load(made["plain gemma2"].folder)
-    live = Live(reference, [tiny_models.text(reference)], [], [])
+    live = LiveReference(reference, [tiny_models.text(reference)], [], [])
     with Engine.load(made["plain gemma2"].gguf, EngineOptions(threads=1)) as engine:
         with pytest.raises(ModelError, match="the GELU of gemma2 from a table of float16"):
-            against(live, engine, [], "F32", tolerance_of("F32"))
+            compare_backend(live, engine, [], "F32", tolerance_of("F32"))
         assert engine.usage == Usage()
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import perplexity_base
 import pytest
 
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.stats import log_softmax
-from edge_steer.parity import perplexity_base
 
 RNG = np.random.default_rng(0)
 

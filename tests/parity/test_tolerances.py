@@ -6,7 +6,8 @@ import pytest
 
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.quants import QUANTS
-from edge_steer.parity.tolerances import TOLERANCES, Verdict, finding, overall, tolerance_of
+from edge_steer.parity.findings import Verdict, finding, overall
+from edge_steer.parity.tolerances import TOLERANCES, tolerance_of
 
 
 @pytest.mark.parametrize(
@@ -31,8 +32,8 @@ def test_a_verdict_takes_the_interval(
 
 
 def test_what_is_no_estimate_needs_no_interval() -> None:
-    assert finding("x", 0.5, None, 1.0, sure=True).verdict == "pass"
-    assert finding("x", 1.5, None, 1.0, sure=True).verdict == "fail"
+    assert finding("x", 0.5, None, 1.0, exact=True).verdict == "pass"
+    assert finding("x", 1.5, None, 1.0, exact=True).verdict == "fail"
 
 
 def test_the_worst_verdict_is_that_of_all() -> None:
