@@ -4,7 +4,6 @@ Takes the folder of a vector's recipe, gives values to print. Nothing is fetched
 large its files are. Times are guesses from the size of the model and of the work, for the rates below.
 """
 
-import fnmatch
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -130,5 +129,4 @@ def _local_size(build: Build) -> float:
 
 def _hub_size(listing: hub.Listing) -> float:
     """Bytes of the weights and of what comes with them."""
-    names = (n for n in listing.files if "/" not in n and any(fnmatch.fnmatch(n, pattern) for pattern in hub.FILES))
-    return sum(listing.files[name] or 0 for name in names)
+    return sum(listing.files[name] or 0 for name in listing.weights_and_settings)

@@ -10,7 +10,7 @@ from edge_steer.evaluation.sweep_cells import parse_strengths, sweep_cells
 from edge_steer.evaluation.sweep_plots import draw_sweep
 from edge_steer.evaluation.units import in_process
 from edge_steer.extraction.extract import record, reduce
-from edge_steer.extraction.quality import measure
+from edge_steer.extraction.quality import measure_layers
 from edge_steer.models.load import load
 from edge_steer.pairs.pair import read_pairs
 from edge_steer.recipes.build import Build
@@ -77,7 +77,7 @@ def _extract(build: Build, context: StepContext) -> StepOutput:
         states = record(model, pairs, pooling=extract.pooling, progress=context.progress)
     vector = reduce(states, extract.method)
     save(vector, build.folder / VECTOR)
-    write_json(build.folder / LAYERS, [asdict(layer) for layer in measure(states, extract.method)])
+    write_json(build.folder / LAYERS, [asdict(layer) for layer in measure_layers(states, extract.method)])
     return StepOutput((VECTOR, LAYERS), {"pairs": len(pairs), "digest": vector.digest})
 
 

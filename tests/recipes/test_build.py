@@ -11,22 +11,28 @@ from heard import Heard
 from hub_server import COMMIT, printed, serving
 from paths import ROOT
 
-from edge_steer.certificates import read
+from edge_steer.certificates.certificate import read_certificate
 from edge_steer.commands.main import main
 from edge_steer.core.backend import EngineOptions
 from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.vector import Tuning
 from edge_steer.pairs.pair import read_pairs, write_pairs
+from edge_steer.pairs.solutions import read_solutions
 from edge_steer.recipes.build import Build
+from edge_steer.recipes.pair_steps import GENERATE
 from edge_steer.recipes.parity_step import failed_quants
-from edge_steer.recipes.plan import STEPS, plan_build
+from edge_steer.recipes.plan import STEPS, duration_text, plan_build
 from edge_steer.recipes.recipe import VectorRecipe
 from edge_steer.recipes.run import run_build
+from edge_steer.recipes.step import StepContext
 from edge_steer.recipes.vector_steps import tuned_point
 from edge_steer.storage import records
+from edge_steer.tasks.load import load_task
+from edge_steer.vectors import read
 
 ENGINE = EngineOptions(threads=1, parallel=8)
 NAMES = [step.name for step in STEPS]
-GIVEN = """\
+WITH_PAIRS = """\
 # pairs at hand
 model = "abacus"
 vector = "vector.gguf"  # kept
@@ -53,7 +59,7 @@ PARITY = """
 quants = ["q8_0"]
 texts = 2
 """
-MADE = """\
+FROM_NOTHING = """\
 model = "abacus"
 vector = "vector.gguf"
 phase = "all"
@@ -65,7 +71,7 @@ chosen = "by hand"
 task = "wordproblems"
 count = 6
 quant = "F16"
-rewriter = "told-by-rule"
+rewriter = "by-rule"
 base_url = "{url}"
 
 [extract]
@@ -76,6 +82,16 @@ quants = ["Q8_0"]
 texts = 2
 task = "wordproblems"
 problems = 4
+"""
+
+MINE = """\
+name = "mine"
+file = "mine.jsonl"
+prompt = "{question}"
+question = "question"
+answer = "answer"
+id = "id"
+grader = "math"
 """
 
 
@@ -89,8 +105,8 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def built(folder: Path) -> tuple[Build, list[str]]:
-    """The build after a run, and what it said of each step it did."""
+def run(folder: Path) -> tuple[Build, list[str]]:
+    """The build after a run, and its note on each step it did."""
     heard = Heard()
     outcome = run_build(folder, options=ENGINE, progress=heard)
     return outcome.build, [line for line in heard.notes if line.split(":")[0] in NAMES]
@@ -103,94 +119,133 @@ def states(folder: Path) -> dict[str, str]:
 
 def test_a_build_from_given_pairs_and_what_is_done_again(folder: Path) -> None:
     recipe = folder / "recipe.toml"
-    recipe.write_text(GIVEN + PARITY)
-    with pytest.raises(EdgeSteerError, match=r"layer: is not chosen yet; run: edge-steer build"):
+    recipe.write_text(WITH_PAIRS + PARITY)
+    with pytest.raises(EdgeSteerError, match=r"layer: is not chosen yet; build .* first"):
         VectorRecipe.load(folder)
     waiting = ["not done yet", "after extract", "after extract", "after export"]
     assert list(states(folder).values()) == ["given", "given", "given", *waiting]
-    build, said = built(folder)
-    assert said == [f"{step}: not done yet" for step in ("extract", "sweep", "export", "parity")]
+    build, notes = run(folder)
+    assert notes == [f"{step}: not done yet" for step in ("extract", "sweep", "export", "parity")]
     assert tuned_point(build) == (5, 0.4)
     assert not failed_quants(build)
-    filled = VectorRecipe.load(folder)
-    assert (filled.layer, filled.strength, filled.pairs) == (5, 0.4, (folder / "few.jsonl").resolve())
-    assert filled.chosen.startswith("edge-steer build: Q8_0, 5 wordproblems problems; densest")
-    above, tables = GIVEN.split("\n[sweep]")
+    assert read.load(folder / "vector.gguf").tuning == Tuning((5,), 0.4, "generated")
+    recipe_now = VectorRecipe.load(folder)
+    assert (recipe_now.layer, recipe_now.strength, recipe_now.pairs) == (5, 0.4, (folder / "few.jsonl").resolve())
+    assert recipe_now.chosen.startswith("edge-steer build: Q8_0, 5 wordproblems problems; densest")
+    above, tables = WITH_PAIRS.split("\n[sweep]")
     assert recipe.read_text().startswith(above)
     assert recipe.read_text().endswith(f"\n[sweep]{tables}{PARITY}")
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert set(states(folder).values()) == {"given", "done"}
-    assert built(folder)[1] == []
+    assert run(folder)[1] == []
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
     first = (folder / "vector.gguf").read_bytes()
     (folder / "vector.gguf").unlink()
-    assert built(folder)[1] == ["export: vector.gguf is missing"]
+    assert run(folder)[1] == ["export: vector.gguf is missing"]
     assert (folder / "vector.gguf").read_bytes() == first
 
     recipe.write_text(recipe.read_text().replace("texts = 2", "texts = 1"))
-    assert built(folder)[1] == ["parity: its texts changed"]
+    assert run(folder)[1] == ["parity: its texts changed"]
 
     write_pairs(read_pairs(folder / "few.jsonl")[:8], folder / "few.jsonl")
     assert states(folder)["extract"] == "its pairs changed"
     assert states(folder)["parity"] == "after export"
-    assert [line.split(":")[0] for line in built(folder)[1]] == ["extract", "sweep", "export", "parity"]
+    assert [line.split(":")[0] for line in run(folder)[1]] == ["extract", "sweep", "export", "parity"]
 
 
 def test_a_build_from_nothing_but_a_model_and_an_endpoint(folder: Path) -> None:
     with Endpoint(dense_rewriter()) as endpoint:
-        (folder / "recipe.toml").write_text(MADE.format(url=endpoint.url))
+        (folder / "recipe.toml").write_text(FROM_NOTHING.format(url=endpoint.url))
         planned = {step.step: step.work for step in plan_build(folder, threads=1).steps}
         assert planned["generate"] == "6 right solutions to wordproblems by F16, about 1,800 tokens"
         assert planned["rewrite"].startswith("6 requests, about 3,")
-        build, said = built(folder)
-        assert len(said) == len(STEPS) - 1
+        build, notes = run(folder)
+        assert len(notes) == len(STEPS) - 1
         assert endpoint.answered == 6
-        found = read_pairs(folder / "build" / "pairs.jsonl")
+        pairs = read_pairs(folder / "build" / "pairs.jsonl")
         assert VectorRecipe.load(folder.parent / folder.name).pairs == (folder / "build" / "pairs.jsonl").resolve()
-        kept, dropped = (build.records["check"].findings[key] for key in ("pairs", "dropped"))
-        assert (len(found), kept + dropped) == (kept, 6)
-        assert build.records["extract"].findings["pairs"] == kept
-        assert read.load(folder / "certificate.json")["task"]["problems"] == 4
+        passing, dropped = (build.records["check"].findings[key] for key in ("pairs", "dropped"))
+        assert (len(pairs), passing + dropped) == (passing, 6)
+        assert build.records["extract"].findings["pairs"] == passing
+        task = read_certificate(folder / "certificate.json").task
+        assert task
+        assert task.problems == 4
         assert "wordproblems" in (folder / "report.html").read_text()
 
         recipe = folder / "recipe.toml"
         recipe.write_text(recipe.read_text().replace("problems = 4", "problems = 5"))
-        assert built(folder)[1] == ["parity: its problems changed"]
-        [entry] = read.load(folder / "certificate.json")["files"]
-        assert {dose["other"]["samples"] for dose in entry["behaviour"]} == {5}
+        assert run(folder)[1] == ["parity: its problems changed"]
+        [entry] = read_certificate(folder / "certificate.json").files
+        assert {dose.other.samples for dose in entry.behaviour} == {5}
         _, rows = records.read(folder / "rows" / "reference.jsonl")
-        assert len({(row["method"], row["id"]) for row in rows}) == 5 * len(entry["behaviour"])
+        assert len({(row["method"], row["id"]) for row in rows}) == 5 * len(entry.behaviour)
 
         recipe.write_text(recipe.read_text().replace("count = 6", "count = 7"))
-        assert built(folder)[1][:2] == ["generate: its count changed", "rewrite: its solutions changed"]
+        assert run(folder)[1][:2] == ["generate: its count changed", "rewrite: its solutions changed"]
         assert endpoint.answered == 7
 
         recipe.write_text(recipe.read_text().replace("[pairs]", "[pairs]\nkeep_lowest = 3"))
-        assert built(folder)[1][0] == "check: its rules changed"
+        assert run(folder)[1][0] == "check: its rules changed"
         assert len(read_pairs(folder / "build" / "pairs.jsonl")) == 3
         assert endpoint.answered == 7
 
 
 def test_a_stopped_build_keeps_what_was_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Endpoint(dense_rewriter()) as endpoint:
-        (folder / "recipe.toml").write_text(MADE.format(url=endpoint.url))
+        (folder / "recipe.toml").write_text(FROM_NOTHING.format(url=endpoint.url))
 
         class Stop(Heard):
             def __call__(self, doing: str, done: int = 0, total: int = 1) -> None:
                 if (doing, done) == ("rewriting", 3):
                     raise KeyboardInterrupt
 
+        stop = Stop()
         with pytest.raises(KeyboardInterrupt):
-            run_build(folder, options=ENGINE, progress=Stop())
+            run_build(folder, options=ENGINE, progress=stop)
+        assert stop.notes[-1] == f"stopped at rewrite; build {folder} again to go on from there"
         assert states(folder)["generate"] == "done"
         assert states(folder)["rewrite"] == "not done yet"
         answered = endpoint.answered
-        build, said = built(folder)
-        assert said[0] == "rewrite: not done yet"
+        build, notes = run(folder)
+        assert notes[0] == "rewrite: not done yet"
         assert build.records["rewrite"].findings["pairs"] == 6
         assert endpoint.answered - answered <= 3
+
+
+def test_a_build_json_of_the_first_format_keeps_its_certificate(folder: Path) -> None:
+    (folder / "recipe.toml").write_text(WITH_PAIRS.split("[sweep]")[0] + "layer = 5\nstrength = 0.3\n" + PARITY)
+    run(folder)
+    lock = json.loads((folder / "build.json").read_text())
+    for record in lock["steps"].values():
+        record["found"] = record.pop("findings")
+    export, parity = lock["steps"]["export"], lock["steps"]["parity"]
+    parity["inputs"]["vector"] = export["outputs"]["vector.gguf"]
+    for key in ("strength", "phase"):
+        del export["inputs"][key]
+    (folder / "build.json").write_text(json.dumps({**lock, "format": "edge-steer build 1"}))
+    assert run(folder)[1] == ["export: its strength changed"]
+    assert states(folder)["parity"] == "done"
+
+
+def test_only_the_problems_that_a_sweep_draws_are_left_out(folder: Path) -> None:
+    samples = load_task("wordproblems", split="calibration", limit=8).samples
+    lines = [json.dumps({"id": s.id, "question": s.question, "answer": s.answer}) for s in samples]
+    (folder / "mine.jsonl").write_text("\n".join(lines))
+    (folder / "mine.toml").write_text(MINE)
+    recipe = FROM_NOTHING.replace('[pairs]\ntask = "wordproblems"\ncount = 6', '[pairs]\ntask = "mine.toml"\ncount = 3')
+    sweep = '[sweep]\ntask = "mine.toml"\nlayers = "5"\nstrengths = "0.4"\ndev = 2\ntest = 3\n'
+    (folder / "recipe.toml").write_text(recipe + sweep)
+    build, heard = Build.load(folder), Heard()
+    (folder / "build").mkdir()
+    output = GENERATE.run(build, StepContext(ENGINE, heard))
+    dev, test = load_task(folder / "mine.toml").split(2, 3)
+    solved = {solution.id for solution in read_solutions(folder / output.files[0])}
+    assert solved
+    assert solved <= {sample.id for sample in samples} - {sample.id for sample in (*dev.samples, *test.samples)}
+    assert "2 of 8 problems are among the 2 of mine" in heard.notes
+    assert "3 of 8 problems are among the 3 of mine" in heard.notes
 
 
 def test_a_model_of_the_hub_is_planned_and_pinned(folder: Path, tmp_path: Path) -> None:
@@ -198,7 +253,7 @@ def test_a_model_of_the_hub_is_planned_and_pinned(folder: Path, tmp_path: Path) 
     hub = tmp_path / "hub"
     hub.mkdir()
     (hub / "recipe.toml").write_text('name = "abacus"\nsource = "we/abacus"\nlayers = "1-5"\nquants = ["Q8_0"]\n')
-    (folder / "recipe.toml").write_text(GIVEN.split("[sweep]")[0] + "layer = 5\nstrength = 0.3\n" + PARITY)
+    (folder / "recipe.toml").write_text(WITH_PAIRS.split("[sweep]")[0] + "layer = 5\nstrength = 0.3\n" + PARITY)
     code = f"""
 from edge_steer.core.progress import Progress
 from edge_steer.recipes.build import Build
@@ -218,9 +273,9 @@ print(EXTRACT.recorded_inputs(build)["model"])
 print(build.revision)
 """
     with serving(tmp_path / "cache") as environment:
-        work, guessed, said, stopped, model, commit = printed(environment, code)
-    assert work.startswith(f"7 MB of we/abacus at {COMMIT[:10]}")
-    assert (guessed, said) == ("True", "extract: not done yet")
+        work, estimated, note, stopped, model, commit = printed(environment, code)
+    assert work.startswith(f"7.37 MB of we/abacus at {COMMIT[:10]}")
+    assert (estimated, note) == ("True", "extract: not done yet")
     assert model == f"{{'source': 'we/abacus', 'revision': '{COMMIT}', 'quant': None}}"
     assert commit == COMMIT
     assert stopped == f"stopped at extract; build {folder} again to go on from there"
@@ -229,14 +284,14 @@ print(build.revision)
 def test_a_missing_key_is_said_before_anything_is_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    (folder / "recipe.toml").write_text(MADE.replace('base_url = "{url}"\n', ""))
+    (folder / "recipe.toml").write_text(FROM_NOTHING.replace('base_url = "{url}"\n', ""))
     with pytest.raises(EdgeSteerError, match="no API key"):
-        built(folder)
+        run(folder)
     assert states(folder)["generate"] == "not done yet"
 
 
 def test_the_plan_runs_nothing(folder: Path) -> None:
-    (folder / "recipe.toml").write_text(GIVEN + PARITY)
+    (folder / "recipe.toml").write_text(WITH_PAIRS + PARITY)
     done = CliRunner().invoke(main, ["build", str(folder), "--dry-run", "--threads", "2"])
     assert done.exit_code == 0, done.output
     assert "20 rows by Q8_0: 2 cells on 5 dev problems of wordproblems" in done.output
@@ -253,20 +308,20 @@ def test_parity_out_of_tolerance_is_status_1(folder: Path, tmp_path: Path) -> No
     with (damaged / "abacus-F16.gguf").open("r+b") as file:
         file.seek(-400_000, 2)
         file.write(bytes(300_000))
-    (folder / "recipe.toml").write_text(GIVEN.split("[sweep]")[0] + "layer = 5\nstrength = 0.3\n" + PARITY)
-    for told in ("3 steps to do", "everything is done"):
+    (folder / "recipe.toml").write_text(WITH_PAIRS.split("[sweep]")[0] + "layer = 5\nstrength = 0.3\n" + PARITY)
+    for line in ("3 steps to do", "everything is done"):
         done = CliRunner().invoke(main, ["build", str(folder), "--model", str(damaged), "--threads", "1"])
         assert done.exit_code == 1, done.output
-        assert told in done.output
+        assert line in done.output
         assert "parity OUT OF TOLERANCE: Q8_0" in done.output
 
 
 def test_a_sweep_that_finds_nothing_ends_the_build(folder: Path) -> None:
     (folder / "recipe.toml").write_text(
-        GIVEN.replace('choose = "density"', 'choose = "accuracy"').replace("0.4", "40").replace("200", "9")
+        WITH_PAIRS.replace('choose = "density"', 'choose = "accuracy"').replace("0.4", "40").replace("200", "9")
     )
     with pytest.raises(EdgeSteerError, match=r"no cell of the sweep did better .* give other layers"):
-        built(folder)
+        run(folder)
     assert "layer =" not in (folder / "recipe.toml").read_text()
     assert states(folder)["extract"] == "done"
 
@@ -291,22 +346,29 @@ def test_a_sweep_that_finds_nothing_ends_the_build(folder: Path) -> None:
     ],
 )
 def test_a_recipe_is_checked_before_anything_runs(folder: Path, before: str, after: str, words: str) -> None:
-    assert before in GIVEN + PARITY
-    (folder / "recipe.toml").write_text((GIVEN + PARITY).replace(before, after))
+    assert before in WITH_PAIRS + PARITY
+    (folder / "recipe.toml").write_text((WITH_PAIRS + PARITY).replace(before, after))
     with pytest.raises(EdgeSteerError, match=words) as caught:
         plan_build(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_another_build_json_is_refused(folder: Path) -> None:
-    (folder / "recipe.toml").write_text(GIVEN + PARITY)
+    (folder / "recipe.toml").write_text(WITH_PAIRS + PARITY)
     for content in ("", "[]", "{}", '{"format": "edge-steer build 1"}', '{"format": 2, "steps": {}}'):
         (folder / "build.json").write_text(content)
         with pytest.raises(EdgeSteerError, match=r"build\.json is not what this edge-steer writes; delete it"):
             Build.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(59, "seconds"), (90, "1.5 min"), (1200, "20 min"), (5400, "1.5 h"), (40 * 3600, "40 h")]
+)
+def test_a_time_is_no_more_exact_than_it_is_known(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
 def test_an_unknown_step_is_refused_with_those_there_are(folder: Path) -> None:
-    (folder / "recipe.toml").write_text(GIVEN + PARITY)
+    (folder / "recipe.toml").write_text(WITH_PAIRS + PARITY)
     with pytest.raises(EdgeSteerError, match=f"no step 'tune'; its steps are {', '.join(NAMES)}"):
         plan_build(folder, first="tune")

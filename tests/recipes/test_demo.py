@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from paths import ROOT
 
 from edge_steer.commands.main import main
-from edge_steer.vectors import gguf_writer
+from edge_steer.vectors import read
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_the_demo_writes_vector_table_and_plot(out: Path) -> None:
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in out.iterdir()) == ["recipe.toml", "response.png", "table.json", "vector.gguf"]
     table = json.loads((out / "table.json").read_text())
-    vector = gguf_writer.load(out / "vector.gguf")
+    vector = read.load(out / "vector.gguf")
     assert vector.layers == (table["layer"],)
     assert vector.pairs == 50
     cells = {(cell["backend"], cell["strength"]): cell for cell in table["cells"]}
@@ -47,11 +47,7 @@ def test_steering_works_in_the_shipped_figures() -> None:
     """Steps, density and accuracy on 500 held-out problems, and both directions in the demo's table."""
     measured = json.loads((ROOT / "models" / "abacus" / "measured.json").read_text())
     table = json.loads((ROOT / "export" / "abacus" / "dense" / "table.json").read_text())
-    assert (
-        measured["vector"]
-        == table["vector"]["digest"]
-        == gguf_writer.load(ROOT / "export/abacus/dense/vector.gguf").digest
-    )
+    assert measured["vector"] == table["vector"]["digest"] == read.load(ROOT / "export/abacus/dense/vector.gguf").digest
     assert measured["problems"] == 500
     for backend in ("torch float32", "F16", "Q8_0", "Q4_K_M"):
         plain, dense = measured[backend]["unsteered"], measured[backend]["steered"]
