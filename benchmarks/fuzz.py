@@ -31,7 +31,7 @@ from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.vector import ModelIdentity, SteeringVector
 from edge_steer.vectors import gguf_writer, native, read
 
-GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
+GOLDEN = Path(__file__).parents[1] / "tests" / "vectors" / "golden"
 NUMBERS = [0, 1, 2, 127, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
 SPLICES = [b"\x80\x02", b"cos\nsystem\n", b"\x8d", b"\x8b\xff\xff\xff\x7f", b"(", b"t", b"R", b"b", b"q\x00", b"}"]
 SPLICES += [b"[", b"{", b'"F32"', b"direction.", b"NaN", b"\x93NUMPY", b"PK\x03\x04", b"PK\x01\x02", b"GGUF"]
@@ -132,7 +132,8 @@ def vectors() -> Iterator[SteeringVector]:
     for blocks, width in ((4, 4), (12, 16)):
         model = ModelIdentity("tiny", "qwen2", width, blocks, "abc")
         directions = {layer: rng.standard_normal(width).astype(np.float32) for layer in range(1, blocks)}
-        yield SteeringVector(directions, model, "mean-difference", "last", 7, "d" * 64, provenance=("a", "b"))
+        vector = SteeringVector(directions, model, "mean-difference", "last", 7, "d" * 64, provenance=("a", "b"))
+        yield vector.tuned([1, 3], 0.5, "generated") if blocks > 4 else vector
 
 
 def gguf_seeds(scratch: Path) -> list[bytes]:

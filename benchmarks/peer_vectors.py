@@ -6,7 +6,7 @@ and record the logits of their own steered model on a fixed list of tokens. llam
 installed version's sources, writes its file for the same model as a GGUF; llama.cpp's logits steered by that file
 come from llama-perplexity's base file, whose codes are good to about 1e-3.
 
-    python benchmarks/peer_vectors.py        writes tests/golden/peers anew
+    python benchmarks/peer_vectors.py        writes tests/vectors/golden/peers anew
 """
 
 import json
@@ -27,7 +27,7 @@ from edge_steer.vectors import gguf_writer, read
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "models" / "abacus"
-GOLDEN = ROOT / "tests" / "golden" / "peers"
+GOLDEN = ROOT / "tests" / "vectors" / "golden" / "peers"
 STRENGTH = 2.0
 PAIRS = [
     ["Ann has 3 apples and buys 4, so 3 + 4 = 7.", "Ann has 3 apples. She buys 4. First we add. 3 + 4 = 7."],
