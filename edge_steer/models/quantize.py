@@ -33,7 +33,7 @@ def gguf_for(
         if quant is None or quant in OUTTYPES:
             return convert(files, outtype=quant, progress=progress)
         files = convert(files, progress=progress)
-    elif quant in (None, ModelFile(files).quant):
+    elif quant is None or quant == ModelFile(files).quant:
         return files
     return quantize(files, quant, threads=threads, progress=progress)
 
