@@ -1,7 +1,7 @@
 """Tasks: how each is asked under each protocol, limits and splits, a user's own task; steps and density."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,20 @@ def test_word_problems_split_into_their_own_splits() -> None:
     dev, test = load_task("wordproblems", limit=1).split(30, 40)
     assert dev.samples == word_problems("dev", 30)
     assert test.samples == word_problems("test", 40)
+
+
+def test_a_task_asked_otherwise(gsm8k: Path) -> None:
+    task = load_task("gsm8k", file=str(gsm8k), limit=2)
+    assert task.with_settings() == task
+    changed = task.with_settings(prompt="{question}!", system="Be brief.", max_tokens=5, samples=2)
+    assert changed.messages(task.samples[0])[0] == {"role": "system", "content": "Be brief."}
+    assert changed.messages(task.samples[0])[1]["content"] == "What is 0 + {1}?!"
+    assert changed.with_settings(system="").settings.system is None
+    described = changed.described()
+    assert (described["name"], described["problems"], described["digest"]) == ("gsm8k", 2, task.digest)
+    assert described["settings"] == asdict(changed.settings)
+    with pytest.raises(EdgeSteerError, match="both must be at least 1"):
+        task.with_settings(samples=0)
 
 
 def test_a_users_task(tmp_path: Path) -> None:
