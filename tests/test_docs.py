@@ -1,6 +1,8 @@
-"""Generated docs are fresh, and what the docs point to is there."""
+"""Generated docs are fresh, what the docs point to is there, and the code they print runs."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +11,70 @@ import pytest
 from paths import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "models" / "abacus" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in a language, in their order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A folder that looks like a clone to the commands of the docs: the bundled model and its vector are there."""
+    for name in ("models", "export"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "abacus").symlink_to(ROOT / name / "abacus", target_is_directory=True)
+    return tmp_path
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_the_command_reference_is_fresh() -> None:
-    made = subprocess.run([sys.executable, ROOT / "docs" / "cli.py"], capture_output=True, text=True, check=True).stdout
-    assert made == (ROOT / "docs" / "cli.md").read_text(), "run: python docs/cli.py > docs/cli.md"
+    reference = subprocess.run(
+        [sys.executable, ROOT / "docs" / "cli.py"], capture_output=True, text=True, check=True
+    ).stdout
+    assert reference == (ROOT / "docs" / "cli.md").read_text(), "run: python docs/cli.py > docs/cli.md"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_local_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_index_lists_every_page() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert pages == set(re.findall(r"\]\((\w[\w-]*\.md)\)", index))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
+def test_the_python_of_the_docs_runs(page: Path, clone: Path) -> None:
+    run([sys.executable, "-c", "\n".join(blocks(page, "python"))], clone)
+
+
+def test_the_tutorial_runs(clone: Path) -> None:
+    shutil.copy(ROOT / "models" / "abacus" / "pairs.jsonl", clone / "unused.jsonl")
+    output = run(["bash", "-euo", "pipefail", "-c", "\n".join(blocks(TUTORIAL, "sh"))], clone)
+    for line in re.findall(r"^> (.+)$", TUTORIAL.read_text(), re.MULTILINE):
+        assert line in output, f"the tutorial promises {line!r}"
+
+
+def test_the_tree_of_the_readme_is_the_package() -> None:
+    """Every wing, in the order data flows, with the first line of its docstring."""
+    tree = re.findall(r"^      (\w+)/ +(.+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    wings = {path.parent.name: path.read_text() for path in (ROOT / "edge_steer").glob("*/__init__.py")}
+    assert {wing for wing, _ in tree} == set(wings)
+    for wing, line in tree:
+        assert wings[wing].strip('"').splitlines()[0].rstrip(".").lower().startswith(line.lower().rstrip("."))

@@ -10,7 +10,7 @@ import click
 
 from edge_steer.core.errors import EdgeSteerError, need
 from edge_steer.terminal.options import FILE, FOLDER, LAYERS, MODEL, revision_option
-from edge_steer.terminal.progress import NOTES, progress_bar, say
+from edge_steer.terminal.progress import progress_bar, say
 from edge_steer.terminal.tables import print_table
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def extract(
     from edge_steer.extraction.methods import method_named
     from edge_steer.extraction.pooling import pooling_named
     from edge_steer.extraction.quality import measure_layers
-    from edge_steer.models import sources
-    from edge_steer.models.load import load
+    from edge_steer.models.load import load_recorder
     from edge_steer.pairs.pair import read_pairs
     from edge_steer.vectors import native
 
@@ -69,12 +68,11 @@ def extract(
     method_named(method)
     pooling_named(pooling)
     pairs = read_pairs(pairs_file)
-    is_gguf = not Path(model).is_dir() and isinstance(sources.find(model, revision=revision, progress=NOTES), Path)
     with (
         progress_bar() as progress,
-        load(
-            model, runtime="llama" if is_gguf else "torch", revision=revision, trust_remote_code=trust_remote_code,
-            options=EngineOptions(threads=threads), progress=progress,
+        load_recorder(
+            model, revision=revision, trust_remote_code=trust_remote_code, options=EngineOptions(threads=threads),
+            progress=progress,
         ) as recorder,
     ):  # fmt: skip
         states = record(recorder, pairs, layers=layers, pooling=pooling, progress=progress)

@@ -85,6 +85,30 @@ def load(
     return Engine.load(path, options)
 
 
+def load_recorder(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    options: EngineOptions = DEFAULTS,
+    progress: Progress = SILENT,
+) -> "Engine | Reference":
+    """The model that `source` names, to extract a vector from: Hugging Face weights in PyTorch, a GGUF in llama.cpp.
+
+    Errors: ModelError.
+    """
+    is_gguf = not Path(source).is_dir() and isinstance(sources.find(source, revision=revision, progress=progress), Path)
+    runtime: Runtime = "llama" if is_gguf else "torch"
+    return load(
+        source,
+        runtime=runtime,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        options=options,
+        progress=progress,
+    )
+
+
 def _load_reference(
     source: str | Path,
     quant: str | None,
