@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     "-n",
     "--max-tokens",
     type=click.IntRange(1),
-    help="Of requests that say nothing.  [default: what the context leaves]",
+    help="Of requests that say nothing.",
 )
 @sampling_options
 @engine_options

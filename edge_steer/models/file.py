@@ -41,3 +41,9 @@ class ModelFile:
         """The type the file says it was written in; "unknown" if it says none of QUANTS."""
         file_type = self.header.metadata.get("general.file_type")
         return next((quant for quant, known in QUANTS.items() if known == file_type), "unknown")
+
+    @property
+    def trained_context(self) -> int | None:
+        """How many positions the model was trained on, if the file says so."""
+        length = self.header.metadata.get(f"{self.header.architecture}.context_length")
+        return length if isinstance(length, int) else None

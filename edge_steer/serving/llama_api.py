@@ -42,7 +42,7 @@ def router(service: Service) -> APIRouter:
         tokens = await in_thread(lambda: service.engine.encode(body.content, start=body.add_special))
         if not body.with_pieces:
             return {"tokens": list(tokens)}
-        return {"tokens": [{"id": token, "piece": _piece(service.engine.piece(token))} for token in tokens]}
+        return {"tokens": [{"id": token, "piece": _piece(service.engine.vocabulary.piece(token))} for token in tokens]}
 
     @api.post("/detokenize")
     async def detokenize(request: Request) -> Json:
@@ -101,7 +101,7 @@ def _props(service: Service) -> Json:
         "endpoint_slots": True,
         "endpoint_props": False,
         "endpoint_metrics": True,
-        "chat_template": engine.template,
+        "chat_template": engine.vocabulary.template,
         "build_info": "edge-steer",
         "control_vectors": [served.name for served in service.vectors.vectors],
         "presets": list(service.vectors.presets),
@@ -207,7 +207,7 @@ class _Native:
     def _probabilities(self, logprobs: Sequence[TokenLogprobs]) -> Json:
         if not self._body.n_probs or not logprobs:
             return {}
-        return {"completion_probabilities": chat_logprobs(logprobs, self._service.engine.piece)}
+        return {"completion_probabilities": chat_logprobs(logprobs, self._service.engine.vocabulary.piece)}
 
 
 def _only(answer: Json, fields: Sequence[str]) -> Json:

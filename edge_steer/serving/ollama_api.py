@@ -155,7 +155,7 @@ def router(service: Service) -> APIRouter:
         applied = service.vectors.default if preset is None else service.vectors.presets[preset]
         identity = service.engine.model
         return {
-            "template": service.engine.template,
+            "template": service.engine.vocabulary.template,
             "capabilities": ["completion"],
             "details": _details(service),
             "model_info": {
@@ -227,7 +227,7 @@ def _text(field: str, text: str) -> Json:
 
 
 def _logprobs(service: Service, logprobs: list[TokenLogprobs]) -> Json:
-    return {"logprobs": chat_logprobs(logprobs, service.engine.piece)} if logprobs else {}
+    return {"logprobs": chat_logprobs(logprobs, service.engine.vocabulary.piece)} if logprobs else {}
 
 
 def _entry(service: Service, name: str) -> Json:

@@ -196,7 +196,7 @@ class _Chat(_Reply):
     def _logprobs(self, logprobs: Sequence[TokenLogprobs]) -> Json:
         if self.question.requests[0].logprobs is None:
             return {}
-        return {"logprobs": {"content": chat_logprobs(logprobs, self.service.engine.piece)}}
+        return {"logprobs": {"content": chat_logprobs(logprobs, self.service.engine.vocabulary.piece)}}
 
 
 class _Text(_Reply):
@@ -231,7 +231,7 @@ class _Text(_Reply):
         return {"index": index, "text": "", "logprobs": None, "finish_reason": completion.finish}
 
     async def _echo(self, prompt: Tokens, choices: Sequence[Json]) -> None:
-        pieces = self.service.engine.piece
+        pieces = self.service.engine.vocabulary.piece
         text = readable(b"".join(map(pieces, prompt)))
         before: Json = {}
         if self._body.logprobs is not None:
@@ -245,7 +245,7 @@ class _Text(_Reply):
     def _logprobs(self, logprobs: Sequence[TokenLogprobs], offset: int) -> Json | None:
         if self._body.logprobs is None:
             return None
-        return legacy_logprobs(logprobs, self.service.engine.piece, offset)
+        return legacy_logprobs(logprobs, self.service.engine.vocabulary.piece, offset)
 
 
 def _joined(before: Json, after: object, offset: int) -> Json:

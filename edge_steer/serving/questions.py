@@ -193,7 +193,7 @@ class Service:
         """The conversation in the model's chat template. Errors: ModelError if the template refuses it."""
         messages = cast("list[Message]", [message.plain() for message in conversation.messages])
         return await in_thread(
-            lambda: self.engine.conversation(
+            lambda: self.engine.vocabulary.conversation(
                 messages, answer=not conversation.continues, variables=conversation.variables
             )
         )
@@ -261,7 +261,7 @@ class Service:
             tokens = (int(key),) if by_id else self.engine.encode(str(key), start=False)
             biases += [(token, number) for token in tokens]
         if body.ignore_eos:
-            biases += [(token, -math.inf) for token in self.engine.end_tokens]
+            biases += [(token, -math.inf) for token in self.engine.vocabulary.end_tokens]
         return tuple(biases)
 
 

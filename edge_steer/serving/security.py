@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.serving.replies import ApiError
@@ -88,18 +88,18 @@ class Gate:
         scope = {**scope, "path": path, "raw_path": path.encode()}
         request = Request(scope)
 
-        async def send_with_headers(message: dict[str, object]) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], *HEADERS, *self._cors(request)]}  # type: ignore[misc]
+                message = {**message, "headers": [*message["headers"], *HEADERS, *self._cors(request)]}
             await send(message)
 
         refusal = self._refusal(request)
         if refusal:
-            await refusal.response(ollama=path.startswith("/api/"))(scope, receive, send_with_headers)  # type: ignore[arg-type]
+            await refusal.response(ollama=path.startswith("/api/"))(scope, receive, send_with_headers)
         elif request.method == "OPTIONS":
-            await Response(status_code=204)(scope, receive, send_with_headers)  # type: ignore[arg-type]
+            await Response(status_code=204)(scope, receive, send_with_headers)
         else:
-            await self._app(scope, receive, send_with_headers)  # type: ignore[arg-type]
+            await self._app(scope, receive, send_with_headers)
 
     def _refusal(self, request: Request) -> ApiError | None:
         hosts = request.headers.getlist("host")

@@ -22,7 +22,9 @@ from edge_steer.core.backend import EngineOptions
 from edge_steer.core.errors import EdgeSteerError, ModelError
 from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.vector import ModelIdentity
+from edge_steer.models.file import ModelFile
 from edge_steer.models.load import load
+from edge_steer.models.quantize import gguf_for
 from edge_steer.serving import llama_api, ollama_api, openai_api, vectors_api
 from edge_steer.serving.questions import Service
 from edge_steer.serving.replies import ApiError
@@ -30,6 +32,7 @@ from edge_steer.serving.security import Access, Gate, check_binding
 from edge_steer.serving.served_vectors import ServedVectors, Term
 
 TELEMETRY_OFF: TelemetryConfig = {"tracing": False, "metrics": False}
+CONTEXT = 4096  # positions of a sequence where nothing else is said: memory is taken for all sequences at the start
 LARGEST_HEAD = 2**16  # bytes of a request's line and headers
 BACKLOG = 2048
 PAGE = Path(__file__).parent / "page"
@@ -86,13 +89,25 @@ def serve(
 ) -> None:
     """Load a model and serve it until SIGTERM or SIGINT; running answers end first.
 
+    engine: its context is that of each of its sequences, whose memory is taken at the start.
+
     Errors: EdgeSteerError for a port in use, a vector that does not fit, a host others reach without a key.
     """
     check_binding(options.host, options.access.keys, no_auth=options.no_auth)
     if options.admin and not options.access.keys:
         raise EdgeSteerError("loading vectors while the server runs needs a key; set one")
-    kept = replace(engine, keep_cache=True)
-    with _bound(options) as listening, load(model, quant, options=kept, progress=progress) as loaded:
+    with _bound(options) as listening:
+        path = gguf_for(model, quant, threads=engine.threads, progress=progress)
+        context = engine.context or min(ModelFile(path).trained_context or CONTEXT, CONTEXT)
+        engine = replace(engine, context=context, keep_cache=True)
+        _serve(path, engine, listening, options, progress)
+
+
+def _serve(
+    path: Path, engine: EngineOptions, listening: socket.socket, options: ServerOptions, progress: Progress
+) -> None:
+    with load(path, options=engine) as loaded:
+        loaded.reserve()
         vectors = served_vectors(loaded.model, options)
         names = options.aliases or (loaded.model.name,)
         service = Service(loaded, vectors, names, options.access, queue=options.queue, defaults=options.defaults)

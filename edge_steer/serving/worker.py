@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -25,11 +25,29 @@ Event = tuple[int, Piece | Completion]
 _LOG = logging.getLogger(__name__)
 
 
+class Vocabulary(Protocol):
+    """A model's tokens and its chat template."""
+
+    @property
+    def end_tokens(self) -> Tokens: ...
+
+    @property
+    def template(self) -> str: ...
+
+    def piece(self, token: int) -> bytes: ...
+
+    def conversation(
+        self, messages: Sequence[Message], *, answer: bool = True, variables: Mapping[str, Any] | None = None
+    ) -> str: ...
+
+
 class ServedEngine(Protocol):
     """What serving needs of an engine. Tokens, texts and templates may be asked for in any thread."""
 
     context: int
-    parallel: int
+
+    @property
+    def parallel(self) -> int: ...
 
     @property
     def model(self) -> ModelIdentity: ...
@@ -38,17 +56,16 @@ class ServedEngine(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
-    def end_tokens(self) -> Tokens: ...
+    def vocabulary(self) -> Vocabulary: ...
 
-    @property
-    def template(self) -> str: ...
+    def reserve(self) -> None: ...
 
     def submit(
         self,
         request: Request,
         *,
-        on_piece: Callable[[Piece], None] | None = None,
-        on_done: Callable[[Completion], None] | None = None,
+        on_piece: Callable[[Piece], object] | None = None,
+        on_done: Callable[[Completion], object] | None = None,
     ) -> int: ...
 
     def cancel(self, ticket: int) -> None: ...
@@ -59,17 +76,7 @@ class ServedEngine(Protocol):
 
     def decode(self, tokens: Sequence[int]) -> str: ...
 
-    def piece(self, token: int) -> bytes: ...
-
-    def conversation(
-        self, messages: Sequence[Message], *, answer: bool = True, variables: dict[str, Any] | None = None
-    ) -> str: ...
-
-    def logits(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Array: ...
-
-    def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Any: ...
-
-    def close(self) -> None: ...
+    def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]: ...
 
 
 @dataclass(eq=False)
