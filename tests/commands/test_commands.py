@@ -47,6 +47,24 @@ def test_extract_export_run(vector: Path, tmp_path: Path, bundled_f16: Path) -> 
     assert unbaked.stdout == steered.stdout
 
 
+def test_a_tuned_file_is_used_as_it_says_and_options_win(vector: Path, tmp_path: Path, bundled_f16: Path) -> None:
+    tuned = tmp_path / "tuned.gguf"
+    assert edge_steer("vector", "tune", vector, "--layers", "3", "--strength", "0.6", "-o", tuned).exit_code == 0
+    run = ("run", bundled_f16, QUESTION, "--threads", "1")
+    alone = edge_steer(*run, "--vector", tuned)
+    [line] = [line for line in alone.stderr.splitlines() if line.startswith("steering by")]
+    assert line.startswith(f"steering by {tuned}: layers 3, strength 0.6, phase all, digest ")
+    assert alone.stdout == edge_steer(*run, "--vector", f"{vector}:0.6", "--layers", "3").stdout
+    weaker = edge_steer(*run, "--vector", tuned, "--strength", "0.1", "--phase", "generated")
+    assert "layers 3, strength 0.1, phase generated" in weaker.stderr
+    assert weaker.stdout != alone.stdout
+    export = tmp_path / "export"
+    export.mkdir()
+    tuned.rename(export / "v.gguf")
+    (export / "recipe.toml").write_text('model = "m"\nvector = "v.gguf"\nlayer = 3\nstrength = 0.6\nphase = "all"\n')
+    assert edge_steer(*run, "--vector", export).stdout == alone.stdout
+
+
 def test_run_reads_arguments_files_and_standard_input(tmp_path: Path, bundled_f16: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{QUESTION}\n\n{word_problems('dev', 2)[1].question}\n")
@@ -87,7 +105,7 @@ def test_quantize_and_info(tmp_path: Path, bundled_f16: Path, vector: Path) -> N
         (["run", "missing.gguf", "x"], "no such file: missing.gguf"),
         (["run", "{empty}", "x"], "is empty"),
         (["run", "{half}", "x"], "cannot load"),
-        (["run", "{vector_gguf}", "x"], "no model"),
+        (["run", "{vector_gguf}", "x"], "'controlvector'"),
         (["run", "{model}", "x", "--vector", "{model}"], "not 'controlvector'"),
         (["run", "{model}", "x", "--vector", "{vector}", "--layers", "6"], "layer 6 asked"),
         (["run", "{model}", "x", "--vector", "{vector_gguf}", "--layers", "0"], "layer 0 asked"),
