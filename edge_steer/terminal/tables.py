@@ -1,4 +1,4 @@
-"""What the commands print: tables on stdout, a progress bar with an estimate on stderr.
+"""What the commands print on stdout: tables.
 
 Takes the values that the library gives. The only door to rich, which is imported when the first table is printed.
 """
@@ -35,9 +35,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
 
 
 def print_vector(vector: "SteeringVector") -> None:
-    made = f"{vector.method}, pooling {vector.pooling}, {vector.pairs} pairs" if vector.pairs else vector.method
-    title = "\n".join((str(vector.model), *((made,) if made != "unknown" else ()), *vector.provenance))
-    print_table(["layer", "norm"], ([str(layer), f"{norm:.4g}"] for layer, norm in vector.norms.items()), title)
+    origin = f"{vector.method}, pooling {vector.pooling}, {vector.pairs} pairs" if vector.pairs else vector.method
+    lines = [str(vector.model), *([origin] if origin != "unknown" else []), *vector.provenance]
+    if vector.tuning:
+        lines.append(f"to be used at {vector.tuning}")
+    print_table(
+        ["layer", "norm"], ([str(layer), f"{norm:.4g}"] for layer, norm in vector.norms.items()), "\n".join(lines)
+    )
 
 
 def print_side_by_side(completions: "dict[str, Completion]") -> None:
