@@ -3,7 +3,7 @@
     [pairs]     solutions of the model itself, and who rewrites them densely; or `pairs = FILE` for a file of pairs
     [extract]   method, pooling, and in which form the model is read
     [sweep]     layers, strengths and problems to choose on; without it the recipe gives layer and strength
-    [parity]    which types are held against the reference, and on which texts or problems
+    [parity]    which types are compared with the reference, and on which texts or problems
 
 Takes a folder, gives a frozen value with every key checked. It opens no model and knows no task.
 """
@@ -22,7 +22,7 @@ class PairTable:
 
     split: None is the one no evaluation uses. rewriter: a model of the endpoint at base_url, None as `pairs rewrite`
     has them, or a GGUF on this machine, in the recipe's folder if it is there. numbers, max_nll_ratio, keep_lowest:
-    which pairs are kept, as criteria.Criteria.
+    which pairs pass, as pairs.criteria.Criteria.
     """
 
     task: str

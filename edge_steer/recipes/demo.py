@@ -1,7 +1,7 @@
 """The whole main path on one model folder: extract, export, quantise, steer, compare with the reference.
 
 Takes a model folder with recipe.toml and the folder of a vector's recipe, writes vector.gguf, table.json and
-response.png into the latter. Rows of a stopped run are kept in the cache and taken up again.
+response.png into the latter. Rows of a stopped run stay in the cache, and the next run goes on from them.
 """
 
 import shutil

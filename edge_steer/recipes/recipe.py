@@ -68,7 +68,7 @@ class VectorRecipe:
         path = self.folder / "recipe.toml"
         if path.exists():
             if difference := self._difference(VectorRecipe.load(self.folder)):
-                raise EdgeSteerError(f"{path} is kept: {difference}; delete it, or name another folder")
+                raise EdgeSteerError(f"{path} stays as it is: {difference}; delete it, or name another folder")
             return path
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
