@@ -66,8 +66,8 @@ def _quant_of(model: RunningModel) -> str:
     """The type of a running model. Errors: EdgeSteerError for an exact file that does not run exactly."""
     provenance = model.provenance
     quant = str(provenance.model.get("quant", EXACT))
-    asked = EngineOptions(**{name: provenance.backend[name] for name in vars(DEFAULTS) if name in provenance.backend})
-    if quant == EXACT and options_for(quant, asked) != asked:
+    running = EngineOptions(**{name: provenance.backend[name] for name in vars(DEFAULTS) if name in provenance.backend})
+    if quant == EXACT and options_for(quant, running) != running:
         raise EdgeSteerError(
             f"an {EXACT} file is compared exactly; load it with EngineOptions(kv_type='f32', flash_attention='off'), "
             "or name the file"

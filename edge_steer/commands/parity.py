@@ -245,9 +245,9 @@ def print_certificate(certificate: "Certificate") -> None:
         print_table(
             ["", "value", "95% interval", "allowed", ""],
             (
-                [found.name, f"{found.value:.3g}", _interval(found.interval), f"{found.bound} {found.tolerance:g}",
-                 found.verdict]
-                for found in entry.report.findings
+                [finding.name, f"{finding.value:.3g}", _interval(finding.interval),
+                 f"{finding.bound} {finding.tolerance:g}", finding.verdict]
+                for finding in entry.report.findings
             ),
             f"{entry.quant}: {words.upper() if entry.verdict == 'fail' else words}",
         )  # fmt: skip

@@ -6,7 +6,7 @@ Takes steering vectors, gives what a request adds to the residual stream, layer 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -137,11 +137,6 @@ class Offsets:
 def _check_vector(value: object) -> None:
     if not isinstance(value, SteeringVector):
         raise VectorError(f"a {type(value).__name__} cannot steer; give a SteeringVector (load_vector reads a file)")
-
-
-def first_layer(steering: Sequence[Mapping[str, Any]]) -> int:
-    """The first block that a described steering adds something at."""
-    return min(int(layer) for one in steering for layer in one["layers"])
 
 
 def described(steering: Sequence[Steering]) -> list[dict[str, object]]:
