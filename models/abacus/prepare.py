@@ -25,7 +25,7 @@ from edge_steer.extraction.extract import extract
 from edge_steer.models.load import load
 from edge_steer.models.recipe import ModelRecipe
 from edge_steer.pairs.pair import Pair, read_pairs, write_pairs
-from edge_steer.recipes.demo import table_figures
+from edge_steer.recipes.demo_table import table_figures
 from edge_steer.recipes.recipe import VectorRecipe
 from edge_steer.storage.files import write_text
 from edge_steer.tasks import wordproblems
