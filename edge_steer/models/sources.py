@@ -40,11 +40,11 @@ def find(
             f"{source} is neither a GGUF file, nor a folder with Hugging Face files, nor a hub id like "
             "Qwen/Qwen3-0.6B or owner/name:Q4_K_M"
         )
-    repo, wanted = parts
+    repo, file_or_quant = parts
     listing = hub.list_files(repo, revision)
-    if wanted is None and listing.weights:
+    if file_or_quant is None and listing.weights:
         return hub.fetch_weights(listing)
-    name = hub.choose_gguf(listing, wanted or _type(listing, quant or hub.DEFAULT_QUANT))
+    name = hub.choose_gguf(listing, file_or_quant or _type(listing, quant or hub.DEFAULT_QUANT))
     size = listing.files[name]
     progress.note(f"{name} of {repo} at {listing.commit[:10]}" + (f", {size_in_words(size)}" if size else ""))
     return hub.fetch_gguf(listing, name)

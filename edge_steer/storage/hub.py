@@ -136,12 +136,12 @@ def fetch_weights(listing: Listing) -> Snapshot:
     return Snapshot(Path(fetched), listing.repo, Path(fetched).name)
 
 
-def fetch_gguf(listing: Listing, wanted: str) -> Path:
+def fetch_gguf(listing: Listing, file_or_quant: str) -> Path:
     """The one GGUF file of a repository that is of this quant, or has this name; fetched if need be.
 
     Errors: ModelError for none or several of them, a file in parts, or one that cannot be fetched.
     """
-    name = choose_gguf(listing, wanted)
+    name = choose_gguf(listing, file_or_quant)
     if (path := _snapshot_folder(listing.repo, listing.commit) / name).is_file():
         return path
     import huggingface_hub
@@ -152,23 +152,23 @@ def fetch_gguf(listing: Listing, wanted: str) -> Path:
         raise _unreachable(f"{name} of {listing.repo}", error) from error
 
 
-def choose_gguf(listing: Listing, wanted: str) -> str:
+def choose_gguf(listing: Listing, file_or_quant: str) -> str:
     """The name of the GGUF file `fetch_gguf` fetches: upper and lower case are alike. Errors: as `fetch_gguf`."""
-    if wanted in listing.ggufs:
-        return wanted
-    repo, quant = listing.repo, re.compile(rf"(^|[-._/]){re.escape(wanted.lower())}[-./]")
+    if file_or_quant in listing.ggufs:
+        return file_or_quant
+    repo, quant = listing.repo, re.compile(rf"(^|[-._/]){re.escape(file_or_quant.lower())}[-./]")
     matches = [name for name in listing.ggufs if quant.search(name.lower())]
     if not listing.ggufs:
-        raise ModelError(f"{repo} holds no GGUF model; without :{wanted} its weights are converted")
+        raise ModelError(f"{repo} holds no GGUF model; without :{file_or_quant} its weights are converted")
     if not matches:
-        raise ModelError(f"{repo} holds no GGUF of {wanted}; it has {_names(listing.ggufs)}")
+        raise ModelError(f"{repo} holds no GGUF of {file_or_quant}; it has {_names(listing.ggufs)}")
     if any(_PART.search(name.removesuffix(".gguf")) for name in matches):
         raise ModelError(
-            f"{repo} has {wanted} in {len(matches)} parts; name a quant in one file, or join the parts by "
+            f"{repo} has {file_or_quant} in {len(matches)} parts; name a quant in one file, or join the parts by "
             "llama-gguf-split --merge"
         )
     if len(matches) > 1:
-        raise ModelError(f"{repo} has several GGUF of {wanted}: {_names(matches)}; name one, as {repo}:FILE")
+        raise ModelError(f"{repo} has several GGUF of {file_or_quant}: {_names(matches)}; name one, as {repo}:FILE")
     return matches[0]
 
 
