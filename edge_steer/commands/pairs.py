@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_steer.core.errors import EdgeSteerError
+from edge_steer.terminal.group import resumable
 from edge_steer.terminal.options import (
     FILE,
     MODEL,
@@ -67,6 +68,7 @@ def pairs_group() -> None:
 @revision_option
 @task_options
 @engine_options
+@resumable
 def generate(
     model: str,
     task_name: str,
@@ -128,6 +130,7 @@ def generate(
 @click.option("--price-out", type=click.FloatRange(0), help=f"Price {MILLION} received.")
 @click.option("--dry-run", is_flag=True, help="Send nothing: print a prompt and an estimate.")
 @engine_options
+@resumable
 def rewrite(
     solutions_file: Path,
     output: Path | None,
