@@ -85,12 +85,13 @@ def build(
         return
     with progress_bar() as progress:
         outcome = run_build(folder, model, first=first, options=engine, progress=progress)
-    layers, strength, phase = outcome.tuning.layers, outcome.tuning.strength, outcome.tuning.phase
+    tuning = outcome.tuning
     if as_json:
         steps = {name: asdict(record) for name, record in outcome.build.records.items()}
-        click.echo(json.dumps({"layer": layers[0], "strength": strength, "phase": phase, "steps": steps}))
+        chosen = {"layer": tuning.layers[0], "strength": tuning.strength, "phase": tuning.phase}
+        click.echo(json.dumps({**chosen, "revision": outcome.build.revision, "steps": steps}))
     else:
-        click.echo(f"built {outcome.vector}: layer {layers[0]}, strength {strength:g}, phase {phase}")
+        click.echo(f"built {outcome.vector}: {tuning}")
     if outcome.failed_quants:
         say(f"parity OUT OF TOLERANCE: {', '.join(outcome.failed_quants)}; see {folder / 'certificate.json'}")
         sys.exit(1)

@@ -60,8 +60,6 @@ def run_demo(
     recipe = ModelRecipe.load(model_folder)
     beside = model_folder if len(model_folder.parts) > 1 else model_folder.absolute()
     dense = VectorRecipe.load(Path(out) if out else beside.parents[1] / "export" / recipe.name / "dense")
-    if dense.pairs is None:
-        raise EdgeSteerError(f"{dense.folder / 'recipe.toml'} names no pairs; the demo extracts its vector from pairs")
     try:
         return _run(recipe, dense, problems, threads, progress)
     except KeyboardInterrupt:
@@ -72,13 +70,15 @@ def run_demo(
 def _run(
     recipe: ModelRecipe, dense: VectorRecipe, problems: int, threads: int | None, progress: Progress
 ) -> DemoOutcome:
+    if dense.pairs is None:
+        raise EdgeSteerError(f"{dense.folder / 'recipe.toml'} names no pairs; the demo extracts its vector from pairs")
     options = EngineOptions(parallel=PARALLEL, threads=threads)
     task = load_task(WORD_PROBLEMS, split="test", limit=problems)
     with (
         load(recipe.source, runtime="torch", revision=recipe.revision, options=options, progress=progress) as reference,
         Graders() as graders,
     ):
-        vector = extract(reference, read_pairs(dense.pairs or ""), progress=progress)
+        vector = extract(reference, read_pairs(dense.pairs), progress=progress)
         tuned = vector.tuned(dense.layer, dense.strength, dense.phase)
         exported = gguf_writer.write(tuned, dense.folder / dense.vector, layers=[dense.layer]).vector
         files = _quantised(recipe, threads, progress)

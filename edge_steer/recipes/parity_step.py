@@ -67,7 +67,7 @@ def _certify(build: Build, context: StepContext) -> StepOutput:
         steer=[SteeringFile(Steering(load(vector), strength, (layer,), build.recipe.phase), vector)],
         texts=None if task else build.recipe.pairs_file,
         task=task,
-        limit=table.texts,
+        most_texts=table.texts,
         folder=build.folder,
         quants=_quants(build),
         revision=build.revision,

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from paths import ROOT
 
 from edge_steer.commands.main import main
+from edge_steer.core.vector import Tuning
 from edge_steer.vectors import read
 
 
@@ -34,6 +35,7 @@ def test_the_demo_writes_vector_table_and_plot(out: Path) -> None:
     vector = read.load(out / "vector.gguf")
     assert vector.layers == (table["layer"],)
     assert vector.pairs == 50
+    assert vector.tuning == Tuning((table["layer"],), table["strength"], table["phase"])
     cells = {(cell["backend"], cell["strength"]): cell for cell in table["cells"]}
     assert {backend for backend, _ in cells} == {"torch float32", "F16", "Q8_0", "Q4_K_M"}
     assert len(cells) == 4 * 7
