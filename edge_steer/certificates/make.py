@@ -58,7 +58,7 @@ def certify(
     texts: Texts | None = None,
     task: str | Path | Task | None = None,
     doses: Sequence[float] = DOSES,
-    limit: int = TEXTS_COMPARED,
+    most_texts: int = TEXTS_COMPARED,
     folder: str | Path | None = None,
     saved_reference: str | Path | None = None,
     reference_steer: CertifiedSteer = None,
@@ -75,10 +75,10 @@ def certify(
     of an exact file. steer: what steers the files, and the reference too unless `reference_steer` says otherwise; a
     vector that is not given as a SteeringFile is written into the folder. texts: pairs, plain texts, or a file of
     either to compare on. task: in place of texts, problems that both sides answer at `doses` (factors on the strength);
-    they are compared on the reference's answers. limit: most texts. folder: where the certificate is written; None
-    writes nothing. tolerances: field of Tolerance -> a value in place of that of the type. options: how files run; an
-    exact one runs exactly. Errors: EdgeSteerError for what cannot be compared, before anything is computed, or for rows
-    in the folder that were made otherwise.
+    they are compared on the reference's answers. most_texts: how many texts at most. folder: where the certificate is
+    written; None writes nothing. tolerances: field of Tolerance -> a value in place of that of the type. options: how
+    files run; an exact one runs exactly. Errors: EdgeSteerError for what cannot be compared, before anything is
+    computed, or for rows in the folder that were made otherwise.
     """
     if reference is None and saved_reference is None:
         raise EdgeSteerError("a certificate needs a reference: its name, a running model, or a saved one")
@@ -92,7 +92,7 @@ def certify(
         certified = certified_files(files, quants, revision, options, progress)
         check_files(certified, steered=bool(vectors))
         allowed = {file.quant: tolerance_of(file.quant, tolerances) for file in certified}
-        basis = None if saved_reference else Basis.of(texts, task, doses, limit, steered=bool(vectors))
+        basis = None if saved_reference else Basis.of(texts, task, doses, most_texts, steered=bool(vectors))
         problems = basis.task if basis else None if task is None else task_of(task)
         model = None
         if reference is not None:

@@ -35,17 +35,23 @@ DEFAULTS = EngineOptions()
 class Basis:
     """What both sides are compared on: texts, or the reference's own answers to a task at several doses.
 
-    texts: as `tokenise_texts` takes them. doses: factors on the strength. limit: most texts.
+    texts: as `tokenise_texts` takes them. doses: factors on the strength. most_texts: how many texts at most.
     """
 
     texts: Texts | None
     task: Task | None
     doses: tuple[float, ...]
-    limit: int
+    most_texts: int
 
     @classmethod
     def of(
-        cls, texts: Texts | None, task: str | Path | Task | None, doses: Sequence[float], limit: int, *, steered: bool
+        cls,
+        texts: Texts | None,
+        task: str | Path | Task | None,
+        doses: Sequence[float],
+        most_texts: int,
+        *,
+        steered: bool,
     ) -> "Basis":
         """From what `certify` takes. Unsteered there is but one dose.
 
@@ -56,7 +62,7 @@ class Basis:
         if not {0.0, 1.0} <= {*doses}:
             raise EdgeSteerError("0 and 1 must be among the doses; their texts are compared on")
         wanted = tuple(sorted({*map(float, doses)})) if steered else (0.0,)
-        return cls(texts, None if task is None else task_of(task), wanted, limit)
+        return cls(texts, None if task is None else task_of(task), wanted, most_texts)
 
 
 @dataclass(frozen=True)
@@ -111,13 +117,13 @@ def reference_side(
         task=task.digest if task else None,
     )
     if task is None:
-        texts = tokenise_texts(basis.texts or (), reference)[: basis.limit]
+        texts = tokenise_texts(basis.texts or (), reference)[: basis.most_texts]
         return ReferenceSide(LiveReference(reference, texts, texts if steering else (), steering), {}, facts)
     conditions = {"backend": "torch", "dtype": facts.dtype, "threads": provenance.backend.get("threads")}
     behaviour = Behaviour(task, basis.doses, tuple(steering))
     path, header = folder / ROWS / "reference.jsonl", behaviour.header(str(model.revision), conditions)
     answers = behaviour.answers(reference, path, header, progress)
-    texts, steered = (answer_texts(reference, task, answers.get(dose, ()))[: basis.limit] for dose in (0.0, 1.0))
+    texts, steered = (answer_texts(reference, task, answers.get(dose, ()))[: basis.most_texts] for dose in (0.0, 1.0))
     return ReferenceSide(LiveReference(reference, texts, steered, steering), answers, facts)
 
 
@@ -145,7 +151,7 @@ def save_reference(
     texts: Texts | None = None,
     task: str | Path | Task | None = None,
     doses: Sequence[float] = DOSES,
-    limit: int = TEXTS_COMPARED,
+    most_texts: int = TEXTS_COMPARED,
     folder: str | Path | None = None,
     revision: str | None = None,
     source: str | None = None,
@@ -158,7 +164,7 @@ def save_reference(
     the certificate. Errors: EdgeSteerError.
     """
     steering = steerings(steer)
-    basis = Basis.of(texts, task, doses, limit, steered=bool(steering))
+    basis = Basis.of(texts, task, doses, most_texts, steered=bool(steering))
     with ExitStack() as stack:
         place = Path(folder or stack.enter_context(TemporaryDirectory()))
         model = stack.enter_context(opened_reference(reference, revision, options, progress))

@@ -145,7 +145,7 @@ def _certify(
             reference = stack.enter_context(opened_reference(reference, choice.revision, engine, progress))
             save_reference(
                 choice.save_reference, reference, steer=[one.steering for one in reference_steer or steer],
-                texts=texts, task=task, doses=doses, limit=choice.texts, folder=choice.out,
+                texts=texts, task=task, doses=doses, most_texts=choice.texts, folder=choice.out,
                 source=choice.reference, progress=progress,
             )  # fmt: skip
             say(f"wrote {choice.save_reference}")
@@ -154,7 +154,7 @@ def _certify(
             return None
         certificate = certify(
             choice.files, reference, steer=steer, reference_steer=reference_steer, texts=texts, task=task,
-            doses=doses, limit=choice.texts, folder=choice.out, saved_reference=saved,
+            doses=doses, most_texts=choice.texts, folder=choice.out, saved_reference=saved,
             quants=choice.quants.split(",") if choice.quants else (), revision=choice.revision,
             tolerances=tolerances, options=engine, progress=progress,
         )  # fmt: skip

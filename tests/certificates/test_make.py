@@ -50,9 +50,15 @@ def made(
     files: list[Path], reference: Reference, vector: SteeringVector, folder: Path | None, progress: Progress = SILENT
 ) -> Certificate:
     return certify(
-        files, reference, steer=Steering(vector, 0.325, (5,)), texts=read_pairs(ABACUS / "pairs.jsonl"), limit=TEXTS,
-        folder=folder, options=ONE_THREAD, progress=progress,
-    )  # fmt: skip
+        files,
+        reference,
+        steer=Steering(vector, 0.325, (5,)),
+        texts=read_pairs(ABACUS / "pairs.jsonl"),
+        most_texts=TEXTS,
+        folder=folder,
+        options=ONE_THREAD,
+        progress=progress,
+    )
 
 
 def test_a_stopped_certificate_goes_on_and_a_finished_one_measures_nothing_again(
@@ -98,7 +104,7 @@ def test_other_tolerances_judge_the_same_figures(
 ) -> None:
     saved, pairs = tmp_path / "saved", read_pairs(ABACUS / "pairs.jsonl")
     steer = Steering(bundled_vector, 0.325, (5,))
-    save_reference(saved, bundled, steer=steer, texts=pairs, limit=TEXTS)
+    save_reference(saved, bundled, steer=steer, texts=pairs, most_texts=TEXTS)
     loose, strict = (
         certify(bundled_f16, saved_reference=saved, steer=steer, tolerances=tolerances, options=ONE_THREAD)
         for tolerances in ({}, {"kl": 1e-12})
