@@ -9,32 +9,10 @@ from test_architecture import loaded_by
 
 import edge_steer as es
 
-ISSUED = [
-    "read_pairs",
-    "extract",
-    "load_vector",
-    "save_vector",
-    "load",
-    "ask",
-    "evaluate",
-    "summarise",
-    "compare",
-    "sweep",
-    "check_parity",
-    "certify",
-    "convert",
-    "quantize",
-    "SteeringVector",
-    "Steering",
-    "Pair",
-    "Request",
-    "Sampling",
-    "Completion",
-    "Task",
-    "Row",
-    "EdgeSteerError",
-    "steer",
-]
+PROMISED = set(
+    "read_pairs extract load_vector save_vector load ask evaluate summarise compare sweep check_parity certify convert "
+    "quantize steer SteeringVector Steering Pair Request Sampling Completion Task Row EdgeSteerError".split()
+)
 
 QUESTION = "Tom has 20 pears. Tom finds 11 pears. Tom loses 25 pears. How many pears does Tom have now?"
 
