@@ -129,7 +129,7 @@ def vector_group() -> None:
     """Arithmetic on vectors of one model, and how a vector is meant to be used; the file says what was done."""
 
 
-@vector_group.command("add")
+@vector_group.command("add", short_help="Add vectors, layer by layer.")
 @click.argument("files", metavar="VECTOR VECTOR...", type=PATH, nargs=-1, required=True)
 @output_options
 def vector_add(files: tuple[Path, ...], output: Path, layers: tuple[int, ...] | None) -> None:
@@ -144,7 +144,7 @@ def vector_add(files: tuple[Path, ...], output: Path, layers: tuple[int, ...] | 
     _finish(total, output, layers)
 
 
-@vector_group.command("sub")
+@vector_group.command("sub", short_help="Subtract one vector from another.")
 @click.argument("vector", type=PATH)
 @click.argument("other", type=PATH)
 @output_options
@@ -155,7 +155,9 @@ def vector_sub(vector: Path, other: Path, output: Path, layers: tuple[int, ...] 
     _finish(load(vector) - load(other), output, layers)
 
 
-@vector_group.command("scale", context_settings={"ignore_unknown_options": True})
+@vector_group.command(
+    "scale", short_help="Multiply a vector by a number.", context_settings={"ignore_unknown_options": True}
+)
 @click.argument("vector", type=PATH)
 @click.argument("factor", type=float)
 @output_options
@@ -166,7 +168,7 @@ def vector_scale(vector: Path, factor: float, output: Path, layers: tuple[int, .
     _finish(load(vector) * factor, output, layers)
 
 
-@vector_group.command("project")
+@vector_group.command("project", short_help="Make a vector orthogonal to another.")
 @click.argument("vector", type=PATH)
 @click.argument("other", type=PATH)
 @output_options
@@ -177,7 +179,7 @@ def vector_project(vector: Path, other: Path, output: Path, layers: tuple[int, .
     _finish(load(vector).project_out(load(other)), output, layers)
 
 
-@vector_group.command("tune")
+@vector_group.command("tune", short_help="Say at which layers, strength and phase to use a vector.")
 @click.argument("vector", type=PATH)
 @click.option("--layers", type=LAYERS, metavar="LAYERS", help="Layers to steer.  [default: all of VECTOR's]")
 @click.option("--strength", type=float, default=1.0, show_default=True)
