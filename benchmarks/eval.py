@@ -3,7 +3,7 @@
 64 bundled word problems, each answered in 256 new tokens by random weights of Qwen2.5-0.5B's shape, greedy,
 end tokens ignored. Tokens per second are new tokens by the whole time, prompts included:
 
-    edge-steer         evaluate(): batched, graded, scored, every row on disk
+    edge-steer         Evaluator: batched, graded, scored, every row on disk
     llama-batched      llama-batched-bench at the same number of sequences and lengths; it chooses no tokens
     llama-cpp-python   Llama.generate, one problem after the other
     hugging face       generate() with a steering hook, at the best of several batch sizes and dtypes
@@ -28,7 +28,7 @@ from rich.table import Table
 
 from edge_steer.core.backend import EngineOptions, available_cores
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.evaluation.evaluate import evaluate
+from edge_steer.evaluation.evaluate import Evaluator
 from edge_steer.llama.engine import Engine
 from edge_steer.storage.records import Store
 from edge_steer.tasks.grading import Graders
@@ -92,7 +92,7 @@ def edge_steer(path: Path, task: Task, sequences: int, threads: int) -> float:
     ):
         engine._model.ends = lambda _token: False  # type: ignore[method-assign]
         start = time.perf_counter()
-        rows = evaluate(engine, task, graders=graders, store=store)
+        rows = Evaluator(engine, graders, store=store).rows(task)
         seconds = time.perf_counter() - start
     if any(row.tokens != task.settings.max_tokens or row.nll is None for row in rows):
         raise EdgeSteerError("a text ended early or was not scored")

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.tasks.answers import stated
+from edge_steer.tasks.answers import without_tolerance
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.load import TASKS, load_task
 from edge_steer.tasks.task import Task
@@ -42,7 +42,7 @@ FILES = {
 def main(data: Path | None, names: tuple[str, ...], workers: int, seconds: float) -> None:
     """Print the rates of every benchmark, the failures, and one JSON line."""
     table = Table("benchmark", "problems", "own gold right", "other gold wrong", "graded per second")
-    found: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float]] = {}
     failures: list[str] = []
     with Graders(workers, seconds) as graders:
         graders.submit("\\boxed{1}", "1").result()
@@ -54,7 +54,7 @@ def main(data: Path | None, names: tuple[str, ...], workers: int, seconds: float
                 click.echo(error, err=True)
                 continue
             row, failed = rates(task, graders)
-            found[name] = row
+            results[name] = row
             failures += failed
             table.add_row(
                 name, f"{row['problems']}", f"{row['right']:.2%}", f"{row['wrong']:.2%}", f"{row['per_second']:.0f}"
@@ -62,7 +62,7 @@ def main(data: Path | None, names: tuple[str, ...], workers: int, seconds: float
     Console(width=120).print(table)
     for line in failures:
         click.echo(line)
-    click.echo(json.dumps(found))
+    click.echo(json.dumps(results))
 
 
 def rates(task: Task, graders: Graders) -> tuple[dict[str, float], list[str]]:
@@ -97,7 +97,7 @@ def rates(task: Task, graders: Graders) -> tuple[dict[str, float], list[str]]:
 
 def statement(answer: str) -> str:
     """A text that ends in this answer."""
-    return f"The answer is \\boxed{{{stated(answer)}}}."
+    return f"The answer is \\boxed{{{without_tolerance(answer)}}}."
 
 
 if __name__ == "__main__":

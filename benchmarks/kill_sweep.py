@@ -54,26 +54,26 @@ def main(
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        sizes = ("--dev", dev, "--test", test, "--parallel", parallel, "--threads", threads)
-        source = vector or extracted(scratch / "vector.safetensors")
+        sizes = ("--dev-problems", dev, "--test-problems", test, "--parallel", parallel, "--threads", threads)
+        source = vector or extract_vector(scratch / "vector.safetensors")
         command = [sys.executable, "-m", "edge_steer", "sweep", str(model), "--vector", str(source)]
         command += [*SETTINGS, "--task", "wordproblems", *map(str, sizes), "--out"]
-        began = time.monotonic()
+        start = time.monotonic()
         finish([*command, str(scratch / "undisturbed")])
-        length = time.monotonic() - began
+        length = time.monotonic() - start
         expected, _ = read(scratch / "undisturbed")
 
-        found: Counter[str] = Counter(rows=len(expected))
+        counts: Counter[str] = Counter(rows=len(expected))
         sweeps = 0
-        while found["kills"] < kills:
+        while counts["kills"] < kills:
             folder = scratch / str(sweeps)
-            while found["kills"] < kills and not ended([*command, str(folder)], draw.uniform(0, MARGIN * length)):
-                found["kills"] += 1
-                found[f"killed {moment(folder)}"] += 1
+            while counts["kills"] < kills and not ended([*command, str(folder)], draw.uniform(0, MARGIN * length)):
+                counts["kills"] += 1
+                counts[f"killed {moment(folder)}"] += 1
             finish([*command, str(folder)])
-            found.update(compare(expected, folder))
+            counts.update(compare(expected, folder))
             sweeps += 1
-    result = {"sweeps compared": sweeps, **found}
+    result = {"sweeps compared": sweeps, **counts}
     if as_json:
         click.echo(json.dumps(result))
     else:
@@ -81,11 +81,11 @@ def main(
         for what, count in result.items():
             table.add_row(what, str(count))
         Console().print(table)
-    if found["lost or new"] or found["twice"] or found["different"]:
+    if counts["lost or new"] or counts["twice"] or counts["different"]:
         sys.exit(1)
 
 
-def extracted(path: Path) -> Path:
+def extract_vector(path: Path) -> Path:
     finish([sys.executable, "-m", "edge_steer", "extract", str(ABACUS), str(ABACUS / "pairs.jsonl"), "-o", str(path)])
     return path
 

@@ -110,7 +110,7 @@ def power_of_ten(exponent: int) -> str:
 
 @contextlib.contextmanager
 def _drawing(size: tuple[float, float]) -> "Iterator[tuple[Figure, Axes]]":
-    """A figure of one panel, in the style of an SVG as long as it is drawn and told."""
+    """A figure of one panel, in the style of an SVG while the block runs."""
     need("plots")
     from matplotlib import rc_context
 

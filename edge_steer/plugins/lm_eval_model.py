@@ -230,7 +230,7 @@ class EdgeSteerLM(TemplateLM):  # type: ignore[misc]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as text in the file's own template; see chat_template.render."""
-        bos, eos = self._file.marks
+        bos, eos = self._file.bos_eos_text
         return chat_template.render(self._file.template, chat_history, bos=bos, eos=eos, answer=add_generation_prompt)
 
     def get_model_info(self) -> dict[str, object]:

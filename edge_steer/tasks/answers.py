@@ -58,8 +58,8 @@ def grade(text: str, answer: str, kind: Kind = "math") -> Grade:
     return _grade_letter(text, answer) if kind == "letter" else _grade_math(text, answer)
 
 
-def stated(answer: str) -> str:
-    """A gold answer as a text would state it: without its tolerance."""
+def without_tolerance(answer: str) -> str:
+    """A gold answer as a text would say it: "18.8" of "18.8 within 0.1"."""
     tolerant = WITHIN.fullmatch(answer)
     return tolerant[1] if tolerant else answer
 
@@ -83,7 +83,7 @@ def last_boxed(text: str) -> str | None:
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:
     """Start, end and content of the closed boxes that stand in no other, in order."""
-    found: list[tuple[int, int, str]] = []
+    boxes: list[tuple[int, int, str]] = []
     opened: list[re.Match[str]] = []
     for token in TOKEN.finditer(text):
         if token[0].endswith("{") and token[0] != "\\{":
@@ -91,10 +91,10 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
         elif token[0] == "}" and opened:
             start = opened.pop()
             if start[0] != "{":
-                while found and found[-1][0] > start.start():
-                    found.pop()
-                found.append((start.start(), token.end(), text[start.end() : token.start()].strip()))
-    return found
+                while boxes and boxes[-1][0] > start.start():
+                    boxes.pop()
+                boxes.append((start.start(), token.end(), text[start.end() : token.start()].strip()))
+    return boxes
 
 
 def _grade_math(text: str, answer: str) -> Grade:
@@ -103,13 +103,13 @@ def _grade_math(text: str, answer: str) -> Grade:
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off; ours hold
     boxed = last_boxed(text)
-    found = parse(text if boxed is None else f"\\boxed{{{_readable(boxed)}}}", parsing_timeout=None)
-    extracted = boxed if boxed is not None else next((part for part in found if isinstance(part, str)), "")
+    parsed = parse(text if boxed is None else f"\\boxed{{{_readable(boxed)}}}", parsing_timeout=None)
+    extracted = boxed if boxed is not None else next((part for part in parsed if isinstance(part, str)), "")
     tolerant = WITHIN.fullmatch(answer)
-    gold = parse(f"\\boxed{{{_readable(stated(answer))}}}", [LatexExtractionConfig()], parsing_timeout=None)
-    near = _near(gold, found, float(tolerant[2]) if tolerant else None)
+    gold = parse(f"\\boxed{{{_readable(without_tolerance(answer))}}}", [LatexExtractionConfig()], parsing_timeout=None)
+    near = _near(gold, parsed, float(tolerant[2]) if tolerant else None)
     if near is None:
-        near = bool(verify(gold, found, allow_set_relation_comp=True, timeout_seconds=None))
+        near = bool(verify(gold, parsed, allow_set_relation_comp=True, timeout_seconds=None))
     return Grade(near, extracted)
 
 
@@ -119,18 +119,18 @@ def _readable(latex: str) -> str:
     return ENERGY.sub(r"\\Xi", latex)
 
 
-def _near(gold: list[Any], found: list[Any], tolerance: float | None) -> bool | None:
+def _near(gold: list[Any], parsed: list[Any], tolerance: float | None) -> bool | None:
     """Whether two real numbers agree; None leaves it to math-verify.
 
     math-verify compares at six decimals and takes all numbers below as equal, so numbers must also agree relatively.
     """
-    wanted, given = _values(gold), _values(found)
-    if not wanted or not given:
+    gold_values, values = _values(gold), _values(parsed)
+    if not gold_values or not values:
         return None
     near = any(
         abs(a - b) <= (tolerance * (1 + 1e-9) if tolerance is not None else max(RELATIVE * abs(a), 1e-300))
-        for a in wanted
-        for b in given
+        for a in gold_values
+        for b in values
     )
     return near if tolerance is not None or _decimal(gold) or not near else None
 
@@ -162,14 +162,14 @@ def _grade_letter(text: str, answer: str) -> Grade:
     if boxed is not None:
         match = re.match(r"(?:\\?(?i:option|choice|answer))?" + LETTER, boxed.replace("~", " "))
         small = re.fullmatch(r"[({\s]*(?P<letter>[a-h])[)}.\s]*", boxed)
-        found = _single(boxed, match or small)
+        letter = _single(boxed, match or small)
     else:
-        stated = [*STATED.finditer(text), *STATED_SMALL.finditer(text), *CALLED_CORRECT.finditer(text)]
-        last = max(stated, key=lambda match: match.end("letter"), default=None)
+        sentences = [*STATED.finditer(text), *STATED_SMALL.finditer(text), *CALLED_CORRECT.finditer(text)]
+        last = max(sentences, key=lambda match: match.end("letter"), default=None)
         for pattern in (ALONE, MARKED, OPENING):
             last = last or next(iter(deque(pattern.finditer(text), maxlen=1)), None)
-        found = _single(text, last)
-    return Grade(found == answer.strip().upper(), found)
+        letter = _single(text, last)
+    return Grade(letter == answer.strip().upper(), letter)
 
 
 def _single(text: str, match: re.Match[str] | None) -> str:

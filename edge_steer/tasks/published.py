@@ -46,8 +46,8 @@ class Source:
         if cached.is_file() and digest(cached) == self.sha256:
             return cached
         content = self._download()
-        if (found := hashlib.sha256(content).hexdigest()) != self.sha256:
-            raise EdgeSteerError(f"{self} has the SHA-256 {found}, not {self.sha256}; it is not the file expected")
+        if (sha256 := hashlib.sha256(content).hexdigest()) != self.sha256:
+            raise EdgeSteerError(f"{self} has the SHA-256 {sha256}, not {self.sha256}; it is not the file expected")
         cached.parent.mkdir(parents=True, exist_ok=True)
         with replacing(cached) as temporary:
             temporary.write_bytes(content)
@@ -155,8 +155,8 @@ def read_logiqa(path: Path) -> list[Triple]:
             raise EdgeSteerError(
                 f"{path}, line {start + 1}: expected a blank line, a letter a-d, context, question, four options"
             )
-        asked = "\n".join(f"{label}. {option}" for label, option in zip("ABCD", _in_order(options), strict=True))
-        triples.append((str(start // 8), f"{context}\n{question}\n\n{asked}", letter.upper()))
+        choices = "\n".join(f"{label}. {option}" for label, option in zip("ABCD", _in_order(options), strict=True))
+        triples.append((str(start // 8), f"{context}\n{question}\n\n{choices}", letter.upper()))
     return triples
 
 

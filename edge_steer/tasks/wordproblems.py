@@ -177,10 +177,10 @@ def solution(problem: Problem, density: float, rng: random.Random) -> str:
     ]
     for index, operation in enumerate(problem.operations):
         if _passes(density, SHORT_AT, rng):
-            told = SHORT[operation.kind].format(
+            sentence = SHORT[operation.kind].format(
                 amount=operation.amount, product=operation.product, update=operation.update
             )
-            sentences.append(("short", told, index))
+            sentences.append(("short", sentence, index))
             continue
         sentences.append(("event", _event(problem, operation), index))
         if operation.product:

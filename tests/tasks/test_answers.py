@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_steer.tasks.answers import grade, last_boxed, stated
+from edge_steer.tasks.answers import grade, last_boxed, without_tolerance
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_without_a_box_the_text_is_searched(text: str, right: bool) -> None:
 
 
 def test_a_tolerance_is_no_part_of_the_stated_answer() -> None:
-    assert stated("18.8^{\\circ} within 1e-1") == "18.8^{\\circ}"
-    assert stated("18.8^{\\circ}") == "18.8^{\\circ}"
+    assert without_tolerance("18.8^{\\circ} within 1e-1") == "18.8^{\\circ}"
+    assert without_tolerance("18.8^{\\circ}") == "18.8^{\\circ}"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from paths import DATA
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.storage.digests import digest
 from edge_steer.tasks import published
-from edge_steer.tasks.answers import Grade, stated
+from edge_steer.tasks.answers import Grade, without_tolerance
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.published import BENCHMARKS, Source
 
@@ -66,7 +66,7 @@ def test_gold_answers_of_the_published_file_grade_as_they_should(name: str, grad
     golds = [answer for _, _, answer in triples]
 
     def submit(given: str, gold: str) -> Future[Grade]:
-        return graders.submit(f"The answer is \\boxed{{{stated(given)}}}.", gold, benchmark.grader)
+        return graders.submit(f"The answer is \\boxed{{{without_tolerance(given)}}}.", gold, benchmark.grader)
 
     own = [submit(gold, gold) for gold in golds]
     others = [submit(other, gold) for gold, other in pairwise(golds[:50]) if other != gold]
