@@ -33,6 +33,7 @@ class EngineOptions:
 
     context: most positions of one sequence, None is what the model was trained for. parallel: sequences at once.
     threads: None is the cores this process may use. kv_type: of the KV cache. gpu_layers: to offload, -1 is all.
+    keep_cache: go on with what earlier requests have cached, for speed; else answers depend on their own call alone.
     """
 
     context: int | None = None
@@ -41,6 +42,7 @@ class EngineOptions:
     kv_type: KvType = "f16"
     flash_attention: FlashAttention = "auto"
     gpu_layers: int = -1
+    keep_cache: bool = False
 
 
 def available_cores() -> int:
@@ -95,12 +97,35 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """What one more token adds to a completion.
+
+    text: what can be shown by now; "" while half a character or the beginning of a stop string is held back.
+    token: None for the text that was held back and is shown at the end. logprobs: if the request asks for them.
+    """
+
+    text: str
+    token: int | None
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What a completion took. prompt: seconds from the start of its prefill to its first token; generation: from there
+    to its end. reused: prompt tokens that were taken from a cache."""
+
+    prompt: float = 0.0
+    generation: float = 0.0
+    reused: int = 0
+
+
+@dataclass(frozen=True)
 class Completion:
     """What a request became. `tokens` leaves out the end token.
 
     finish: "stop" at an end token or stop string, "length" at max_tokens or the end of the context, "cancelled", or
     "error" if this request could not be served, which `error` says in one line. logprobs: one entry a token, if asked.
-    seconds: from the start of its prefill to its end.
+    Two completions are equal whatever time they took.
     """
 
     text: str
@@ -108,10 +133,15 @@ class Completion:
     finish: Finish
     logprobs: tuple[TokenLogprobs, ...] = ()
     error: str = ""
-    seconds: float = field(default=0.0, compare=False)
+    timings: Timings = field(default=Timings(), compare=False)
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def seconds(self) -> float:
+        """From the start of its prefill to its end."""
+        return self.timings.prompt + self.timings.generation
 
 
 OnText = Callable[[int, str], None]  # request index, new text
@@ -181,7 +211,7 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True)
-class Fork:
+class SharedPrompt:
     """A prompt, which may be empty, and answers to it. averaged: how many of each answer's last tokens are averaged."""
 
     prompt: Tokens
@@ -199,7 +229,7 @@ class Fork:
         return len(self.prompt) + sum(map(len, self.answers))
 
 
-OnStates = Callable[[int, Array], None]  # index of a fork, its states: float32 (layers, answers, hidden)
+OnStates = Callable[[int, Array], None]  # index of a prompt, its states: float32 (layers, answers, hidden)
 
 
 class Recorder(Protocol):
@@ -219,10 +249,10 @@ class Recorder(Protocol):
         """See Backend.chat."""
 
     def answer_states(
-        self, forks: Sequence[Fork], layers: Sequence[int], take: OnStates, *, batch_tokens: int = 1024
+        self, prompts: Sequence[SharedPrompt], layers: Sequence[int], take: OnStates, *, batch_tokens: int = 1024
     ) -> None:
         """The mean residual stream of each answer's last tokens, behind its prompt, at `layers` (rising).
 
-        `take` is called for each fork, in any order. batch_tokens: tokens run at once, about.
+        `take` is called for each prompt, in any order. batch_tokens: tokens run at once, about.
         Errors: VectorError for a layer the model has not.
         """

@@ -37,13 +37,6 @@ def logsumexp(logits: npt.NDArray[np.floating]) -> Floats:
     return total
 
 
-def kl_divergence(reference: npt.NDArray[np.floating], other: npt.NDArray[np.floating]) -> Floats:
-    """KL(softmax(reference) || softmax(other)) in nats for each row of logits (rows, vocabulary) -> (rows,)."""
-    p, q = log_softmax(reference), log_softmax(other)
-    divergence: Floats = np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0)
-    return divergence
-
-
 def cosine(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> float:
     """Cosine of the angle between two arrays taken as one long vector each. Errors: EdgeSteerError if one is zero."""
     x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()

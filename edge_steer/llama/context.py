@@ -1,11 +1,15 @@
-"""A model file in llama.cpp, a context that decodes batches, the quantiser: with llama_* the only doors to llama.cpp.
+"""A context of llama.cpp: it decodes batches, steered, and keeps a KV cache of each sequence.
 
-Takes paths, token ids and numpy arrays; gives numpy arrays and text. Every argument that llama.cpp would answer
-with an abort is checked here before the C call. It knows nothing of requests or of how they are batched.
+Takes token ids and numpy arrays, gives numpy arrays. Every argument that llama.cpp would answer with an abort is
+checked before the C call. It knows nothing of requests or of how they are batched.
+
+    python -m edge_steer.llama.context FILE     exit status 0 if this build can run FILE with its weights repacked
 """
 
 import ctypes
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Self
 
 import llama_cpp
@@ -14,11 +18,12 @@ import numpy.typing as npt
 import psutil
 
 from edge_steer.core.architectures import check_architecture, check_steerable
-from edge_steer.core.backend import FlashAttention, KvType, available_cores
+from edge_steer.core.backend import EngineOptions, FlashAttention, KvType, available_cores
 from edge_steer.core.errors import ModelError, OutOfMemory, VectorError
+from edge_steer.core.steering import Offsets
 from edge_steer.core.vector import Array
 from edge_steer.llama.hook import ResidualHook
-from edge_steer.llama.library import complaining, interrupts_wait
+from edge_steer.llama.library import complaining, complaint, forget_complaints, interrupts_wait
 from edge_steer.llama.model import LlamaModel
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
@@ -26,6 +31,7 @@ KV_TYPES: dict[KvType, int] = {"f32": 0, "f16": 1, "q8_0": 8}
 FLASH_ATTENTION: dict[FlashAttention, int] = {"auto": -1, "on": 1, "off": 0}
 MAX_THREADS = 512  # GGML_MAX_N_THREADS
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
+LENGTH_STEP = 256  # contexts grow in steps, so that requests of like length share one
 NO_RESULT_SPACE = 1  # what llama_decode returns when the KV cache has no room
 
 
@@ -56,12 +62,12 @@ class LlamaContext:
         if not 1 <= sequences <= MAX_SEQUENCES:
             raise ModelError(f"{sequences} sequences asked; llama.cpp takes 1 to {MAX_SEQUENCES}")
         if kv_type == "q8_0" and flash_attention == "off":
-            raise ModelError("a q8_0 KV cache needs flash attention; use --flash-attention on, or --kv-type f16")
+            raise ModelError("a q8_0 KV cache needs flash attention; set flash_attention to on, or kv_type to f16")
         needed, free = model.kv_bytes(kv_type) * length * sequences, psutil.virtual_memory().available
         if needed > free:
             raise OutOfMemory(
                 f"{sequences} x {length} positions of {model.path.name} need {needed / 1e9:.1f} GB for their KV cache; "
-                f"{free / 1e9:.1f} GB are free; ask for fewer tokens, or a smaller --parallel or --context"
+                f"{free / 1e9:.1f} GB are free; ask for fewer tokens, fewer sequences at once or a shorter context"
             )
         self.model, self.length, self.sequences, self.batch = model, length, sequences, max(batch, sequences)
         self.hooked = hooked
@@ -82,7 +88,9 @@ class LlamaContext:
             if not self.handle:
                 raise ModelError
         self._memory = llama_cpp.llama_get_memory(self.handle)
-        self._outputs = 0
+        self._outputs = self._one_each = 0
+        self._logits_key = 0, 0
+        self._logits = np.empty((0, model.vocab_size), dtype=np.float32)
         self._allocate_batch()
 
     def __enter__(self) -> Self:
@@ -117,16 +125,32 @@ class LlamaContext:
         self._sequence[:count], self._wanted[:count] = sequences, wanted
         if self._position[:count].max() >= self.length or self._sequence[:count].max() >= self.sequences:
             raise ModelError(f"this context has {self.sequences} sequences of {self.length} positions")
-        self._batch.n_tokens = count
-        self._outputs = int(self._wanted[:count].sum())
+        self._one_each = 0
+        with interrupts_wait():
+            self._run(count, int(self._wanted[:count].sum()))
+
+    def decode_next(self, tokens: Sequence[int], positions: Sequence[int]) -> Array:
+        """Run the next token of each of the sequences 0, 1, ...; their logits, valid until the next decode.
+
+        For every step of a generation, so it checks nothing that `decode` and the caller have checked already, and
+        the caller sees to it that interrupts wait. Errors: ModelError for a full cache.
+        """
+        count = len(tokens)
+        self._token[:count], self._position[:count] = tokens, positions
+        if count != self._one_each:
+            self._sequence[:count], self._wanted[:count] = range(count), 1
+            self._one_each = count
+        self._run(count, count)
+        return self.logits()
+
+    def _run(self, count: int, outputs: int) -> None:
+        self._batch.n_tokens, self._outputs = count, outputs
         if self._hook:
             self._hook.mark(self._wanted[:count].astype(np.bool_))
-        with complaining("llama.cpp could not decode"):
-            status = llama_cpp.llama_decode(self.handle, self._batch)
-            if status == NO_RESULT_SPACE:
-                raise ModelError("the KV cache is full")
-            if status:
-                raise ModelError(f"llama_decode returned {status}")
+        forget_complaints()
+        if status := llama_cpp.llama_decode(self.handle, self._batch):
+            reason = "the KV cache is full" if status == NO_RESULT_SPACE else complaint() or f"it returned {status}"
+            raise ModelError(f"llama.cpp could not decode: {reason}")
         if self._hook:
             self._hook.check()
 
@@ -139,7 +163,11 @@ class LlamaContext:
     def logits(self) -> Array:
         """Logits of the last batch's wanted tokens, float32 (wanted, vocabulary); valid until the next decode."""
         pointer = llama_cpp.llama_get_logits(self.handle)
-        return np.ctypeslib.as_array(pointer, shape=(self._outputs, self.model.vocab_size))
+        key = ctypes.addressof(pointer.contents), self._outputs
+        if key != self._logits_key:  # numpy takes longer to wrap a pointer than a small model to choose a token
+            self._logits_key = key
+            self._logits = np.ctypeslib.as_array(pointer, shape=(self._outputs, self.model.vocab_size))
+        return self._logits
 
     def steer(self, offsets: Mapping[int, Array] | None) -> None:
         """Put these offsets (layer -> float32 (hidden_size,)) in force for all that is decoded next; None clears.
@@ -196,6 +224,20 @@ class LlamaContext:
         """Drop what is cached for the sequence from position `start` on; False where the model can only drop all."""
         return bool(llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1))
 
+    def save(self, sequence: int) -> "ctypes.Array[ctypes.c_uint8]":
+        """All that is cached for the sequence, for `restore` of another context of the model."""
+        size = llama_cpp.llama_state_seq_get_size(self.handle, sequence)
+        state: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * size)()
+        # size_t llama_state_seq_get_data(ctx, uint8_t * dst, size_t size, llama_seq_id seq_id)
+        llama_cpp.llama_state_seq_get_data(self.handle, state, size, sequence)
+        return state
+
+    def restore(self, sequence: int, state: "ctypes.Array[ctypes.c_uint8]") -> None:
+        """Make a saved cache that of the sequence. Errors: ModelError if it does not fit."""
+        with complaining("llama.cpp cannot take over what was cached"):
+            if not llama_cpp.llama_state_seq_set_data(self.handle, state, len(state), sequence):
+                raise ModelError
+
     def _allocate_batch(self) -> None:
         self._token = np.zeros(self.batch, dtype=np.int32)
         self._position = np.zeros(self.batch, dtype=np.int32)
@@ -213,3 +255,134 @@ class LlamaContext:
             seq_id=self._sequence_pointers.ctypes.data_as(ctypes.POINTER(int32)),
             logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
+
+
+class GrowingContext:
+    """The one context of a model: as large as was needed so far, and made again when more is needed."""
+
+    def __init__(self, model: LlamaModel, options: EngineOptions) -> None:
+        """options: with `context` and `threads` settled."""
+        self._model, self._options = model, options
+        self._least = 1, 1
+        self._probed = False
+        self.current: LlamaContext | None = None
+
+    def close(self) -> None:
+        if self.current:
+            self.current.close()
+            self.current = None
+
+    def reserve(self) -> None:
+        """Make the context at its full size, and never a smaller one. Errors: OutOfMemory if there is no room."""
+        assert self._options.context
+        self._least = self._options.context, self._options.parallel
+        self.fit(*self._least, hooked=False)
+
+    def fit(self, length: int, sequences: int, *, hooked: bool, keep: Sequence[int] = ()) -> LlamaContext:
+        """The context if it is large enough, else a larger one: memory is taken for what is asked, not the most.
+
+        Where memory is short it gets fewer sequences. keep: sequences that move to a new one with what they have
+        cached. Errors: OutOfMemory if there is none even for those to keep, or one; the old one stays then.
+        """
+        before = self.current
+        assert self._options.context
+        length = min(-(-length // LENGTH_STEP) * LENGTH_STEP, self._options.context)
+        length, sequences = max(length, self._least[0]), min(max(sequences, self._least[1]), self._options.parallel)
+        if before and before.length >= length and before.sequences >= sequences and before.hooked == hooked:
+            return before
+        if not (before and keep):
+            self.close()
+            self.current = self._make(length, sequences, hooked, fewest=self._least[1])
+            return self.current
+        states = {sequence: before.save(sequence) for sequence in keep}
+        self.close()
+        try:
+            length, sequences = max(length, before.length), max(sequences, before.sequences)
+            self.current = self._make(length, sequences, hooked, fewest=max(keep) + 1)
+        except ModelError:
+            self.current = self._make(before.length, before.sequences, before.hooked, fewest=before.sequences)
+            raise
+        finally:
+            if self.current:
+                for sequence, state in states.items():
+                    self.current.restore(sequence, state)
+        return self.current
+
+    def check_steerable(self) -> None:
+        """Errors: ModelError for an architecture in which llama.cpp takes a control vector and does not apply it."""
+        if self._probed:
+            return
+        logits = []
+        slope = np.linspace(-1, 1, self._model.hidden_size, dtype=np.float32)  # LayerNorm would take out a constant
+        with self._make(1, 1, hooked=False, fewest=1) as context:
+            for offsets in (None, {self._model.block_count - 1: slope}):
+                context.forget(0)
+                context.steer(offsets)
+                context.decode([0], [0], 0, 1)
+                logits.append(context.logits().copy())
+        if np.array_equal(logits[0], logits[1]):
+            name = self._model.identity.architecture
+            raise ModelError(f"llama.cpp ignores control vectors in the architecture {name}")
+        self._probed = True
+
+    def _make(self, length: int, sequences: int, hooked: bool, *, fewest: int) -> LlamaContext:
+        while True:
+            try:
+                return LlamaContext(
+                    self._model,
+                    length=length,
+                    sequences=sequences,
+                    threads=self._options.threads,
+                    kv_type=self._options.kv_type,
+                    flash_attention=self._options.flash_attention,
+                    hooked=hooked,
+                )
+            except OutOfMemory:
+                if sequences <= fewest:
+                    raise
+                sequences = max(sequences // 2, fewest)
+
+
+class ControlVectorSteering:
+    """One steering for all sequences, as llama.cpp's own control vector."""
+
+    def __init__(self, context: LlamaContext) -> None:
+        self._context = context
+
+    def before_prompt(self, offsets: Offsets | None) -> None:
+        """Put in force what steers a prompt but its last token."""
+        self._context.steer(offsets.by_layer if offsets and offsets.phase == "all" else None)
+
+    def before_step(self, offsets: Sequence[Offsets | None]) -> None:
+        """Put in force what steers a batch of one position of each of the sequences 0, 1, ..., all alike."""
+        self._context.steer(offsets[0].by_layer if offsets[0] else None)
+
+
+class RowSteering:
+    """A steering of its own for each sequence, as rows added to the residual stream; the context must be hooked."""
+
+    def __init__(self, context: LlamaContext) -> None:
+        self._context = context
+
+    def before_prompt(self, offsets: Offsets | None) -> None:
+        whole = offsets.by_layer if offsets and offsets.phase == "all" else {}
+        self._context.add({layer: offset[None] for layer, offset in whole.items()})
+
+    def before_step(self, offsets: Sequence[Offsets | None]) -> None:
+        rows: dict[int, Array] = {}
+        for row, added in enumerate(offsets):
+            for layer, offset in added.by_layer.items() if added else ():
+                if layer not in rows:
+                    rows[layer] = np.zeros((len(offsets), len(offset)), dtype=np.float32)
+                rows[layer][row] = offset
+        self._context.add(rows)
+
+
+def steering_of(context: LlamaContext) -> ControlVectorSteering | RowSteering:
+    """How the context is steered: by rows if it is hooked."""
+    return RowSteering(context) if context.hooked else ControlVectorSteering(context)
+
+
+if __name__ == "__main__":
+    with LlamaModel(Path(sys.argv[1]), repack=True) as model, LlamaContext(model, length=64) as context:
+        context.prefill([0] * 32, 0, 0)

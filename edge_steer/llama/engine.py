@@ -1,13 +1,13 @@
 """llama.cpp as a Backend: requests of any steering in one running batch on one GGUF file.
 
 Takes requests, gives completions, logits and likelihoods. Where all requests agree, they are steered by llama.cpp's
-own control vector; where they differ, or steer layer 0, by rows added to the residual stream. It chooses the context
-and hands it to the scheduler; it never touches llama_cpp but through llama.py.
+own control vector; where they differ, or steer layer 0, by rows added to the residual stream.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Self
 
@@ -18,52 +18,56 @@ from edge_steer.core.architectures import check_architecture
 from edge_steer.core.backend import (
     Completion,
     EngineOptions,
-    Fork,
     Message,
     OnDone,
     OnStates,
     OnText,
+    Piece,
     Request,
+    SharedPrompt,
     Tokens,
     available_cores,
 )
-from edge_steer.core.errors import ModelError, OutOfMemory
+from edge_steer.core.errors import ModelError, RequestError
 from edge_steer.core.quants import QUANTS
 from edge_steer.core.runtime import Runtime
 from edge_steer.core.steering import Offsets, Steering
+from edge_steer.core.streaming import common_prefix
 from edge_steer.core.vector import Array, ModelIdentity
-from edge_steer.llama.context import LlamaContext
-from edge_steer.llama.library import system_info
+from edge_steer.llama.context import GrowingContext, LlamaContext, steering_of
+from edge_steer.llama.library import interrupts_wait, system_info
 from edge_steer.llama.model import LlamaModel
-from edge_steer.llama.scheduler import Codes, Job, Scheduler, Usage, codes, shared, steering_of
+from edge_steer.llama.prefix_cache import NO_KEYS, CacheKeys, LiveSteering, LiveSteerings, cache_keys
+from edge_steer.llama.scheduler import Scheduler
+from edge_steer.llama.sequence import Job, OnCompletion, OnPiece, Usage
 from edge_steer.storage.digests import digest
 from edge_steer.storage.gguf_header import read_header
 from edge_steer.storage.provenance import Provenance, versions
 
 DEFAULTS = EngineOptions()
-LENGTH_STEP = 256  # contexts grow in steps, so that requests of like length share one
-_NOTHING: Codes = np.empty(0, dtype=np.int64)
 LOGITS_BYTES = 2**28  # how much of a teacher-forced text's logits is held at a time; each piece more costs time
 
 
 class Engine(Runtime):
-    """One GGUF model that answers requests. Close it when done; its context is freed before its model."""
+    """One GGUF model that answers requests, which may come at any time. Close it when done.
+
+    One thread owns it and calls everything but `submit` and `cancel`, which any thread may call.
+    """
 
     def __init__(self, model: LlamaModel, options: EngineOptions = DEFAULTS) -> None:
         """Errors: ModelError for a context below 1."""
         if options.context is not None and options.context < 1:
             raise ModelError(f"a context of {options.context} positions asked; it must be at least 1")
         self.context = options.context or model.trained_context
-        self.parallel = options.parallel
-        self.threads = available_cores() if options.threads is None else options.threads
-        self.options = replace(options, context=self.context, threads=self.threads)
+        threads = available_cores() if options.threads is None else options.threads
+        self.options = replace(options, context=self.context, threads=threads)
         self._model = model
-        self.usage = Usage()
-        self._context: LlamaContext | None = None
-        self._scheduler: Scheduler | None = None
-        self._known: dict[str, tuple[Offsets, int]] = {}
-        self._scored = _NOTHING
-        self._probed = False
+        self._contexts = GrowingContext(model, self.options)
+        self._scheduler = Scheduler(model, self._contexts, keep_cache=options.keep_cache)
+        self._steerings = LiveSteerings(self.model)
+        self._tickets = itertools.count()
+        self._scored = NO_KEYS
+        self._scored_steering: LiveSteering | None = None  # held, so that its number in `_scored` stays its own
 
     @classmethod
     def load(cls, path: Path | str, options: EngineOptions = DEFAULTS) -> Self:
@@ -71,10 +75,18 @@ class Engine(Runtime):
         return cls(LlamaModel(Path(path), options.gpu_layers), options)
 
     def close(self) -> None:
-        if self._context:
-            self._context.close()
-            self._context = None
+        self._contexts.close()
         self._model.close()
+
+    @property
+    def parallel(self) -> int:
+        """How many sequences may run at once."""
+        return self.options.parallel
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens computed and reused so far."""
+        return self._scheduler.usage
 
     @property
     def model(self) -> ModelIdentity:
@@ -84,9 +96,16 @@ class Engine(Runtime):
     def vocab_size(self) -> int:
         return self._model.vocab_size
 
+    @property
+    def vocabulary(self) -> LlamaModel:
+        """The model's tokens, their bytes and its chat template; any thread may ask."""
+        return self._model
+
     @cached_property
     def provenance(self) -> Provenance:
         """What this model's numbers depend on."""
+        options = asdict(self.options)
+        del options["keep_cache"]  # it changes times, and numbers only as much as the size of a batch does
         path, file_type = self._model.path, self._model.metadata.get("general.file_type")
         return Provenance(
             model={
@@ -95,16 +114,16 @@ class Engine(Runtime):
                 "digest": digest(path),
                 "parameters": read_header(path).parameters,
             },
-            backend={"name": "llama.cpp", **asdict(self.options)},
+            backend={"name": "llama.cpp", **options},
             versions={**versions("edge-steer"), **system_info()},
         )
 
     def check_steering(self, steering: Sequence[Steering]) -> None:
-        if self._offsets(steering)[0]:
+        if self._steerings.get(steering):
             check_architecture(self.model.architecture)
 
     def check_comparable(self, longest: int) -> None:
-        """llama.cpp computes as llama.cpp does."""
+        """See Backend.check_comparable: llama.cpp is what others are compared with."""
 
     def encode(self, text: str, *, start: bool = True) -> Tokens:
         return self._model.tokenize(text, add_special=start)
@@ -113,14 +132,51 @@ class Engine(Runtime):
         return self._model.chat(messages)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return b"".join(map(self._model.piece, tokens)).decode(errors="replace")
+        return self._model.text(tokens)
+
+    def reserve(self) -> None:
+        """Take the memory of `parallel` sequences of `context` positions now, as a server does, and keep it.
+
+        Errors: OutOfMemory if there is not so much.
+        """
+        self._contexts.reserve()
+
+    def submit(self, request: Request, *, on_piece: OnPiece | None = None, on_done: OnCompletion | None = None) -> int:
+        """Queue a request; its ticket. Any thread may; the callbacks come from the thread that calls `step`.
+
+        on_piece is called with the Piece of each token, on_done once with the Completion. A request that cannot be
+        served ends with finish "error". Errors: VectorError for a steering that does not fit the model, ModelError
+        for an architecture that cannot be steered.
+        """
+        steering = self._steerings.get(request.steering)
+        if steering:
+            check_architecture(self.model.architecture)
+        ticket = next(self._tickets)
+        prompt = request.prompt
+        keys = cache_keys(prompt, len(prompt), steering)
+        refusal = self.refusal(request)
+        self._scheduler.submit(Job(ticket, request, steering, self.room(request), keys, on_piece, on_done, refusal))
+        return ticket
+
+    def cancel(self, ticket: int) -> None:
+        """End a request before its next token; it finishes as "cancelled". Any thread may; nothing if it has ended."""
+        self._scheduler.cancel(ticket)
+
+    def step(self) -> bool:
+        """Decode one token of every running request, then admit those that wait; whether there is more to do.
+
+        Where a callback raises, the exception passes through, and the next step goes on.
+        """
+        self._scored = NO_KEYS
+        with interrupts_wait():
+            return self._scheduler.step()
 
     def generate(
         self, requests: Sequence[Request], on_text: OnText | None = None, on_done: OnDone | None = None
     ) -> list[Completion]:
         """Continue every request in one running batch; see Backend.generate.
 
-        Each call starts from an empty cache, so its answers depend on its requests alone.
+        Unless the options keep the cache, each call starts from an empty one: answers depend on its requests alone.
         """
         done: dict[int, Completion] = {}
 
@@ -129,63 +185,50 @@ class Engine(Runtime):
             if on_done:
                 on_done(index, completion)
 
-        jobs: list[Job] = []
-        for index, request in enumerate(requests):
-            offsets, number = self._offsets(request.steering)
-            if wrong := self.refusal(request):
-                finish(index, _failed(wrong))
-                continue
-            prompt = codes(request.prompt, len(request.prompt), offsets, number)
-            jobs.append(Job(index, request, offsets, self.room(request), prompt))
+        def show(index: int, piece: Piece) -> None:
+            if piece.text and on_text:
+                on_text(index, piece.text)
 
-        steerings = list({id(job.offsets): job.offsets for job in jobs}.values())
-        hooked = len(steerings) > 1 or any(map(_has_layer_0, steerings))
-        while jobs:
-            longest = max(len(job.codes) + job.room for job in jobs)
-            try:
-                context = self._context_for(longest, len(jobs), hooked)
-                break
-            except OutOfMemory as error:
-                for job in [job for job in jobs if len(job.codes) + job.room == longest]:
-                    jobs.remove(job)
-                    finish(job.index, _failed(str(error)))
-        if jobs:
-            if steerings[0]:
-                self._probe(context)
-            self._scored = _NOTHING
-            slots = min(context.sequences, len(jobs), self.parallel)
-            self._scheduler = Scheduler(self._model, context, jobs, slots=slots, usage=self.usage, on_text=on_text)
-            for index, completion in self._scheduler.run():
-                finish(index, completion)
+        if any(self._steerings.get(request.steering) for request in requests):
+            self._contexts.check_steerable()
+        self._scored = NO_KEYS
+        tickets: list[int] = []
+        try:
+            for index, request in enumerate(requests):
+                on_piece = partial(show, index) if on_text else None
+                tickets.append(self.submit(request, on_piece=on_piece, on_done=partial(finish, index)))
+            while len(done) < len(requests):
+                with interrupts_wait() as interrupts:
+                    while len(done) < len(requests) and not interrupts:
+                        self._scheduler.step()
+        finally:
+            self._scheduler.abandon(tickets)
         return [done[index] for index in range(len(requests))]
-
-    def cancel(self, index: int) -> None:
-        """End a request of the `generate` now running, asked from its callbacks; it finishes as "cancelled"."""
-        if self._scheduler:
-            self._scheduler.cancel(index)
 
     def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]:
         """See Backend.logit_rows. What the tokens have in common with those scored last is not computed again."""
         self.check_text(tokens, prompt)
-        offsets, number = self._offsets(steering)
-        context = self._context_for(len(tokens), 1, _has_layer_0(offsets))
-        if offsets:
-            self._probe(context)
+        live = self._steerings.get(steering)
+        offsets = live.offsets if live else None
+        if live:
+            check_architecture(self.model.architecture)
+            self._contexts.check_steerable()
+        context = self._context_alone(len(tokens), hooked=offsets is not None and 0 in offsets.by_layer)
         chunk = self._rows_at_once(context)
-        depends = codes(tokens, prompt, offsets, number)
-        start = shared(self._scored, depends[: prompt - 1])
+        keys = cache_keys(tokens, prompt, live)
+        start = common_prefix(self._scored, keys[: prompt - 1])
         if not context.forget(0, start):
             start = 0
             context.forget(0)
-        self._scored = _NOTHING
+        self._scored = NO_KEYS
         steer = steering_of(context)
-        steer.before_prefill(offsets)
+        steer.before_prompt(offsets)
         context.prefill(tokens[start : prompt - 1], start, 0)
         steer.before_step([offsets])
         for first in range(prompt - 1, len(tokens), chunk):
             part = tokens[first : first + chunk]
             context.decode(part, np.arange(first, first + len(part)), 0, 1)
-            self._scored = depends[: first + len(part)]
+            self._scored, self._scored_steering = keys[: first + len(part)], live
             yield context.logits()
 
     def record(
@@ -205,14 +248,14 @@ class Engine(Runtime):
         self.check_positions(chosen.tolist(), tokens)
         wanted = np.zeros(len(tokens), dtype=np.bool_)
         wanted[chosen] = True
-        offsets = _up_to(self._offsets(steering)[0], max(layers))
-        context = self._context_for(len(tokens), 1, hooked=True)
+        offsets = _up_to(Offsets.of(steering, self.model), max(layers))
+        context = self._context_alone(len(tokens), hooked=True)
         step = self._rows_at_once(context)
         steer = steering_of(context)
-        self._scored = _NOTHING
+        self._scored = NO_KEYS
         context.forget(0)
-        found = []
-        steer.before_prefill(offsets)
+        states = []
+        steer.before_prompt(offsets)
         context.read(layers)
         try:
             for first, last in ((0, prompt - 1), (prompt - 1, len(tokens))):
@@ -221,41 +264,41 @@ class Engine(Runtime):
                 for begin in range(first, last, step):
                     end = min(begin + step, last)
                     context.decode(tokens[begin:end], np.arange(begin, end), 0, wanted[begin:end])
-                    found.append(context.states())
+                    states.append(context.states())
         finally:
             context.read(())
-            steer.before_prefill(None)
+            steer.before_prompt(None)
             context.forget(0)
-        rows = np.concatenate(found, axis=1)[:, np.searchsorted(np.flatnonzero(wanted), chosen)]
+        rows = np.concatenate(states, axis=1)[:, np.searchsorted(np.flatnonzero(wanted), chosen)]
         return dict(zip(layers, rows, strict=True))
 
     def answer_states(
-        self, forks: Sequence[Fork], layers: Sequence[int], take: OnStates, *, batch_tokens: int = 1024
+        self, prompts: Sequence[SharedPrompt], layers: Sequence[int], take: OnStates, *, batch_tokens: int = 1024
     ) -> None:
         """See Recorder.answer_states. What an answer's tokens have in common with those before is computed once."""
         self.model.check_layers(layers)
-        context = self._context_for(max(fork.longest for fork in forks), 1, hooked=True)
-        self._scored = held = _NOTHING
+        context = self._context_alone(max(prompt.longest for prompt in prompts), hooked=True)
+        self._scored = cached = NO_KEYS
         context.forget(0)
-        steering_of(context).before_prefill(None)
+        steering_of(context).before_prompt(None)
         context.read(layers)
         try:
-            for index, fork in enumerate(forks):
+            for index, prompt in enumerate(prompts):
                 states = []
-                for answer, count in zip(fork.answers, fork.averaged, strict=True):
-                    tokens = codes((*fork.prompt, *answer), 0, None, 0)
-                    start = min(shared(held, tokens), len(tokens) - count)
+                for answer, count in zip(prompt.answers, prompt.averaged, strict=True):
+                    tokens = cache_keys((*prompt.prompt, *answer), 0, None)
+                    start = min(common_prefix(cached, tokens), len(tokens) - count)
                     if not context.forget(0, start):
                         start = 0
                         context.forget(0)
-                    held = tokens
+                    cached = tokens
                     states.append(self._mean_state(context, tokens, start, len(tokens) - count, batch_tokens))
                 take(index, np.stack(states, axis=1))
         finally:
             context.read(())
             context.forget(0)
 
-    def _mean_state(self, context: LlamaContext, tokens: Codes, start: int, first: int, batch_tokens: int) -> Array:
+    def _mean_state(self, context: LlamaContext, tokens: CacheKeys, start: int, first: int, batch_tokens: int) -> Array:
         """Decode from position `start` on; the mean of the states from `first` on: float32 (layers, hidden)."""
         step = min(context.batch, batch_tokens)
         if len(tokens) - first > (most := self._rows_at_once(context)):
@@ -272,72 +315,19 @@ class Engine(Runtime):
         """How many tokens' logits llama.cpp may hold."""
         return max(1, min(context.batch, LOGITS_BYTES // (4 * self._model.vocab_size)))
 
-    def _offsets(self, steering: Sequence[Steering]) -> tuple[Offsets | None, int]:
-        """The offsets, one and the same object for equal ones, and their number; 0 is none."""
-        offsets = Offsets.of(steering, self.model)
-        if not offsets:
-            return None, 0
-        return self._known.setdefault(offsets.key, (offsets, len(self._known) + 1))
-
-    def _probe(self, context: LlamaContext) -> None:
-        """Refuse an architecture in which llama.cpp takes a control vector and does not apply it."""
-        if self._probed or context.hooked:
-            return
-        seen = []
-        slope = np.linspace(-1, 1, self._model.hidden_size, dtype=np.float32)  # LayerNorm would take out a constant
-        for offsets in (None, {self._model.block_count - 1: slope}):
-            context.forget(0)
-            context.steer(offsets)
-            context.decode([0], [0], 0, 1)
-            seen.append(context.logits().copy())
-        if np.array_equal(seen[0], seen[1]):
-            raise ModelError(f"llama.cpp ignores control vectors in the architecture {self.model.architecture}")
-        context.forget(0)
-        self._scored = _NOTHING
-        self._probed = True
-
-    def _context_for(self, length: int, sequences: int, hooked: bool = False) -> LlamaContext:
-        """The context if it is large enough, else a larger one: memory is taken for what is asked, not the most.
-
-        Errors: OutOfMemory if there is none even for one sequence.
-        """
-        length = min(-(-length // LENGTH_STEP) * LENGTH_STEP, self.context)
-        sequences = min(sequences, self.parallel)
-        held = self._context
-        if held and held.length >= length and held.sequences >= sequences and held.hooked == hooked:
-            return held
-        if held:
-            held.close()
-            self._context = None
-        self._scored = _NOTHING
-        while self._context is None:
-            try:
-                self._context = LlamaContext(
-                    self._model,
-                    length=length,
-                    sequences=sequences,
-                    threads=self.threads,
-                    kv_type=self.options.kv_type,
-                    flash_attention=self.options.flash_attention,
-                    hooked=hooked,
-                )
-            except OutOfMemory:
-                if sequences == 1:
-                    raise
-                sequences //= 2
-        return self._context
-
-
-def _has_layer_0(offsets: Offsets | None) -> bool:
-    """Layer 0 can only be steered by rows: llama.cpp's control vectors begin at layer 1."""
-    return offsets is not None and 0 in offsets.by_layer
+    def _context_alone(self, length: int, *, hooked: bool) -> LlamaContext:
+        """The context for one text; what answers have cached is lost. Errors: RequestError while they are generated."""
+        if self._scheduler.busy:
+            raise RequestError("answers are being generated; ask for logits or states when they are done")
+        self._scheduler.forget()
+        before = self._contexts.current
+        context = self._contexts.fit(length, 1, hooked=hooked)
+        if context is not before:
+            self._scored = NO_KEYS
+        return context
 
 
 def _up_to(offsets: Offsets | None, layer: int) -> Offsets | None:
     """What of the offsets is added at or before `layer`."""
-    kept = {at: offset for at, offset in offsets.by_layer.items() if at <= layer} if offsets else {}
-    return Offsets(kept, offsets.phase) if offsets and kept else None
-
-
-def _failed(why: str) -> Completion:
-    return Completion("", (), "error", error=why)
+    added = {at: offset for at, offset in offsets.by_layer.items() if at <= layer} if offsets else {}
+    return Offsets(added, offsets.phase) if offsets and added else None

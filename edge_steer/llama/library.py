@@ -15,7 +15,7 @@ import llama_cpp
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.quants import QUANTS
 from edge_steer.storage.digests import digest
-from edge_steer.storage.files import cache_folder, replacing
+from edge_steer.storage.files import cache_folder, write_text
 from edge_steer.storage.gguf_header import read_header
 
 GGML_LOG_LEVEL_ERROR = 4  # enum ggml_log_level, ggml.h
@@ -47,7 +47,11 @@ def _cpu_features() -> str:
 
 
 def repacking_is_safe(path: Path) -> bool:
-    """False where llama.cpp's AMX kernels kill the process, tried once for each build in a child process."""
+    """False where llama.cpp's AMX kernels kill the process, tried once for each build in a child process.
+
+    On CPUs with AMX llama.cpp multiplies repacked weights by AMX tiles. GCC before 13 drops the stores of the tile
+    configuration, so a wheel built by it faults at the first batch: what `pip install` makes on Debian 12, for one.
+    """
     if "AMX_INT8 = 1" not in _cpu_features():
         return True
     if read_header(path).metadata.get("general.file_type") in {QUANTS[name] for name in ("F32", "F16", "BF16")}:
@@ -55,39 +59,60 @@ def repacking_is_safe(path: Path) -> bool:
     kernels = Path(llama_cpp.__file__).parent / "lib" / "libggml-cpu.so"
     verdict = cache_folder() / f"amx-{digest(kernels)[:16]}"
     if not verdict.exists():
-        probe = [sys.executable, "-m", "edge_steer.llama.amx_probe", str(path)]
+        probe = [sys.executable, "-m", "edge_steer.llama.context", str(path)]
         status = subprocess.run(probe, capture_output=True, check=False).returncode
         if status > 0:
             return False
-        with replacing(verdict) as temporary:
-            temporary.write_text("faults" if status else "works")
+        write_text(verdict, "faults" if status else "works")
     return verdict.read_text() == "works"
+
+
+def forget_complaints() -> None:
+    _complaints.clear()
+
+
+def complaint() -> str:
+    """What llama.cpp complained of first since `forget_complaints`; "" if of nothing."""
+    return next(iter(_complaints), "")
 
 
 @contextlib.contextmanager
 def complaining(what: str) -> Iterator[None]:
     """Turn an error raised inside into one line that ends with llama.cpp's own last words; interrupts wait."""
-    _complaints.clear()
+    forget_complaints()
     try:
         with interrupts_wait():
             yield
     except EdgeSteerError as error:
-        words = str(error) or next(iter(_complaints), "it gave no reason")
+        words = str(error) or complaint() or "it gave no reason"
         raise type(error)(f"{what}: {words}") from None
 
 
+class _Interrupts(list["FrameType | None"]):
+    """The frames in which SIGINT came while it had to wait."""
+
+    def __call__(self, _number: int, frame: FrameType | None) -> None:
+        self.append(frame)
+
+
 @contextlib.contextmanager
-def interrupts_wait() -> Iterator[None]:
-    """Ctrl-C in a C call that calls back into Python, as llama.cpp's log does, would be lost; it takes effect after."""
+def interrupts_wait() -> Iterator[list[FrameType | None]]:
+    """Ctrl-C in a C call that calls back into Python, as llama.cpp's log does, would be lost; it takes effect after.
+
+    Gives the list of those that wait.
+    """
     handler = signal.getsignal(signal.SIGINT)
+    interrupts = _Interrupts()
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
+        yield interrupts
         return
-    seen: list[FrameType | None] = []
-    signal.signal(signal.SIGINT, lambda _number, frame: seen.append(frame))
+    if isinstance(handler, _Interrupts):
+        yield handler
+        return
+    signal.signal(signal.SIGINT, interrupts)
     try:
-        yield
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, handler)
-        if seen:
-            handler(signal.SIGINT, seen[0])
+        if interrupts:
+            handler(signal.SIGINT, interrupts[0])

@@ -47,6 +47,7 @@ class LlamaModel:
         self.trained_context: int = llama_cpp.llama_model_n_ctx_train(self.handle)
         self.metadata = self._read_metadata()
         self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -68,13 +69,6 @@ class LlamaModel:
             hidden_size=self.hidden_size,
             block_count=self.block_count,
         )
-
-    @property
-    def description(self) -> str:
-        """llama.cpp's own line for the model: architecture, size and quant."""
-        buffer = ctypes.create_string_buffer(256)
-        llama_cpp.llama_model_desc(self.handle, buffer, len(buffer))
-        return buffer.value.decode(errors="replace")
 
     def tokenize(self, text: str, *, add_special: bool) -> Tokens:
         """Token ids with special tokens parsed; `add_special` adds a BOS where the model wants one, never a second."""
@@ -99,9 +93,15 @@ class LlamaModel:
             self._pieces[token] = buffer.raw[:size]
         return self._pieces[token]
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of generated tokens."""
+        return b"".join(map(self.piece, tokens)).decode(errors="replace")
+
     def ends(self, token: int) -> bool:
         """Whether the token ends a generation."""
-        return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
+        if token not in self._ends:
+            self._ends[token] = bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
+        return self._ends[token]
 
     @property
     def template(self) -> str:
@@ -111,7 +111,7 @@ class LlamaModel:
         raise ModelError(f"{self.path} has no chat template; give raw prompts instead")
 
     @property
-    def marks(self) -> tuple[str, str]:
+    def bos_eos_text(self) -> tuple[str, str]:
         """The texts of the begin and of the end token; "" for one that the file does not name."""
         ids = (int(self.metadata.get(f"tokenizer.ggml.{name}_token_id", -1)) for name in ("bos", "eos"))
         bos, eos = map(self._special, ids)
@@ -126,7 +126,7 @@ class LlamaModel:
         self, messages: Sequence[Message], *, answer: bool = True, variables: Mapping[str, Any] | None = None
     ) -> str:
         """A conversation by the file's own chat template, as `render` has it. Errors: ModelError if it refuses."""
-        bos, eos = self.marks
+        bos, eos = self.bos_eos_text
         return render(self.template, messages, bos=bos, eos=eos, answer=answer, variables=variables)
 
     def chat(self, messages: Sequence[Message]) -> Tokens:
@@ -150,7 +150,7 @@ class LlamaModel:
         return (llama_cpp.llama_vocab_get_text(self.vocab, token) or b"").decode() if token >= 0 else ""
 
     def _starts_with_bos(self, text: str) -> bool:
-        bos, _ = self.marks
+        bos, _ = self.bos_eos_text
         return bool(bos) and text.startswith(bos)
 
     def _read_metadata(self) -> dict[str, str]:

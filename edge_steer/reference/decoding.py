@@ -4,88 +4,58 @@ Takes logits and requests, gives token ids and text. It runs no model.
 """
 
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from edge_steer.core.backend import Completion, Request, TokenLogprobs
+from edge_steer.core.backend import Request, TokenLogprobs
 from edge_steer.core.sampling import Sampling
 from edge_steer.core.steering import Offsets
-from edge_steer.core.streaming import Text
+from edge_steer.core.streaming import GrowingCompletion
 
 Decode = Callable[[Sequence[int]], str]
 
 
-class Run:
+class Run(GrowingCompletion):
     """A request being answered: one row of a batch."""
 
     def __init__(
         self, index: int, request: Request, offsets: Offsets | None, room: int, decode: Decode, streams: bool
     ) -> None:
-        """room: how many tokens it may make. streams: whether anyone listens to its text."""
-        self.index, self.request, self.offsets, self.room = index, request, offsets, room
-        self.tokens: list[int] = []
-        self.logprobs: list[TokenLogprobs] = []
-        self.finish: Literal["stop", "length"] | None = None
+        """room: how many tokens it may become. streams: whether someone reads its text along."""
+        super().__init__(request, room, decode, DecodedCharacters(decode) if streams or request.stop else None)
+        self.index, self.request, self.offsets = index, request, offsets
         self.generator = torch.Generator().manual_seed(request.sampling.seed)
-        self.started = 0.0
-        self._decode = decode
-        self._characters = Characters(decode)
-        self._text = Text(request.stop) if streams or request.stop else None
-
-    def take(self, token: int, logprobs: TokenLogprobs | None, ended: bool) -> str:
-        """Take the next token, of which an end token is not kept; give the text that can be shown by it."""
-        if not ended:
-            self.tokens.append(token)
-            if logprobs:
-                self.logprobs.append(logprobs)
-        full = len(self.tokens) == self.room
-        new = ""
-        if self._text:
-            new = "" if ended else self._text.add(self._characters.add(token))
-            if ended or full:
-                new += self._text.add(self._characters.finish()) + self._text.finish()
-            ended = ended or self._text.stopped
-        self.finish = "stop" if ended else "length" if full else None
-        return new
-
-    def completion(self) -> Completion:
-        assert self.finish
-        text = self._text.text if self._text and self._text.stopped else self._decode(self.tokens)
-        seconds = time.perf_counter() - self.started
-        return Completion(text, tuple(self.tokens), self.finish, tuple(self.logprobs), seconds=seconds)
 
 
-class Characters:
-    """Tokens to whole characters: those of a character that needs more tokens wait for them."""
+class DecodedCharacters:
+    """Tokens to whole characters, by decoding those of the last characters again with the new one."""
 
     def __init__(self, decode: Decode) -> None:
         self._decode = decode
-        self._tokens: list[int] = []  # those of the last characters, for context, and those not yet told
-        self._told = 0  # how many of these tokens have been told
+        self._tokens: list[int] = []  # of the last characters shown, for context, and of those to come
+        self._shown = 0  # how many of these tokens are of characters already shown
 
     def add(self, token: int) -> str:
         """The characters that are whole by this token."""
         self._tokens.append(token)
-        new = self._untold()
+        new = self._not_shown()
         if new.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
-        del self._tokens[: self._told]
-        self._told = len(self._tokens)
+        del self._tokens[: self._shown]
+        self._shown = len(self._tokens)
         return new
 
     def finish(self) -> str:
         """What is left, whole or not."""
-        new = self._untold()
-        self._told = len(self._tokens)
+        new = self._not_shown()
+        self._shown = len(self._tokens)
         return new
 
-    def _untold(self) -> str:
-        return self._decode(self._tokens)[len(self._decode(self._tokens[: self._told])) :]
+    def _not_shown(self) -> str:
+        return self._decode(self._tokens)[len(self._decode(self._tokens[: self._shown])) :]
 
 
 def choose(logits: Tensor, runs: Sequence[Run]) -> list[int]:
@@ -110,10 +80,10 @@ def penalised(logits: Tensor, seen: Sequence[int], sampling: Sampling) -> Tensor
     """
     occurrences = Counter(seen)
     tokens, counts = torch.tensor(list(occurrences)), torch.tensor(list(occurrences.values()))
-    found = logits[tokens]
-    found = torch.where(found > 0, found / sampling.repeat_penalty, found * sampling.repeat_penalty)
+    scores = logits[tokens]
+    scores = torch.where(scores > 0, scores / sampling.repeat_penalty, scores * sampling.repeat_penalty)
     result = logits.clone()
-    result[tokens] = found - (counts * sampling.frequency_penalty + sampling.presence_penalty)
+    result[tokens] = scores - (counts * sampling.frequency_penalty + sampling.presence_penalty)
     return result
 
 

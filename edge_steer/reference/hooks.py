@@ -17,11 +17,11 @@ from edge_steer.core.steering import Offsets
 Hook = Callable[[torch.nn.Module, Any, Any], Any]
 
 
-class Enough(Exception):
-    """The last block that is needed has run."""
+class StopForward(Exception):
+    """Ends a forward pass: the last block that is needed has run."""
 
 
-class Additions:
+class SteeringRows:
     """What is added to the residual stream of each row of a batch. `column` is where the next forward pass starts."""
 
     def __init__(self, rows: Sequence[Offsets | None], generated_from: int, hidden: int, device: torch.device) -> None:
@@ -45,10 +45,10 @@ class Additions:
 
     def _hook(self, layer: int) -> Hook:
         def add(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
-            found = states(output)
-            columns = torch.arange(self.column, self.column + found.shape[1], device=found.device)[:, None]
+            stream = states(output)
+            columns = torch.arange(self.column, self.column + stream.shape[1], device=stream.device)[:, None]
             added = self._by_layer[layer] * (columns >= self._starts)
-            steered = (found + added).to(found.dtype)
+            steered = (stream + added).to(stream.dtype)
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
         return add
@@ -65,10 +65,10 @@ def hooked(blocks: Sequence[torch.nn.Module], hooks: Mapping[int, Hook]) -> Iter
 
 def states(output: Any) -> Tensor:
     """The residual stream in what a block gives: (rows, columns, hidden). Errors: ModelError if it is not there."""
-    found = output[0] if isinstance(output, tuple) else output
-    if not isinstance(found, Tensor) or found.ndim != 3:
+    stream = output[0] if isinstance(output, tuple) else output
+    if not isinstance(stream, Tensor) or stream.ndim != 3:
         raise ModelError("the blocks of this architecture do not give (rows, columns, hidden); it cannot be steered")
-    return found
+    return stream
 
 
 def find_blocks(network: Any, count: int) -> list[torch.nn.Module]:
@@ -81,6 +81,6 @@ def find_blocks(network: Any, count: int) -> list[torch.nn.Module]:
     outer = [(name, module) for name, module in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
     if len(outer) != 1:
         raise ModelError(
-            f"{type(network).__name__} has {len(outer)} lists of {count} modules; its decoder blocks cannot be told"
+            f"{type(network).__name__} has {len(outer)} lists of {count} modules; which holds its blocks is unclear"
         )
     return list(outer[0][1])

@@ -8,7 +8,6 @@ import contextlib
 import inspect
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,17 +20,17 @@ import transformers
 from torch import Tensor
 
 from edge_steer.core.architectures import departure, gguf_name, window
-from edge_steer.core.backend import Completion, Fork, Message, OnDone, OnStates, OnText, Request, Tokens
+from edge_steer.core.backend import Completion, Message, OnDone, OnStates, OnText, Request, SharedPrompt, Tokens
 from edge_steer.core.errors import ModelError, first_line, need
 from edge_steer.core.runtime import Runtime
 from edge_steer.core.stats import logsumexp
 from edge_steer.core.steering import Offsets, Steering
 from edge_steer.core.vector import Array, ModelIdentity
 from edge_steer.reference.decoding import Run, choose, token_logprobs
-from edge_steer.reference.hooks import Additions, Enough, Hook, find_blocks, hooked, states
+from edge_steer.reference.hooks import Hook, SteeringRows, StopForward, find_blocks, hooked, states
 from edge_steer.reference.packing import Span, packed_states
 from edge_steer.storage import digests, hub
-from edge_steer.storage.hub import Located
+from edge_steer.storage.hub import Snapshot
 from edge_steer.storage.provenance import Provenance, versions
 
 need("extract")
@@ -72,7 +71,7 @@ class Reference(Runtime):
     @classmethod
     def load(
         cls,
-        source: str | Path | Located,
+        source: str | Path | Snapshot,
         *,
         revision: str | None = None,
         dtype: str = "float32",
@@ -92,7 +91,7 @@ class Reference(Runtime):
             if threads < 1:
                 raise ModelError(f"{threads} threads asked; at least 1 is needed")
             torch.set_num_threads(threads)
-        located = source if isinstance(source, Located) else hub.locate(source, revision)
+        located = source if isinstance(source, Snapshot) else hub.locate(source, revision)
         transformers.utils.logging.disable_progress_bar()
         try:
             network, loading = transformers.AutoModelForCausalLM.from_pretrained(
@@ -186,23 +185,27 @@ class Reference(Runtime):
         Each row has its own steering, sampling and seed, so its answer does not depend on its batch.
         max_tokens is cut to the room the context leaves.
         """
-        steered = [Offsets.of(request.steering, self.model) for request in requests]
-        runs: list[Run] = []
+        offsets = [Offsets.of(request.steering, self.model) for request in requests]
         done: dict[int, Completion] = {}
-        for index, (request, offsets) in enumerate(zip(requests, steered, strict=True)):
+
+        def finish(index: int, completion: Completion) -> None:
+            done[index] = completion
+            if on_done:
+                on_done(index, completion)
+
+        for index, request in enumerate(requests):
             if error := self.refusal(request):
-                done[index] = Completion("", (), "error", error=error)
-                if on_done:
-                    on_done(index, done[index])
-                continue
-            runs.append(Run(index, request, offsets, self.room(request), self.decode, bool(on_text)))
-        runs.sort(key=lambda run: len(run.request.prompt))
+                finish(index, Completion("", (), "error", error=error))
+        waiting = [index for index in range(len(requests)) if index not in done]
+        waiting.sort(key=lambda index: len(requests[index].prompt))
         size = batch if self.batchable else 1
-        for first in range(0, len(runs), size):
-            for run in self._complete(runs[first : first + size], on_text):
-                done[run.index] = run.completion()
-                if on_done:
-                    on_done(run.index, done[run.index])
+        for first in range(0, len(waiting), size):
+            runs = [
+                Run(i, requests[i], offsets[i], self.room(requests[i]), self.decode, bool(on_text))
+                for i in waiting[first : first + size]
+            ]
+            for run in self._complete(runs, on_text):
+                finish(run.index, run.completion())
         return [done[index] for index in range(len(requests))]
 
     def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]:
@@ -233,8 +236,8 @@ class Reference(Runtime):
         def see(layer: int, states: Tensor) -> None:
             seen[layer] = states[0, list(chosen)].float().cpu().numpy()
 
-        additions = self._additions([Offsets.of(steering, self.model)], prompt - 1)
-        with hooked(self._blocks, additions.hooks()):
+        steering_rows = self._steering_rows([Offsets.of(steering, self.model)], prompt - 1)
+        with hooked(self._blocks, steering_rows.hooks()):
             self._visit(layers, see, input_ids=self._tensor([tokens]))
         return seen
 
@@ -271,37 +274,35 @@ class Reference(Runtime):
         return result
 
     def answer_states(
-        self, forks: Sequence[Fork], layers: Sequence[int], take: OnStates, *, batch_tokens: int = 1024
+        self, prompts: Sequence[SharedPrompt], layers: Sequence[int], take: OnStates, *, batch_tokens: int = 1024
     ) -> None:
         """See Recorder.answer_states; answers share their prompt where the architecture can."""
-        packed_states(self, forks, layers, take, batch_tokens)
+        packed_states(self, prompts, layers, take, batch_tokens)
 
     @torch.inference_mode()
     def _complete(self, runs: list[Run], on_text: OnText | None) -> Iterator[Run]:
         """Drive one batch; a row leaves it, and is yielded, when it ends."""
-        for run in runs:
-            run.started = time.perf_counter()
         width = max(len(run.request.prompt) for run in runs)
         padding = [width - len(run.request.prompt) for run in runs]
         ids = self._tensor([[0] * pad + list(run.request.prompt) for pad, run in zip(padding, runs, strict=True)])
         left = self._tensor(padding)[:, None]
-        additions = self._additions([run.offsets for run in runs], width - 1)
+        steering_rows = self._steering_rows([run.offsets for run in runs], width - 1)
         cache = None
         while runs:
-            end = additions.column + ids.shape[1]
+            end = steering_rows.column + ids.shape[1]
             inputs: dict[str, Any] = {}
             if self.batchable and left.any():
                 columns = torch.arange(end, device=ids.device)
                 inputs["attention_mask"] = (columns >= left).long()
-                inputs["position_ids"] = (columns[additions.column :] - left).clamp_(min=0)
-            output = self._forward(ids, additions, 1, past_key_values=cache, use_cache=True, **inputs)
-            cache, additions.column = output.past_key_values, end
+                inputs["position_ids"] = (columns[steering_rows.column :] - left).clamp_(min=0)
+            output = self._forward(ids, steering_rows, 1, past_key_values=cache, use_cache=True, **inputs)
+            cache, steering_rows.column = output.past_key_values, end
             logits = output.logits[:, -1].float()
             tokens = choose(logits, runs)
             for run, token, row in zip(runs, tokens, logits, strict=True):
                 wanted = run.request.logprobs
                 logprobs = None if wanted is None else token_logprobs(row, token, wanted)
-                if (new := run.take(token, logprobs, token in self._ends)) and on_text:
+                if (new := run.take(token, token in self._ends, logprobs)) and on_text:
                     on_text(run.index, new)
             going = [i for i, run in enumerate(runs) if not run.finish]
             yield from (run for run in runs if run.finish)
@@ -309,7 +310,7 @@ class Reference(Runtime):
                 runs = [runs[i] for i in going]
                 rows = self._tensor(going)
                 left = left[rows]
-                additions.keep(rows)
+                steering_rows.keep(rows)
                 if runs:
                     cache.batch_select_indices(rows)
             ids = self._tensor([[tokens[i]] for i in going])
@@ -318,25 +319,25 @@ class Reference(Runtime):
     def _logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering]) -> Iterator[Tensor]:
         """Logits from position prompt - 1 on, in pieces of at most LOGITS_BYTES that share a KV cache."""
         self.check_text(tokens, prompt)
-        additions = self._additions([Offsets.of(steering, self.model)], prompt - 1)
+        steering_rows = self._steering_rows([Offsets.of(steering, self.model)], prompt - 1)
         ids = self._tensor([tokens])
         chunk = max(1, LOGITS_BYTES // (4 * self.vocab_size)) if self.batchable else len(tokens)
         ends = [*range(prompt - 1 + chunk, len(tokens), chunk), len(tokens)]
         cache = None
         for end in ends:
-            keep = end - max(prompt - 1, additions.column)
-            part = ids[:, additions.column : end]
-            output = self._forward(part, additions, keep, past_key_values=cache, use_cache=len(ends) > 1)
-            cache, additions.column = output.past_key_values, end
+            keep = end - max(prompt - 1, steering_rows.column)
+            part = ids[:, steering_rows.column : end]
+            output = self._forward(part, steering_rows, keep, past_key_values=cache, use_cache=len(ends) > 1)
+            cache, steering_rows.column = output.past_key_values, end
             yield output.logits[0, -keep:]
 
-    def _forward(self, ids: Tensor, additions: Additions, keep: int, **inputs: Any) -> Any:
+    def _forward(self, ids: Tensor, steering_rows: SteeringRows, keep: int, **inputs: Any) -> Any:
         """One steered pass; of the logits only the last `keep` columns are sure to be there."""
         if not self._keeps_cache:
             raise ModelError(f"{self.model.name} keeps its state otherwise than in a KV cache; run it as a GGUF")
         if self._keeps_logits:
             inputs["logits_to_keep"] = keep
-        with hooked(self._blocks, additions.hooks()):
+        with hooked(self._blocks, steering_rows.hooks()):
             return self._network(input_ids=ids, **inputs)
 
     @torch.inference_mode()
@@ -347,15 +348,15 @@ class Reference(Runtime):
             def look(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
                 see(layer, states(output))
                 if layer == last:
-                    raise Enough
+                    raise StopForward
 
             return look
 
-        with hooked(self._blocks, {layer: hook(layer) for layer in layers}), contextlib.suppress(Enough):
+        with hooked(self._blocks, {layer: hook(layer) for layer in layers}), contextlib.suppress(StopForward):
             self._network(use_cache=False, **inputs)
 
-    def _additions(self, rows: Sequence[Offsets | None], generated_from: int) -> Additions:
-        return Additions(rows, generated_from, self.model.hidden_size, self._network.device)
+    def _steering_rows(self, rows: Sequence[Offsets | None], generated_from: int) -> SteeringRows:
+        return SteeringRows(rows, generated_from, self.model.hidden_size, self._network.device)
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(np.asarray(values, dtype=np.int64), device=self._network.device)

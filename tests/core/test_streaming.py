@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from edge_steer.core.streaming import Text
+from edge_steer.core.streaming import StreamedText
 
 
 def slow(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
@@ -24,7 +24,7 @@ def test_the_text_and_what_is_shown_do_not_depend_on_how_it_was_cut() -> None:
     for _ in range(3000):
         said = "".join(choose.choices("abc", k=choose.randint(0, 12)))
         stop = tuple("".join(choose.choices("abc", k=choose.randint(1, 4))) for _ in range(choose.randint(0, 3)))
-        text = Text(stop)
+        text = StreamedText(stop)
         shown = ""
         for piece in cut(said, choose):
             shown += text.add(piece)
@@ -47,15 +47,15 @@ def test_the_text_and_what_is_shown_do_not_depend_on_how_it_was_cut() -> None:
 def test_only_the_beginning_of_a_stop_string_is_held_back(
     stop: tuple[str, ...], pieces: list[str], shown: list[str]
 ) -> None:
-    text = Text(stop)
+    text = StreamedText(stop)
     assert [text.add(piece) for piece in pieces] == shown
 
 
 def test_what_was_held_back_is_given_at_the_end_and_nothing_after_a_stop() -> None:
-    text = Text(("stop",))
+    text = StreamedText(("stop",))
     assert text.add("one sto") == "one "
     assert text.finish() == "sto"
     assert text.finish() == ""
-    text = Text(("stop",))
+    text = StreamedText(("stop",))
     assert text.add("one stop two") == "one "
     assert (text.add("three"), text.finish(), text.text, text.stopped) == ("", "", "one ", True)

@@ -6,12 +6,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edge_steer.core.backend import Completion, EngineOptions, Request
+from edge_steer.core.backend import Completion, EngineOptions, Piece, Request
 from edge_steer.core.errors import EdgeSteerError, ModelError, RequestError, VectorError
 from edge_steer.core.sampling import Sampling
 from edge_steer.core.steering import Steering
@@ -26,7 +27,7 @@ from edge_steer.tasks.wordproblems import word_problems
 
 @pytest.fixture(scope="module")
 def exact(bundled_f32: Path) -> Iterator[Engine]:
-    with Engine.load(bundled_f32, EngineOptions(parallel=8, kv_type="f32", flash_attention="off")) as engine:
+    with Engine.load(bundled_f32, EngineOptions(threads=1, parallel=8, kv_type="f32", flash_attention="off")) as engine:
         yield engine
 
 
@@ -184,7 +185,7 @@ def test_a_stop_string_ends_the_text_before_itself(exact: Engine, requests: list
 
 def test_max_tokens_and_the_context_end_a_text(bundled_f16: Path, requests: list[Request]) -> None:
     prompt = requests[0].prompt
-    with Engine.load(bundled_f16, EngineOptions(context=len(prompt) + 5)) as engine:
+    with Engine.load(bundled_f16, EngineOptions(threads=1, context=len(prompt) + 5)) as engine:
         short, cut = engine.generate([Request(prompt, 3), Request(prompt, 100)])
         assert (len(short.tokens), short.finish) == (3, "length")
         assert (len(cut.tokens), cut.finish) == (5, "length")
@@ -193,7 +194,7 @@ def test_max_tokens_and_the_context_end_a_text(bundled_f16: Path, requests: list
 def test_a_request_that_cannot_be_served_leaves_the_others(bundled_f16: Path, requests: list[Request]) -> None:
     prompt = requests[0].prompt
     heard: list[int] = []
-    with Engine.load(bundled_f16, EngineOptions(context=len(prompt) + 200)) as engine:
+    with Engine.load(bundled_f16, EngineOptions(threads=1, context=len(prompt) + 200)) as engine:
         asked = [Request(prompt * 9), Request(prompt, 200), Request((*prompt, 495))]
         long, good, strange = engine.generate(asked, on_done=lambda index, _completion: heard.append(index))
         assert (long.finish, long.text, long.tokens) == ("error", "", ())
@@ -205,7 +206,7 @@ def test_a_request_that_cannot_be_served_leaves_the_others(bundled_f16: Path, re
 
 
 def test_what_memory_cannot_hold_is_an_error_of_that_request(bundled_f16: Path, requests: list[Request]) -> None:
-    with Engine.load(bundled_f16, EngineOptions(context=10**12)) as engine:
+    with Engine.load(bundled_f16, EngineOptions(threads=1, context=10**12)) as engine:
         good, huge = engine.generate([Request(requests[0].prompt, 40), Request(requests[1].prompt, 10**12)])
     assert len(good.tokens) == 40
     assert re.search(r"need .* GB for their KV cache; .* GB are free", huge.error)
@@ -270,16 +271,23 @@ def test_long_prompts_are_prefilled_beside_running_sequences(exact: Engine, requ
 
 
 def test_cancelling_frees_the_sequence_at_once(bundled_f16: Path, requests: list[Request]) -> None:
-    with Engine.load(bundled_f16, EngineOptions(parallel=2)) as engine:
+    with Engine.load(bundled_f16, EngineOptions(threads=1, parallel=2)) as engine:
         heard: list[int] = []
+        done: dict[int, Completion] = {}
 
-        def hear(index: int, _text: str) -> None:
+        def hear(index: int, _piece: Piece) -> None:
             heard.append(index)
             if heard.count(0) == 3:
                 for other in (0, 2):
-                    engine.cancel(other)
+                    engine.cancel(tickets[other])
 
-        cancelled, whole, never, last = engine.generate(requests[:4], on_text=hear)
+        tickets = [
+            engine.submit(request, on_piece=partial(hear, i), on_done=partial(done.__setitem__, i))
+            for i, request in enumerate(requests[:4])
+        ]
+        while engine.step():
+            pass
+        cancelled, whole, never, last = (done[i] for i in range(4))
         assert cancelled.finish == "cancelled"
         assert len(cancelled.tokens) == 3
         assert engine.decode(cancelled.tokens) == cancelled.text
@@ -326,7 +334,7 @@ def test_scoring_after_the_first_steering_forgets_nothing_it_needs(
     bundled_f32: Path, requests: list[Request], bundled_vector: SteeringVector, bundled: Reference
 ) -> None:
     prompt, steering = requests[0].prompt, (Steering(bundled_vector, 0.5, (3,), "generated"),)
-    with Engine.load(bundled_f32, EngineOptions(kv_type="f32", flash_attention="off")) as engine:
+    with Engine.load(bundled_f32, EngineOptions(threads=1, kv_type="f32", flash_attention="off")) as engine:
         tokens = prompt + engine.encode("The answer is 12.", start=False)
         for steerings in ((), steering, ()):
             expected = bundled.nll(tokens, len(prompt), steerings)
@@ -347,7 +355,7 @@ def test_scoring_reuses_what_the_last_text_shares(exact: Engine, requests: list[
 def test_more_requests_than_sequences(bundled_f32: Path, exact: Engine, requests: list[Request]) -> None:
     """Sequences that end at different times leave holes, which others move into; every answer stays as it is alone."""
     uneven = [Request(r.prompt, 5 + 17 * (i % 4)) for i, r in enumerate(requests)] + requests
-    with Engine.load(bundled_f32, EngineOptions(parallel=3, kv_type="f32", flash_attention="off")) as few:
+    with Engine.load(bundled_f32, EngineOptions(threads=1, parallel=3, kv_type="f32", flash_attention="off")) as few:
         order: list[int] = []
         completions = few.generate(uneven, on_done=lambda index, _completion: order.append(index))
     assert sorted(order) == list(range(24))

@@ -12,8 +12,9 @@ import torch
 import transformers
 
 from edge_steer.core.architectures import GGUF_NAMES
-from edge_steer.core.backend import Backend, Request, Sampling, Tokens
+from edge_steer.core.backend import Backend, Request, Tokens
 from edge_steer.core.errors import ModelError, RequestError, VectorError
+from edge_steer.core.sampling import Sampling
 from edge_steer.core.stats import log_softmax
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import ModelIdentity, Phase, SteeringVector
@@ -180,11 +181,11 @@ def test_text_streams_whole_characters_and_ends_before_a_stop_string(tiny: Refer
 def test_text_with_a_character_of_several_tokens_is_told_whole(tiny: Reference) -> None:
     text = "1 € ≤ 2"
     tokens = tiny.encode(text, start=False)
-    characters = decoding.Characters(tiny.decode)
+    characters = decoding.DecodedCharacters(tiny.decode)
     pieces = [characters.add(token) for token in tokens]
     assert len(tokens) > len(text) and "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces) and characters.finish() == ""
-    half = decoding.Characters(tiny.decode)
+    half = decoding.DecodedCharacters(tiny.decode)
     assert [half.add(token) for token in tokens[:3]] == ["1", " ", ""]
     assert (half.finish(), half.finish()) == ("\ufffd", "")
 

@@ -1,0 +1,141 @@
+"""What each sequence of a context has in its KV cache, and what of it another prompt can use.
+
+A KV cache belongs to the tokens and the steering that computed it. Takes tokens and steerings, gives a key for each
+position that stands for both; a prompt whose keys begin like those of another sequence takes that sequence's cache.
+It decodes nothing.
+"""
+
+import itertools
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_steer.core.steering import Offsets, Steering
+from edge_steer.core.streaming import common_prefix
+from edge_steer.core.vector import ModelIdentity
+from edge_steer.llama.context import LlamaContext
+
+CacheKeys = npt.NDArray[np.int64]
+NO_KEYS: CacheKeys = np.empty(0, dtype=np.int64)
+WORTH_COPYING = 16  # tokens; a shorter common beginning is computed again
+
+
+@dataclass(frozen=True, eq=False)
+class LiveSteering:
+    """What a steering adds, and the number that stands for it in cache keys."""
+
+    offsets: Offsets
+    number: int
+
+
+class LiveSteerings:
+    """One LiveSteering for equal steerings, for as long as a request or a cache entry holds it. Any thread may ask."""
+
+    def __init__(self, model: ModelIdentity) -> None:
+        self._model = model
+        self._live: WeakValueDictionary[tuple[Steering, ...], LiveSteering] = WeakValueDictionary()
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def get(self, steering: Sequence[Steering]) -> LiveSteering | None:
+        """None for a steering that adds nothing. Errors: VectorError for one that does not fit the model."""
+        key = tuple(steering)
+        with self._lock:
+            live = self._live.get(key)
+            if live is None and (offsets := Offsets.of(key, self._model)):
+                live = self._live[key] = LiveSteering(offsets, next(self._numbers))
+        return live
+
+
+def cache_keys(tokens: Sequence[int], prompt: int, steering: LiveSteering | None) -> CacheKeys:
+    """A number for each position that stands for its token and its steering.
+
+    Two sequences have the same KV cache as far as their keys agree from the first position on.
+    """
+    keys = np.array(tokens, dtype=np.int64)
+    if steering:
+        keys[prompt - 1 if steering.offsets.phase == "generated" else 0 :] += steering.number << 32
+    return keys
+
+
+@dataclass
+class Entry:
+    """What one sequence has cached. The steering is held, so that its number stays its own. used: when, by count."""
+
+    keys: CacheKeys = field(default_factory=lambda: NO_KEYS)
+    steering: LiveSteering | None = None
+    used: int = 0
+
+
+class PrefixCache:
+    """The cached beginnings of all sequences of a context."""
+
+    def __init__(self, context: LlamaContext) -> None:
+        self._context = context
+        self._entries = [Entry() for _ in range(context.sequences)]
+        self._can_trim = True
+        self._uses = itertools.count(1)
+
+    def clear(self) -> None:
+        self._entries = [Entry() for _ in self._entries]
+
+    def moved_to(self, context: LlamaContext) -> "PrefixCache":
+        """The same sequences with what they have cached, in another context, which must not have fewer."""
+        cache = PrefixCache(context)
+        cache._entries[: len(self._entries)] = self._entries
+        return cache
+
+    def cached(self) -> list[int]:
+        """The sequences that have anything cached."""
+        return [sequence for sequence, entry in enumerate(self._entries) if len(entry.keys)]
+
+    def donor(self, keys: CacheKeys, sequence: int) -> tuple[int, int]:
+        """The sequence that has most of a prompt, and how much; `sequence` itself unless copying is worth it."""
+        if not self._can_trim:
+            return sequence, 0
+        common = [common_prefix(entry.keys, keys) for entry in self._entries]
+        best = max(common)
+        if best >= max(WORTH_COPYING, common[sequence] + 1):
+            return common.index(best), best
+        return sequence, common[sequence]
+
+    def begin(self, sequence: int, donor: int, common: int, steering: LiveSteering | None) -> int:
+        """Give the sequence the donor's first `common` positions and nothing else; how many it has then."""
+        keys = self._entries[donor].keys
+        if donor != sequence:
+            self._context.copy(donor, sequence)
+        if not self._context.forget(sequence, common):
+            self._can_trim, common = False, 0
+            self._context.forget(sequence)
+        self.hold(sequence, keys[:common], steering)
+        return common
+
+    def hold(self, sequence: int, keys: CacheKeys, steering: LiveSteering | None) -> None:
+        """The sequence has computed these positions."""
+        self._entries[sequence] = Entry(keys, steering, next(self._uses))
+
+    def move(self, source: int, target: int) -> None:
+        """Make all that is cached for `source` the cache of `target`."""
+        if source != target:
+            self._context.copy(source, target)
+            self._entries[target] = self._entries[source]
+
+    def rescue(self, sequence: int, idle: Iterable[int]) -> None:
+        """Copy what the sequence has cached, before it is overwritten, to the idle sequence that loses least by it."""
+        victim = min(idle, key=self._value, default=sequence)
+        if len(self._entries[sequence].keys) >= WORTH_COPYING and self._value(victim) < self._value(sequence):
+            self.move(sequence, victim)
+
+    def _value(self, sequence: int) -> int:
+        """When the sequence was last used; 0 if another has the same cached."""
+        keys = self._entries[sequence].keys
+        others = (entry.keys for other, entry in enumerate(self._entries) if other != sequence)
+        copied = any(common_prefix(keys, other) == len(keys) for other in others)
+        return 0 if copied or not len(keys) else self._entries[sequence].used

@@ -1,0 +1,126 @@
+"""A request on its way through a context: the job that waits, and the sequence that answers it token by token.
+
+Takes logits, gives pieces and the completion. It decodes nothing and knows no other sequence.
+"""
+
+import codecs
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_steer.core.backend import Completion, Finish, Piece, Request, TokenLogprobs
+from edge_steer.core.stats import logsumexp
+from edge_steer.core.steering import Offsets
+from edge_steer.core.streaming import GrowingCompletion
+from edge_steer.core.vector import Array
+from edge_steer.llama.model import LlamaModel
+from edge_steer.llama.prefix_cache import CacheKeys, LiveSteering, cache_keys
+from edge_steer.llama.sampler import LlamaSampler
+
+OnPiece = Callable[[Piece], object]
+OnCompletion = Callable[[Completion], object]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A request to run. room: the most tokens it may become. refusal: why it cannot be served, if it cannot."""
+
+    ticket: int
+    request: Request
+    steering: LiveSteering | None
+    room: int
+    keys: CacheKeys  # of the prompt
+    on_piece: OnPiece | None = None
+    on_done: OnCompletion | None = None
+    refusal: str = ""
+
+    @property
+    def length(self) -> int:
+        """The most positions it may take."""
+        return len(self.keys) + self.room
+
+    @property
+    def offsets(self) -> Offsets | None:
+        return self.steering.offsets if self.steering else None
+
+    @property
+    def needs_rows(self) -> bool:
+        """Layer 0 can only be steered by rows: llama.cpp's control vectors begin at layer 1."""
+        return self.offsets is not None and 0 in self.offsets.by_layer
+
+
+@dataclass
+class Usage:
+    """Tokens so far: prompt tokens computed before the first step, prompt tokens copied or kept, tokens generated."""
+
+    prefilled: int = 0
+    reused: int = 0
+    generated: int = 0
+
+
+class RunningSequence:
+    """A job in a sequence of the context; `position` is the first one not yet computed. Close it when it ends."""
+
+    def __init__(self, job: Job, position: int, model: LlamaModel) -> None:
+        """Errors: RequestError for a sampling that this model cannot serve."""
+        request = job.request
+        self.job, self.position, self.next_token = job, position, request.prompt[-1]
+        greedy = request.sampling.takes_likeliest
+        self.sampler = None if greedy else LlamaSampler(request.sampling, request.prompt, model)
+        shown = bool(request.stop or job.on_piece)
+        self.answer = GrowingCompletion(request, job.room, model.text, _Pieces(model) if shown else None)
+        self.answer.reused = position
+        self._model = model
+
+    @property
+    def prefilled(self) -> bool:
+        return self.position == len(self.job.request.prompt) - 1
+
+    @property
+    def keys(self) -> CacheKeys:
+        """Of all positions computed so far."""
+        prompt = self.job.request.prompt
+        return cache_keys((*prompt, *self.answer.tokens), len(prompt), self.job.steering)[: self.position]
+
+    def take(self, token: int, logits: Array) -> Piece | None:
+        """Take the token that these logits chose; the piece it adds, if any."""
+        self.position += 1
+        self.next_token = token
+        ended = self._model.ends(token)
+        count = self.job.request.logprobs
+        logprobs = None if ended or count is None else _logprobs(token, logits, count)
+        text = self.answer.take(token, ended, logprobs)
+        if ended:
+            return Piece(text, None) if text else None
+        return Piece(text, token, logprobs) if self.job.on_piece else None
+
+    def end(self, finish: Finish | None = None, error: str = "") -> Completion:
+        """Free the sampler; the completion so far. finish: why it ends where no token ended it."""
+        self.close()
+        return self.answer.completion(finish, error)
+
+    def close(self) -> None:
+        if self.sampler:
+            self.sampler.close()
+
+
+class _Pieces:
+    """The bytes of tokens to whole characters."""
+
+    def __init__(self, model: LlamaModel) -> None:
+        self._model = model
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token: int) -> str:
+        return self._decoder.decode(self._model.piece(token))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+def _logprobs(token: int, logits: Array, count: int) -> TokenLogprobs:
+    total = float(logsumexp(logits))
+    likeliest = np.argpartition(logits, -count)[-count:] if count else np.empty(0, dtype=np.int64)
+    ordered = sorted(likeliest.tolist(), key=lambda other: (-logits[other], other))
+    return TokenLogprobs(token, float(logits[token]) - total, tuple((t, float(logits[t]) - total) for t in ordered))
