@@ -1,17 +1,15 @@
 """Running servers, on the bundled model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from paths import ABACUS, DENSE
-from serving_server import Server, launch
+from serving_server import Server, Start, launch
 
 from edge_steer.core.backend import EngineOptions
 from edge_steer.llama.engine import Engine
-
-Start = Callable[..., Server]
 
 
 @pytest.fixture
