@@ -84,16 +84,17 @@ def certify(
         raise EdgeSteerError("a certificate needs a reference: its name, a running model, or a saved one")
     if saved_reference and texts is not None:
         raise EdgeSteerError("a saved reference holds its own texts; leave out the texts")
+    steered = bool(steer)
+    problems = None if task is None else task_of(task)
+    basis = None if saved_reference else Basis.of(texts, problems, doses, most_texts, steered=steered)
+    certified = certified_files(files, quants, revision, options, progress)
+    check_files(certified, steered=steered)
+    allowed = {file.quant: tolerance_of(file.quant, tolerances) for file in certified}
     with ExitStack() as stack:
         place = Path(folder or stack.enter_context(TemporaryDirectory()))
         place.mkdir(parents=True, exist_ok=True)
         vectors = steering_files(steer, place)
         theirs = None if reference_steer is None else steering_files(reference_steer, place, "reference-vector")
-        certified = certified_files(files, quants, revision, options, progress)
-        check_files(certified, steered=bool(vectors))
-        allowed = {file.quant: tolerance_of(file.quant, tolerances) for file in certified}
-        basis = None if saved_reference else Basis.of(texts, task, doses, most_texts, steered=bool(vectors))
-        problems = basis.task if basis else None if task is None else task_of(task)
         model = None
         if reference is not None:
             model = stack.enter_context(opened_reference(reference, revision, options, progress))

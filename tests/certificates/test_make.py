@@ -115,7 +115,9 @@ def test_other_tolerances_judge_the_same_figures(
     assert strict.reference.name == "abacus"
 
 
-def test_what_cannot_be_certified_is_refused_before_anything_runs(bundled_f16: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_certified_is_refused_before_anything_runs(
+    bundled_f16: Path, bundled_vector: SteeringVector, tmp_path: Path
+) -> None:
     texts = ["Mia has 3 apples."]
     with pytest.raises(EdgeSteerError, match="needs a reference"):
         certify(bundled_f16, texts=texts)
@@ -128,4 +130,7 @@ def test_what_cannot_be_certified_is_refused_before_anything_runs(bundled_f16: P
     with pytest.raises(EdgeSteerError, match="no tolerance 'size'"):
         certify(bundled_f16, ABACUS, texts=texts, tolerances={"size": 1})
     with pytest.raises(EdgeSteerError, match="0 and 1 must be among the doses"):
-        certify(bundled_f16, ABACUS, task="wordproblems", doses=(0.5,), folder=tmp_path)
+        certify(bundled_f16, ABACUS, task="wordproblems", doses=(0.5,), folder=tmp_path / "certified")
+    with pytest.raises(EdgeSteerError, match="no type 'Q9'"):
+        certify(bundled_f16, ABACUS, texts=texts, steer=bundled_vector, quants=["Q9"], folder=tmp_path / "certified")
+    assert not (tmp_path / "certified").exists()

@@ -63,3 +63,9 @@ def test_coarser_types_are_allowed_more() -> None:
         assert a.norm <= b.norm
         assert a.accuracy <= b.accuracy
     assert {*TOLERANCES} <= {*QUANTS}
+
+
+def test_a_finding_is_one_sentence() -> None:
+    low = finding("effect: cosine", 0.912, (0.9, 0.95), 0.93, at_most=False)
+    assert str(low) == "effect: cosine is 0.912 (0.9..0.95); at least 0.93 allowed: not enough data"
+    assert str(finding("x", 2.0, None, 1.5)) == "x is 2; at most 1.5 allowed: fail"
