@@ -39,10 +39,7 @@ class Steering:
     phase: Phase = "all"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.vector, SteeringVector):
-            raise VectorError(
-                f"a {type(self.vector).__name__} cannot steer; give a SteeringVector, as load_vector does"
-            )
+        _check_vector(self.vector)
         check_strength(self.strength)
         check_phase(self.phase)
         layers = (self.layers,) if isinstance(self.layers, int) else self.layers

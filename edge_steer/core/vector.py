@@ -55,8 +55,8 @@ class ModelIdentity:
         """Errors: VectorError if no layer is asked or one is not a block of the model."""
         missing = [layer for layer in layers if not 0 <= layer < self.block_count]
         if missing or not layers:
-            asked = f"layer {missing[0]}" if missing else "no layer"
-            raise VectorError(f"{asked} asked; {self.name} has blocks {spans(range(self.block_count))}")
+            problem = f"layer {missing[0]}" if missing else "no layer"
+            raise VectorError(f"{problem} asked; {self.name} has blocks {spans(range(self.block_count))}")
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,8 @@ class SteeringVector:
         wanted = tuple(sorted({int(layer) for layer in layers}))
         missing = [layer for layer in wanted if layer not in self.directions]
         if missing or not wanted:
-            asked = f"layer {missing[0]}" if missing else "no layer"
-            raise VectorError(f"vector has layers {spans(self.layers)}; {asked} asked; {self.model}")
+            problem = f"layer {missing[0]}" if missing else "no layer"
+            raise VectorError(f"vector has layers {spans(self.layers)}; {problem} asked; {self.model}")
         return wanted
 
     def check_fits(self, model: ModelIdentity) -> None:
