@@ -117,6 +117,8 @@ def generate(
 @click.option("--model", help="Model of the endpoint.  [default: gpt-5.1, as DenseSteer]")
 @click.option("--base-url", help="The endpoint's address.  [default: $OPENAI_BASE_URL, else OpenAI's]")
 @click.option("--rewriter", type=MODEL, metavar="MODEL", help="Rewrite with this model on this machine instead.")
+@click.option("--rules", "rules_source", default="ours", show_default=True, metavar="NAME|FILE",
+              help="Rules of rewriting: ours, conservative, or a file with {problem} and {solution}.")  # fmt: skip
 @click.option("--solutions", "count", type=click.IntRange(1), help="Only the first solutions.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1),
               help="Most tokens of a rewrite, thinking included.  [default: 8192, 2048 with --rewriter]")  # fmt: skip
@@ -137,6 +139,7 @@ def rewrite(
     model: str | None,
     base_url: str | None,
     rewriter: str | None,
+    rules_source: str,
     count: int | None,
     max_tokens: int | None,
     price_in: float | None,
@@ -161,6 +164,7 @@ def rewrite(
         prompt_of,
         rewrite_solutions,
     )
+    from edge_steer.pairs.rules import read_rules
     from edge_steer.pairs.solutions import read_chosen_solutions
 
     if (price_in is None) != (price_out is None):
@@ -168,10 +172,11 @@ def rewrite(
     prices = None if price_in is None or price_out is None else (price_in, price_out)
     if rewriter and (model or base_url):
         raise click.UsageError("--rewriter is a model on this machine; leave out --model and --base-url")
+    rules = read_rules(rules_source)
     solutions = read_chosen_solutions(solutions_file)[:count]
     if dry_run:
-        click.echo(prompt_of(solutions[0]))
-        click.echo(f"\nnothing sent; estimate of all: {_with_cost(estimate_usage(solutions), prices)}")
+        click.echo(prompt_of(solutions[0], rules))
+        click.echo(f"\nnothing sent; estimate of all: {_with_cost(estimate_usage(solutions, rules), prices)}")
         return
     if output is None:
         raise click.UsageError("name the pairs to write with --output, or only look with --dry-run")
@@ -184,7 +189,7 @@ def rewrite(
         else:
             asked = Endpoint(model or DEFAULT_REWRITER, base_url, max_tokens or ENDPOINT_TOKENS, **sending)
         rewrites_file = output.with_name(f"{output.stem}.rewrites.jsonl")
-        rewriting = rewrite_solutions(solutions, asked, rewrites_file, progress=progress)
+        rewriting = rewrite_solutions(solutions, asked, rewrites_file, rules=rules, progress=progress)
     dense = dense_pairs(solutions, rewriting.rewrites)
     _list_left_out(dense.left_out)
     if rewriting.usage.requests:
@@ -207,6 +212,7 @@ def rewrite(
 @click.option("--max-nll-ratio", type=click.FloatRange(0, min_open=True),
               help="Drop rewrites with more than this times the NLL of the own solution.")  # fmt: skip
 @click.option("--keep-lowest", type=click.IntRange(1), help="Of the pairs that pass, keep those of the lowest NLL.")
+@click.option("--only-nll", is_flag=True, help="Judge pairs of any kind by their NLL alone.")
 @click.option("--traces", multiple=True, metavar="NAME=SOLUTIONS",
               help="Score another model's solutions to the same problems too.")  # fmt: skip
 @click.option("--plot", type=FILE, help="Plot the NLL of every text (.png).")
@@ -222,6 +228,7 @@ def check(
     nll: bool,
     max_nll_ratio: float | None,
     keep_lowest: int | None,
+    only_nll: bool,
     traces: tuple[str, ...],
     plot: Path | None,
     kind: "Kind",
@@ -240,7 +247,10 @@ def check(
     from edge_steer.pairs.solutions import read_solutions
     from edge_steer.tasks.grading import Graders
 
-    criteria = Criteria(numbers, max_nll_ratio, keep_lowest)
+    numbers, rewrites = numbers and not only_nll, not only_nll
+    criteria = Criteria(numbers, max_nll_ratio, keep_lowest, right=rewrites, denser=rewrites)
+    if only_nll and not criteria.by_nll:
+        raise click.UsageError("--only-nll needs --max-nll-ratio or --keep-lowest")
     scored = nll or criteria.by_nll or bool(traces) or plot is not None
     if scored and not model:
         raise click.UsageError("an NLL is that of a model: name it with --model")
@@ -264,7 +274,7 @@ def check(
         _print_json(report)
     else:
         _print_report(report, "tokens" if model else "words")
-        passed = ["right and denser", *["with the same computed numbers"] * numbers]
+        passed = [*["right and denser"] * rewrites, *["with the same computed numbers"] * numbers]
         passed += ["likely enough"] * criteria.by_nll
         click.echo(f"{len(report.passing)} of {len(pairs)} pairs are {', '.join(passed)}")
     if output:
@@ -345,10 +355,9 @@ def _name_and_path(text: str) -> tuple[str, Path]:
 
 def _list_left_out(lines: Sequence[str]) -> None:
     """What gave no pair, and why, on stderr."""
-    for line in lines[:LISTED]:
+    more = [f"{len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    for line in (*lines[:LISTED], *more):
         say(f"left out: {line}")
-    if len(lines) > LISTED:
-        say(f"left out: {len(lines) - LISTED} more")
 
 
 def _with_cost(usage: "Usage", prices: Prices | None) -> str:

@@ -62,12 +62,15 @@ class Check:
 class Criteria:
     """What a pair must satisfy. numbers: keep the computed numbers. max_nll_ratio: of rewrite to own solution.
 
-    keep_lowest: of those that satisfy the rest, so many with the likeliest rewrites.
+    keep_lowest: of those that satisfy the rest, so many with the likeliest rewrites. right: both answers are right;
+    denser: the positive is. Pairs that are no rewrites need neither.
     """
 
     numbers: bool = True
     max_nll_ratio: float | None = None
     keep_lowest: int | None = None
+    right: bool = True
+    denser: bool = True
 
     @property
     def by_nll(self) -> bool:
@@ -92,12 +95,12 @@ def reasons_to_drop(checks: Sequence[Check], criteria: Criteria) -> list[tuple[s
 
 def _reasons(check: Check, criteria: Criteria) -> list[str]:
     reasons = []
-    if not check.known:
+    if criteria.right and not check.known:
         reasons.append("no answer to grade by")
-    else:
+    elif criteria.right:
         reasons += ["the rewrite's answer is wrong"] * (not check.positive_right)
         reasons += ["the own solution's answer is wrong"] * (not check.negative_right)
-    if check.density_ratio <= 1:
+    if criteria.denser and check.density_ratio <= 1:
         reasons.append(f"not denser: {check.density_ratio:.2f} times the density")
     if criteria.numbers and check.dropped:
         reasons.append(f"computed numbers dropped: {', '.join(check.dropped)}")

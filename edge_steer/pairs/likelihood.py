@@ -36,8 +36,15 @@ class Likelihood:
 
 
 def mean_nll(backend: Backend, side: Side) -> float:
-    """Mean negative log-likelihood of an answer's tokens in nats. Errors: RequestError if it does not fit."""
+    """Mean negative log-likelihood of an answer's tokens in nats; without a prompt the first token has none.
+
+    Errors: RequestError if it does not fit, or has no token to score.
+    """
     prompt, answer = side.tokens(backend)
+    if not prompt:
+        prompt, answer = answer[:1], answer[1:]
+    if not answer:
+        raise RequestError("a text of one token without a prompt has no NLL")
     return float(backend.nll((*prompt, *answer), len(prompt)).mean())
 
 

@@ -1,10 +1,14 @@
 """The rules a rewriter is given: what it must keep, what it may change, and where problem and solution stand.
 
-Takes and gives text. A template holds {problem} and {solution}; other braces are left as they are.
+Takes a name or a file, gives text. Rules hold {solution} and may hold {problem}; other braces are left as they are.
 """
 
 import hashlib
 import re
+from pathlib import Path
+
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.storage.files import readable
 
 PLACES = "\n\nProblem:\n{problem}\n\nSolution:\n{solution}"
 # DenseSteer's demands in our words: the same meaning, style, computations and answer; merge and rephrase; add nothing.
@@ -19,7 +23,39 @@ it has fewer steps and each step carries more of the reasoning.
 - Separate the steps that remain by a blank line.
 
 Reply with the rewritten solution and nothing else."""
+# The rules of DenseSteer's public code, in our words.
+CONSERVATIVE_RULES = """\
+Below are a problem and a solution to it. Rewrite the solution so that it is denser, and change as little as possible.
+
+- Merge steps only where that is necessary and safe. Do not try to have as few steps as possible.
+- Prefer to merge two steps that stand next to each other.
+- Keep the meaning, the style, every computation and the final answer. Only merge and rephrase.
+- Keep markers such as <<a=b>> and \\boxed{} as they are.
+- Add no fact, no step and no calculation.
+- Separate the steps by a blank line.
+
+Reply with the rewritten solution and nothing else."""
 DEFAULT_RULES = RULES + PLACES
+BUILT_IN = {"ours": DEFAULT_RULES, "conservative": CONSERVATIVE_RULES + PLACES}
+
+
+def read_rules(source: str | Path) -> str:
+    """Built-in rules by their name in BUILT_IN, or the text of a file.
+
+    Errors: EdgeSteerError for a file that is missing, empty, not UTF-8, or without {solution}.
+    """
+    if str(source) in BUILT_IN:
+        return BUILT_IN[str(source)]
+    path = Path(source)
+    if not path.is_file():
+        raise EdgeSteerError(f"no rules {source}; built in are {', '.join(BUILT_IN)}, anything else is a file")
+    try:
+        rules = readable(path, "rules of rewriting").read_text("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise EdgeSteerError(f"{path} is not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from None
+    if "{solution}" not in rules:
+        raise EdgeSteerError(f"{path} has no {{solution}} in it, the place of the text to rewrite")
+    return rules
 
 
 def fill_rules(rules: str, problem: str, solution: str) -> str:

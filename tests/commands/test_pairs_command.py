@@ -121,6 +121,8 @@ def test_a_dry_run_needs_no_key_and_sends_nothing(
     assert result.exit_code == 0
     assert read_chosen_solutions(solutions)[0].question in result.stdout
     assert f"estimate of all: {COUNT} requests" in result.stdout and "cost 0.00" in result.stdout
+    other = edge_steer("rewrite", solutions, "--dry-run", "--rules", "conservative")
+    assert "necessary and safe" in other.stdout and "necessary and safe" not in result.stdout
     refused = edge_steer("rewrite", solutions, "-o", tmp_path / "pairs.jsonl")
     assert refused.exit_code == 1
     assert refused.stderr.strip().startswith("edge-steer: no API key for https://api.openai.com/v1: set OPENAI_API_KEY")
@@ -240,6 +242,7 @@ def test_evaluation_problems_are_left_out(tmp_path: Path) -> None:
         (("rewrite", "{solutions}", "--price-in", "1"), "belong together"),
         (("rewrite", "{solutions}"), "--dry-run"),
         (("check", "{pairs}", "--nll"), "name it with --model"),
+        (("check", "{pairs}", "--only-nll"), "needs --max-nll-ratio or --keep-lowest"),
         (("check", "{pairs}", "--model", "m", "--traces", "x"), "write NAME=FILE"),
         (("contrast", "texts", "{pairs}", "-o", "o", "--positive", "x"), "belong to personas"),
     ],

@@ -236,3 +236,14 @@ def test_without_a_model_words_are_counted_and_nothing_can_be_scored() -> None:
     for settings in ({"criteria": Criteria(max_nll_ratio=2)}, {"traces": {"a": SOLVED}}):
         with pytest.raises(EdgeSteerError, match="an NLL is that of a model"):
             check_pairs(pairs, **settings)
+
+
+def test_pairs_of_any_kind_are_judged_by_their_nll_alone(engine: Engine, graders: Graders) -> None:
+    pairs = [Pair("", text, "Ben is sad.", raw=True) for text in ("Mia has 2 apples.", "Mia xyz qqq.", "Mia")]
+    criteria = Criteria(numbers=False, keep_lowest=1, right=False, denser=False)
+    report = check_pairs(pairs, backend=engine, criteria=criteria, graders=graders)
+    assert report.passing == (pairs[0],)
+    assert [check.unscored for check in report.checks[:2]] == ["", ""]
+    tokens = engine.encode(pairs[0].positive)
+    without_bos = tokens if engine.encode("") else engine.encode(pairs[0].positive, start=False)
+    assert report.checks[0].positive_nll == pytest.approx(engine.nll(without_bos, 1).mean())

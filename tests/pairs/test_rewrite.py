@@ -24,7 +24,7 @@ from edge_steer.pairs.rewrite import (
     prompt_of,
     rewrite_solutions,
 )
-from edge_steer.pairs.rules import RULES
+from edge_steer.pairs.rules import DEFAULT_RULES, RULES, read_rules
 from edge_steer.pairs.solutions import Solution
 from edge_steer.storage.digests import digest
 from edge_steer.storage.records import read
@@ -362,3 +362,31 @@ def test_a_stopped_run_goes_on_and_pays_for_nothing_twice(stop: signal.Signals, 
         assert [rewrite.id for rewrite in rewriting.rewrites] == [f"secret-id-{i}" for i in range(12)]
         assert len(server.seen) == before + 12 - len(kept)
         assert before <= len(kept) + 1
+
+
+def test_other_rules_are_sent_and_belong_to_another_file(tmp_path: Path) -> None:
+    own, path = tmp_path / "rules.txt", tmp_path / "r.jsonl"
+    own.write_text("Shorter, please, {but} keep {problem}:\n{solution}\n")
+    sent = solution(text="so {problem}")
+    with Server(str.upper) as server:
+        rewrite_solutions([sent], endpoint(server), path, rules=read_rules(str(own)))
+        assert server.seen[0].prompt == f"Shorter, please, {{but}} keep {sent.question}:\nso {{problem}}"
+        with pytest.raises(EdgeSteerError, match="rules is "):
+            rewrite_solutions([sent], endpoint(server), path, rules=read_rules("conservative"))
+    assert len(server.seen) == 1
+    assert read_rules("ours") == DEFAULT_RULES
+    for demand in ("necessary and safe", "two steps that stand next to each other", "<<a=b>>", "as few steps"):
+        assert demand in read_rules("conservative")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(b"Rewrite {problem}", "has no {solution} in it"), (b"", "is empty"), (b"\xff{solution}", "is not UTF-8")],
+)
+def test_wrong_rules_are_one_line(text: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "rules.txt"
+    path.write_bytes(text)
+    with pytest.raises(EdgeSteerError, match=said):
+        read_rules(path)
+    with pytest.raises(EdgeSteerError, match="no rules none; built in are ours, conservative"):
+        read_rules("none")
