@@ -41,27 +41,27 @@ def main(model: Path | None, pairs_file: Path | None, quants: str, pooling: str,
         path = quantize.gguf_for(recipe.gguf or recipe.source, quant, revision=recipe.revision, threads=threads)
         with Engine.load(path, EngineOptions(threads=threads)) as engine:
             states[quant] = record(engine, contrast, pooling=pooling)
-    result["states"] = {quant: apart(found, exact) for quant, found in states.items()}
+    result["states"] = {quant: apart(read, exact) for quant, read in states.items()}
     show("states: median |difference| / |state|", exact.layers, result["states"])
     for method in METHODS:
         expected = reduce(exact, method)
-        found = {quant: reduce(read, method) for quant, read in states.items()}
+        vectors = {quant: reduce(read, method) for quant, read in states.items()}
         rows = {
             quant: [cosine(vector.directions[layer], expected.directions[layer]) for layer in exact.layers]
-            for quant, vector in found.items()
+            for quant, vector in vectors.items()
         }
         result[method] = rows
         result[f"{method}, norms"] = {
             quant: [vector.norms[layer] / expected.norms[layer] for layer in exact.layers]
-            for quant, vector in found.items()
+            for quant, vector in vectors.items()
         }
         show(f"{method}: cosine with torch float32", exact.layers, rows)
     print(json.dumps(result))
 
 
-def apart(found: PairStates, exact: PairStates) -> list[float]:
+def apart(read: PairStates, exact: PairStates) -> list[float]:
     """For each layer, the median over answers."""
-    both = np.concatenate((found.positive, found.negative), axis=1), np.concatenate((exact.positive, exact.negative), 1)
+    both = np.concatenate((read.positive, read.negative), axis=1), np.concatenate((exact.positive, exact.negative), 1)
     distances = np.linalg.norm(both[0] - both[1], axis=-1) / np.linalg.norm(both[1], axis=-1)
     return [float(distance) for distance in np.median(distances, axis=1)]
 

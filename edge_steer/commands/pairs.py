@@ -182,14 +182,14 @@ def rewrite(
         raise click.UsageError("name the pairs to write with --output, or only look with --dry-run")
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_bar())
-        asked: Rewriter
+        rewriting_model: Rewriter
         if rewriter:
             backend = stack.enter_context(load(rewriter, options=engine, progress=progress))
-            asked = ModelRewriter(backend, max_tokens or LOCAL_TOKENS)
+            rewriting_model = ModelRewriter(backend, max_tokens or LOCAL_TOKENS)
         else:
-            asked = Endpoint(model or DEFAULT_REWRITER, base_url, max_tokens or ENDPOINT_TOKENS, **sending)
+            rewriting_model = Endpoint(model or DEFAULT_REWRITER, base_url, max_tokens or ENDPOINT_TOKENS, **sending)
         rewrites_file = output.with_name(f"{output.stem}.rewrites.jsonl")
-        rewriting = rewrite_solutions(solutions, asked, rewrites_file, rules=rules, progress=progress)
+        rewriting = rewrite_solutions(solutions, rewriting_model, rewrites_file, rules=rules, progress=progress)
     dense = dense_pairs(solutions, rewriting.rewrites)
     _list_left_out(dense.left_out)
     if rewriting.usage.requests:

@@ -44,7 +44,7 @@ class Sources:
     beginnings: take every beginning of a text, word by word, too.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[str | Path, ...]
     personas: tuple[str, str] | None = None
     template: str = PERSONA
     beginnings: bool = False
@@ -66,7 +66,7 @@ def opposites(sources: Sources) -> ContrastPairs:
     """
     positive, negative = _solutions(sources, "the solutions under one message", "those under its opposite")
     if {s.system for s in positive} & {s.system for s in negative}:
-        raise EdgeSteerError("both files were made under the same system message; make them with two, by --system")
+        raise EdgeSteerError("both files were made under the same system message; make them under two")
     return _traces(positive, negative, lambda own, other: None)
 
 
@@ -126,7 +126,7 @@ def personas(sources: Sources) -> ContrastPairs:
     """
     [path] = _files(sources, "beginnings of answers, one a line")
     if sources.personas is None or not all(text.strip() for text in sources.personas):
-        raise EdgeSteerError("two personas are needed: --positive and --negative")
+        raise EdgeSteerError("two personas are needed, a positive and a negative one")
     if "{persona}" not in sources.template:
         raise EdgeSteerError(f"the template {sources.template!r} has no {{persona}} in it")
     wanted, other = (sources.template.replace("{persona}", text) for text in sources.personas)
@@ -204,7 +204,9 @@ def _traces(
     for question in dict.fromkeys(solution.question for solution in (*negative, *positive)):
         if question not in first or question not in own:
             name = next(s.id for s in (*negative, *positive) if s.question == question)
-            sides = [side for side, found in (("positive", first), ("negative", own)) if question not in found]
+            sides = [
+                side for side, by_question in (("positive", first), ("negative", own)) if question not in by_question
+            ]
             left_out.append(f"{name}: no right and whole solution for the {' and the '.join(sides)}")
             continue
         mine, other = own[question], first[question]
@@ -219,7 +221,7 @@ def _files(sources: Sources, *wanted: str) -> tuple[Path, ...]:
     if len(sources.files) != len(wanted):
         names = ", ".join(wanted)
         raise EdgeSteerError(f"{len(sources.files)} files given; this contrast takes {len(wanted)}: {names}")
-    return sources.files
+    return tuple(map(Path, sources.files))
 
 
 def _solutions(sources: Sources, *wanted: str) -> list[list[Solution]]:
@@ -252,4 +254,4 @@ def _letter(answer: str) -> str:
 
 
 def _unescaped(line: str) -> str:
-    return ESCAPE.sub(lambda found: ESCAPES[found[1]] if found[1] else chr(int(found[2], 16)), line)
+    return ESCAPE.sub(lambda escape: ESCAPES[escape[1]] if escape[1] else chr(int(escape[2], 16)), line)

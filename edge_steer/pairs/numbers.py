@@ -40,17 +40,17 @@ def changed_numbers(pair: Pair) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _values(pattern: re.Pattern[str], text: str) -> dict[Fraction, str]:
     plain = text.replace("{,}", ",").replace("\u2212", "-")
-    found: dict[Fraction, str] = {}
+    written: dict[Fraction, str] = {}
     for match in pattern.finditer(plain):
         above, below, number, divisor = match.groups()
         if len(match[0]) > LONGEST or ((below or divisor) and not int(below or divisor)):
             continue
         if above:
-            found.setdefault(Fraction(int(above), int(below)), f"{above}/{below}")
+            written.setdefault(Fraction(int(above), int(below)), f"{above}/{below}")
             continue
         value = Fraction(number.replace(",", ""))
-        found.setdefault(value / int(divisor) if divisor else value, f"{number}/{divisor}" if divisor else number)
+        written.setdefault(value / int(divisor) if divisor else value, f"{number}/{divisor}" if divisor else number)
         if divisor and pattern is NUMBER:
-            found.setdefault(value, number)
-            found.setdefault(Fraction(int(divisor)), divisor)
-    return found
+            written.setdefault(value, number)
+            written.setdefault(Fraction(int(divisor)), divisor)
+    return written

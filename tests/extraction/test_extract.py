@@ -25,6 +25,7 @@ from edge_steer.models import convert
 from edge_steer.models.quantize import quantize
 from edge_steer.pairs.pair import Pair, digest_pairs, read_pairs
 from edge_steer.reference.model import Reference
+from edge_steer.storage.digests import digest
 from edge_steer.vectors import native
 
 PAIRS = [
@@ -339,6 +340,13 @@ def test_the_vector_says_how_it_was_made(tiny: Reference) -> None:
     assert heard.steps == [("recording states", done, 4) for done in range(1, 5)]
 
 
+def test_a_vector_of_a_gguf_names_its_file(engine: Engine, bundled_f32: Path, bundled: Reference) -> None:
+    pairs = read_pairs(str(ABACUS / "pairs.jsonl"))[:2]
+    ours, theirs = extract(engine, pairs, layers=[2]), extract(bundled, pairs, layers=[2])
+    assert engine.model.revision is None and ours.model.revision == digest(bundled_f32)
+    assert theirs.model.revision == bundled.model.revision
+
+
 def test_normalise_keeps_the_direction_and_makes_its_norm_1(tiny: Reference) -> None:
     raw, unit = extract(tiny, PAIRS, layers=[2]), extract(tiny, PAIRS, layers=[2], normalise=True)
     assert unit.normalised and unit.norms[2] == pytest.approx(1)
@@ -354,6 +362,8 @@ def test_swapped_pairs_give_the_negated_vector(tiny: Reference) -> None:
 def test_what_cannot_be_extracted_is_refused(tiny: Reference) -> None:
     with pytest.raises(VectorError, match="no pairs"):
         extract(tiny, [])
+    with pytest.raises(EdgeSteerError, match="str is no Pair; read a file of pairs by read_pairs"):
+        extract(tiny, "pairs.jsonl")  # type: ignore[arg-type]
     with pytest.raises(VectorError, match="layer 5 asked; tiny has blocks 0-4"):
         extract(tiny, PAIRS, layers=[1, 5])
     with pytest.raises(VectorError, match="no layer asked"):
