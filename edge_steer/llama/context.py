@@ -263,7 +263,7 @@ class GrowingContext:
     def __init__(self, model: LlamaModel, options: EngineOptions) -> None:
         """options: with `context` and `threads` settled."""
         self._model, self._options = model, options
-        self._least = 1, 1
+        self._least_length = self._least_sequences = self._fewest = 1
         self._probed = False
         self.current: LlamaContext | None = None
 
@@ -275,30 +275,38 @@ class GrowingContext:
     def reserve(self) -> None:
         """Make the context at its full size, and never a smaller one. Errors: OutOfMemory if there is no room."""
         assert self._options.context
-        self._least = self._options.context, self._options.parallel
-        self.fit(*self._least, hooked=False)
+        self._least_length = self._options.context
+        self._least_sequences = self._fewest = self._options.parallel
+        self.fit(self._least_length, self._fewest, hooked=False)
+
+    def expect_more(self) -> None:
+        """Requests may come at any time: make room for `parallel` sequences from now on, if there is memory."""
+        self._least_sequences = self._options.parallel
 
     def fit(self, length: int, sequences: int, *, hooked: bool, keep: Sequence[int] = ()) -> LlamaContext:
         """The context if it is large enough, else a larger one: memory is taken for what is asked, not the most.
 
         Where memory is short it gets fewer sequences. keep: sequences that move to a new one with what they have
-        cached. Errors: OutOfMemory if there is none even for those to keep, or one; the old one stays then.
+        cached; it has as many then, for llama.cpp moves a cache only so. Errors: OutOfMemory if there is none even for
+        one sequence; those to keep stay where they are.
         """
         before = self.current
         assert self._options.context
         length = min(-(-length // LENGTH_STEP) * LENGTH_STEP, self._options.context)
-        length, sequences = max(length, self._least[0]), min(max(sequences, self._least[1]), self._options.parallel)
+        length = max(length, self._least_length)
+        sequences = min(max(sequences, self._least_sequences), self._options.parallel)
+        if before and keep:
+            length, sequences = max(length, before.length), before.sequences
         if before and before.length >= length and before.sequences >= sequences and before.hooked == hooked:
             return before
         if not (before and keep):
             self.close()
-            self.current = self._make(length, sequences, hooked, fewest=self._least[1])
+            self.current = self._make(length, sequences, hooked, fewest=self._fewest)
             return self.current
         states = {sequence: before.save(sequence) for sequence in keep}
         self.close()
         try:
-            length, sequences = max(length, before.length), max(sequences, before.sequences)
-            self.current = self._make(length, sequences, hooked, fewest=max(keep) + 1)
+            self.current = self._make(length, sequences, hooked, fewest=sequences)
         except ModelError:
             self.current = self._make(before.length, before.sequences, before.hooked, fewest=before.sequences)
             raise

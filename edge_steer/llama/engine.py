@@ -168,6 +168,7 @@ class Engine(Runtime):
         Where a callback raises, the exception passes through, and the next step goes on.
         """
         self._scored = NO_KEYS
+        self._contexts.expect_more()
         with interrupts_wait():
             return self._scheduler.step()
 

@@ -57,6 +57,8 @@ class Scheduler:
         if self._arrived or self._cancelled:
             self._arrive()
             self._cancel()
+        if None in self._running:  # a callback raised before they were filled
+            self._compact()
         if self._running:
             self._decode()
             self._call()

@@ -1,0 +1,218 @@
+"""Requests that come while others run: the engine's submit, step and cancel on the bundled model."""
+
+import gc
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_steer.core.backend import Completion, EngineOptions, Piece, Request
+from edge_steer.core.errors import OutOfMemory, RequestError, VectorError
+from edge_steer.core.steering import Steering
+from edge_steer.core.vector import ModelIdentity, Phase, SteeringVector
+from edge_steer.llama.engine import Engine
+from edge_steer.tasks.wordproblems import word_problems
+
+EXACT = EngineOptions(threads=1, parallel=4, kv_type="f32", flash_attention="off")
+KEEPING = EngineOptions(threads=1, parallel=4, context=512, kv_type="f32", flash_attention="off", keep_cache=True)
+
+
+@pytest.fixture
+def engine(bundled_f32: Path) -> Iterator[Engine]:
+    with Engine.load(bundled_f32, EXACT) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def keeping(bundled_f32: Path) -> Iterator[Engine]:
+    with Engine.load(bundled_f32, KEEPING) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def prompts(engine: Engine) -> list[tuple[int, ...]]:
+    return [engine.chat([{"role": "user", "content": sample.question}]) for sample in word_problems("dev", 6)]
+
+
+def run(engine: Engine) -> None:
+    while engine.step():
+        pass
+
+
+def answer(engine: Engine, request: Request) -> Completion:
+    done: list[Completion] = []
+    engine.submit(request, on_done=done.append)
+    run(engine)
+    return done[0]
+
+
+def test_requests_that_come_later_are_answered_as_alone(
+    engine: Engine, prompts: list[tuple[int, ...]], bundled_vector: SteeringVector
+) -> None:
+    """One after the other, every third step; longer ones, so that the context grows; other steering, so that native
+    becomes rows while answers run."""
+    steerings = [
+        (),
+        (),
+        (Steering(bundled_vector, 0.5, (3,)),),
+        (Steering(bundled_vector, -0.3, (0, 2), "generated"),),
+        (),
+    ]
+    asked = [Request(prompts[i], 60 + 200 * i, steering) for i, steering in enumerate(steerings)]
+    alone = [engine.generate([request])[0] for request in asked]
+    done: dict[int, Completion] = {}
+    shapes = set()
+    for index, request in enumerate(asked):
+        engine.submit(request, on_done=partial(done.__setitem__, index))
+        for _ in range(3):
+            engine.step()
+        context = engine._contexts.current
+        assert context
+        shapes.add((context.length, context.sequences, context.hooked))
+    run(engine)
+    assert [done[index] for index in range(len(asked))] == alone
+    assert {hooked for *_, hooked in shapes} == {False, True} and len(shapes) > 2
+
+
+def test_any_thread_submits_and_cancels(engine: Engine, prompts: list[tuple[int, ...]]) -> None:
+    expected = engine.generate([Request(prompt, 30) for prompt in prompts])
+    done: dict[int, Completion] = {}
+
+    def submit(index: int) -> None:
+        engine.submit(Request(prompts[index], 30), on_done=partial(done.__setitem__, index))
+        engine.cancel(engine.submit(Request(prompts[index], 30), on_done=partial(done.__setitem__, ~index)))
+
+    threads = [threading.Thread(target=submit, args=(index,)) for index in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    while len(done) < 2 * len(prompts):
+        engine.step()
+    assert not engine.step()
+    assert [done[index] for index in range(len(prompts))] == expected
+    assert {done[~index].finish for index in range(len(prompts))} == {"cancelled"}
+
+
+def test_pieces_make_up_the_text_and_carry_each_token(engine: Engine, prompts: list[tuple[int, ...]]) -> None:
+    [whole] = engine.generate([Request(prompts[0], 200, logprobs=2)])
+    pieces: list[Piece] = []
+    done: list[Completion] = []
+    request = Request(prompts[0], 200, stop=("answer is",), logprobs=2)
+    engine.submit(request, on_piece=pieces.append, on_done=done.append)
+    run(engine)
+    [stopped] = done
+    assert "".join(piece.text for piece in pieces) == stopped.text == whole.text[: whole.text.index("answer is")]
+    assert tuple(piece.token for piece in pieces) == stopped.tokens
+    assert tuple(piece.logprobs for piece in pieces) == stopped.logprobs == whole.logprobs[: len(stopped.tokens)]
+    assert "" in [piece.text for piece in pieces]
+    assert stopped.timings.prompt > 0 and stopped.timings.generation > 0 and stopped.timings.reused == 0
+
+
+def test_a_callback_that_raises_ends_nothing(engine: Engine, prompts: list[tuple[int, ...]]) -> None:
+    expected = engine.generate([Request(prompt, 12) for prompt in prompts[:3]])
+    done: dict[int, Completion] = {}
+
+    def hear(_piece: Piece) -> None:
+        raise LookupError
+
+    for index, prompt in enumerate(prompts[:3]):
+        engine.submit(
+            Request(prompt, 12), on_piece=hear if index == 1 else None, on_done=partial(done.__setitem__, index)
+        )
+    raised = 0
+    while len(done) < 3:
+        try:
+            engine.step()
+        except LookupError:
+            raised += 1
+    assert raised == 12
+    assert [done[index] for index in range(3)] == expected
+
+
+def test_what_cannot_be_served_ends_alone(engine: Engine, prompts: list[tuple[int, ...]]) -> None:
+    done: dict[str, Completion] = {}
+    engine.submit(Request(prompts[0], 20), on_done=partial(done.__setitem__, "good"))
+    engine.step()
+    engine.submit(Request((10**6,), 20), on_done=partial(done.__setitem__, "strange"))
+    engine.submit(Request(prompts[0] * 99, 20), on_done=partial(done.__setitem__, "long"))
+    other = SteeringVector({1: np.ones(64, dtype=np.float32)}, ModelIdentity("other", "qwen2", 64, 6))
+    with pytest.raises(VectorError, match="of other"):
+        engine.submit(Request(prompts[0], 20, (Steering(other),)))
+    with pytest.raises(RequestError, match="answers are being generated"):
+        engine.logits(prompts[0], 1)
+    run(engine)
+    assert (done["good"].finish, done["strange"].finish, done["long"].finish) == ("length", "error", "error")
+    assert done["good"] == engine.generate([Request(prompts[0], 20)])[0]
+
+
+def test_a_conversation_goes_on_from_what_is_cached(keeping: Engine, prompts: list[tuple[int, ...]]) -> None:
+    """Two that take turns, so that one's cache has to survive the other's answer."""
+    keeping.reserve()
+    texts = list(prompts[:2])
+    for turn in range(3):
+        for index in range(2):
+            completion = answer(keeping, Request(texts[index], 20))
+            if turn:
+                assert completion.timings.reused >= len(texts[index]) - 12
+            texts[index] = (*texts[index], *completion.tokens, *prompts[2][:10])
+    plain = answer(keeping, Request(texts[0], 20))
+    assert plain.timings.reused > 0
+    keeping._scheduler.forget()
+    fresh = answer(keeping, Request(texts[0], 20))
+    assert (fresh.timings.reused, fresh) == (0, plain)
+
+
+@pytest.mark.parametrize("phase", ["all", "generated"])
+def test_a_cache_belongs_to_the_steering_that_computed_it(
+    keeping: Engine, prompts: list[tuple[int, ...]], bundled_vector: SteeringVector, phase: Phase
+) -> None:
+    head = len(prompts[0]) - 1
+    for strength in (0.5, 0.25, 0.25, 0.0, 0.5):
+        request = Request(prompts[0], 15, (Steering(bundled_vector, strength, (3,), phase),))
+        completion = answer(keeping, request)
+        assert completion.timings.reused in (0, head)
+        if phase == "generated" and strength != 0.5:
+            assert completion.timings.reused == head, "a changed strength keeps the prompt's cache"
+        with Engine.load(keeping._model.path, EXACT) as other:
+            assert completion.tokens == other.generate([request])[0].tokens
+
+
+def test_rows_take_over_what_was_cached_natively(
+    keeping: Engine, prompts: list[tuple[int, ...]], bundled_vector: SteeringVector
+) -> None:
+    first = answer(keeping, Request(prompts[0], 20))
+    done: dict[int, Completion] = {}
+    for index, strength in enumerate((0.0, 0.5)):
+        steering = (Steering(bundled_vector, strength, (0,)),)
+        keeping.submit(Request(prompts[0], 20, steering), on_done=partial(done.__setitem__, index))
+    run(keeping)
+    assert keeping._contexts.current and keeping._contexts.current.hooked
+    assert done[0] == first and done[0].timings.reused == len(prompts[0]) - 1
+    assert done[1].timings.reused == 0
+
+
+def test_a_context_is_reserved_once_and_for_all(bundled_f16: Path, prompts: list[tuple[int, ...]]) -> None:
+    with Engine.load(bundled_f16, EngineOptions(threads=1, parallel=3, context=700)) as engine:
+        engine.reserve()
+        before = engine._contexts.current
+        assert before and (before.length, before.sequences) == (700, 3)
+        engine.generate([Request(prompt, 8) for prompt in prompts])
+        assert engine._contexts.current is before
+    with Engine.load(bundled_f16, EngineOptions(threads=1, context=10**12)) as engine, pytest.raises(OutOfMemory):
+        engine.reserve()
+
+
+def test_ten_thousand_strengths_leave_nothing_behind(keeping: Engine, bundled_vector: SteeringVector) -> None:
+    done: list[Completion] = []
+    for number in range(10_000):
+        steering = Steering(bundled_vector, 0.01 + number / 1e6, (3,))
+        ticket = keeping.submit(Request((5,), 1, (steering,)), on_done=done.append)
+        if number % 100:
+            keeping.cancel(ticket)
+        keeping.step()
+    run(keeping)
+    assert len(done) == 10_000 and sum(completion.finish == "length" for completion in done) == 100
+    gc.collect()
+    assert len(keeping._steerings) <= keeping.parallel
