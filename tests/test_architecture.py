@@ -22,7 +22,7 @@ DOORS = {
     "lm_eval": {"plugins/lm_eval_model"},
     "tqdm": {"plugins/lm_eval_model"},
     "gguf": {"vectors/gguf_writer", "models/describe"},
-    "llama_cpp": {"llama/"},
+    "llama_cpp": {"llama/", "plugins/llama_cpp_python"},
     "psutil": {"llama/"},
     "torch": {"reference/"},
     "transformers": {"reference/"},
