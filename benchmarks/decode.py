@@ -37,6 +37,7 @@ from edge_steer.core.vector import SteeringVector
 from edge_steer.llama.engine import Engine
 from edge_steer.llama.library import repacking_is_safe
 
+BUNDLED = Path(__file__).parents[1] / "models" / "abacus" / "abacus-F16.gguf"
 PROMPT = 16
 CONTEXT = 256
 BATCH = 512
@@ -52,10 +53,10 @@ BATCH = 512
 def main(
     models: tuple[Path, ...], sequences: tuple[int, ...], tokens: int, rounds: int, threads: int, as_json: bool
 ) -> None:
-    """Default model: random weights of Qwen2.5-0.5B's shape in Q4_K_M."""
+    """Default models: the bundled one, and random weights of Qwen2.5-0.5B's shape in Q4_K_M."""
     if PROMPT + tokens >= CONTEXT:
         raise click.UsageError(f"--tokens must be below {CONTEXT - PROMPT}")
-    for path in models or (random_model.gguf(),):
+    for path in models or (BUNDLED, random_model.gguf()):
         rows = [measure(path, count, tokens, rounds, threads) for count in sequences]
         if as_json:
             for row in rows:
@@ -125,9 +126,9 @@ def load_llama(path: Path, threads: int, context: int = CONTEXT) -> llama_cpp.Ll
     defaults = llama_cpp.llama_cpp.llama_model_default_params
 
     def params() -> llama_cpp.llama_model_params:
-        found = defaults()
-        found.use_extra_bufts = repacking_is_safe(path)
-        return found
+        settings = defaults()
+        settings.use_extra_bufts = repacking_is_safe(path)
+        return settings
 
     with mock.patch.object(llama_cpp.llama_cpp, "llama_model_default_params", params):
         return llama_cpp.Llama(

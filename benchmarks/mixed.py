@@ -39,16 +39,16 @@ SHORT, LONG = 60, 500
 def main(model: Path | None, quant: str, tokens: int, questions: int, rounds: int, threads: int) -> None:
     path = model or random_model.gguf(quant)
     table = Table("", "seconds", "against", "seconds", "ratio of speeds", "prompt tokens computed", title=path.name)
-    with Engine.load(path, EngineOptions(parallel=16, threads=threads)) as engine:
-        engine._model.ends = lambda _token: False  # type: ignore[method-assign]
+    with load(path, 16, threads) as engine, load(path, questions, threads) as few:
         contests = {
             "16 strengths / 16 equal": mixed(engine, tokens),
             "21 strengths at once / one by one, short": sweep(engine, tokens, questions, SHORT),
             "21 strengths at once / one by one, long": sweep(engine, tokens, questions, LONG),
         }
         for name, (ours, against) in contests.items():
-            engine.parallel = 16 if name.startswith("16") else questions
-            row = measure(engine, ours, against, rounds if name.startswith("16") else 1)
+            row = measure(
+                engine if name.startswith("16") else few, ours, against, rounds if name.startswith("16") else 1
+            )
             print(json.dumps({"contest": name, "model": path.name, "tokens": tokens, "threads": threads, **row}))
             low, high = row["spread"]
             first, second = name.split(" / ")
@@ -59,6 +59,13 @@ def main(model: Path | None, quant: str, tokens: int, questions: int, rounds: in
 
 
 Calls = list[list[Request]]
+
+
+def load(path: Path, parallel: int, threads: int) -> Engine:
+    """The model, to which no token is an end token."""
+    engine = Engine.load(path, EngineOptions(parallel=parallel, threads=threads))
+    engine._model.ends = lambda _token: False  # type: ignore[method-assign]
+    return engine
 
 
 def mixed(engine: Engine, tokens: int) -> tuple[Calls, Calls]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edge_steer.evaluation.evaluate import evaluate
     from edge_steer.evaluation.figures import compare, summarise
     from edge_steer.evaluation.sweep import sweep
-    from edge_steer.llama.steer_llama import steer
+    from edge_steer.plugins.llama_cpp_python import steer
     from edge_steer.models.convert import convert
     from edge_steer.models.load import load
     from edge_steer.models.quantize import quantize
@@ -63,7 +63,7 @@ _PLACES = {
     "quantize": "models.quantize",
     "read_pairs": "pairs.pair",
     "save_vector": "vectors.write:save",
-    "steer": "llama.steer_llama",
+    "steer": "plugins.llama_cpp_python",
     "summarise": "evaluation.figures",
     "sweep": "evaluation.sweep",
     "write_pairs": "pairs.pair",

@@ -1,4 +1,4 @@
-"""llama_hook.py: the residual stream read while llama.cpp computes, against PyTorch's and against itself."""
+"""hook.py: the residual stream read while llama.cpp computes, against PyTorch's and against itself."""
 
 from collections.abc import Iterator
 from pathlib import Path
