@@ -4,7 +4,7 @@ A field is honoured, or refused by name, or known to change no text; none is ign
 were left out. It knows no engine; `questions.py` makes engine requests of bodies.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import pydantic
@@ -22,8 +22,17 @@ Off = tuple[object, ...]
 
 def check(body: type[B], raw: bytes) -> B:
     """The bytes of a request as a checked body, whatever its content type says. Errors: ApiError 400 or 501."""
+    return _in_one_line(lambda: body.model_validate_json(raw or b"{}", strict=True))
+
+
+def check_fields(body: type[B], fields: Mapping[str, object]) -> B:
+    """Fields by name as a checked body. Errors: ApiError 400 or 501."""
+    return _in_one_line(lambda: body.model_validate(fields, strict=True))
+
+
+def _in_one_line(validate: Callable[[], B]) -> B:
     try:
-        return body.model_validate_json(raw or b"{}", strict=True)
+        return validate()
     except pydantic.ValidationError as error:
         raise ApiError(400, _first_line(error)) from None
 

@@ -5,7 +5,7 @@ Counters only grow: two scrapers do not spoil each other's rates.
 
 import time
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from edge_steer.core.backend import Completion
 from edge_steer.serving.worker import Running, Worker
@@ -19,6 +19,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.started = time.time()
+        disable_created_metrics()
         self._registry = CollectorRegistry()
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
         self._cached_tokens = self._counter("prompt_tokens_cached", "Prompt tokens taken from a cache.")

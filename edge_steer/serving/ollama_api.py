@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from edge_steer.core.backend import Completion, TokenLogprobs, Tokens
-from edge_steer.serving.bodies import Body, ChatMessage, Conversation, Generating, Logprobs, Stops
+from edge_steer.serving.bodies import Body, ChatMessage, Conversation, Generating, Logprobs, Stops, check_fields
 from edge_steer.serving.questions import Question, Service, begun, while_connected
 from edge_steer.serving.replies import ApiError, Json, chat_logprobs, line_stream
 
@@ -130,7 +130,7 @@ def router(service: Service) -> APIRouter:
         return await service.chat_tokens(conversation)
 
     async def answer(request: Request, body: Asking, prompt: Tokens, field: str) -> Response:
-        generating = Generating.model_validate(body.options.generating(body.model))
+        generating = check_fields(Generating, body.options.generating(body.model))
         logprobs = body.top_logprobs if body.logprobs else None
         question = await service.question(generating, [prompt], logprobs=logprobs, schema=body.schema_demanded)
         chunks = _chunks(service, question, body.model, field)

@@ -20,7 +20,16 @@ from edge_steer.core.errors import RequestError
 from edge_steer.core.sampling import BREAKERS, LINKS, MOST_SEED, Dry, Link, Mirostat, Sampling, Xtc
 from edge_steer.core.stats import logsumexp
 from edge_steer.core.vector import Array
-from edge_steer.serving.bodies import B, Bias, Conversation, EasySteering, Generating, ResponseFormat, check
+from edge_steer.serving.bodies import (
+    B,
+    Bias,
+    Conversation,
+    EasySteering,
+    Generating,
+    ResponseFormat,
+    check,
+    check_fields,
+)
 from edge_steer.serving.metrics import Metrics
 from edge_steer.serving.replies import ApiError, too_long
 from edge_steer.serving.security import Access, read_body
@@ -72,7 +81,7 @@ class Service:
 
         Errors: ApiError for a default that no request could have.
         """
-        self._defaults = Generating.model_validate(defaults).model_dump(exclude_unset=True)
+        self._defaults = check_fields(Generating, defaults).model_dump(exclude_unset=True)
         self.engine, self.vectors, self.names, self.access = engine, vectors, tuple(names), access
         self.metrics = Metrics()
         self.worker = Worker(engine, queue, self.metrics.count)

@@ -175,6 +175,7 @@ def _config(service: Service, options: ServerOptions) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=options.stop_seconds,
+        http="h11",
         ws="none",
         h11_max_incomplete_event_size=LARGEST_HEAD,
     )

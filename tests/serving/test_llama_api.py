@@ -61,10 +61,11 @@ def test_response_fields_choose_what_comes_back(http: httpx.Client) -> None:
     assert set(complete(http, response_fields=["content", "timings/predicted_n"])) == {"content", "predicted_n"}
 
 
-def test_ignoring_the_end_goes_on_to_the_limit(http: httpx.Client) -> None:
-    free = complete(http, n_predict=200)
+def test_ignoring_the_end_goes_on_to_the_limit(http: httpx.Client, engine: Engine) -> None:
+    prompt = engine.chat([{"role": "user", "content": QUESTION}])
+    free = complete(http, prompt=prompt, n_predict=200)
     assert free["stop_type"] == "eos"
-    on = complete(http, n_predict=200, ignore_eos=True)
+    on = complete(http, prompt=prompt, n_predict=200, ignore_eos=True)
     assert on["tokens_predicted"] == 200
     assert on["generation_settings"]["logit_bias"]
 
@@ -139,7 +140,7 @@ def test_metrics_count_what_was_done(http: httpx.Client) -> None:
     complete(http, steering="1 dense")
     after = counted()
     assert after["llamacpp:tokens_predicted_total"] - before["llamacpp:tokens_predicted_total"] == 12
-    assert after["edge_steer:steered_total"] - before["edge_steer:steered_total"] == 1
+    assert after["edge_steer:requests_steered_total"] - before["edge_steer:requests_steered_total"] == 1
     assert after["llamacpp:requests_processing"] == 0
     assert http.get("/metrics").headers["process-start-time-unix"].isdigit()
 
@@ -150,10 +151,11 @@ def busy(http: httpx.Client) -> bool:
 
 
 def test_a_client_that_goes_away_frees_its_sequence(server: Server) -> None:
-    endless = {**ASK, "n_predict": 900, "ignore_eos": True}
+    endless = {**ASK, "prompt": [QUESTION] * 8, "n_predict": 950, "ignore_eos": True}
     with server.client as other:
         with server.client as http, http.stream("POST", "/completion", json={**endless, "stream": True}) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # kept, as its end would close the response
+            next(lines)
             assert any(slot["is_processing"] for slot in other.get("/slots").json())
         assert not busy(other)
         with server.client as http, pytest.raises(httpx.TimeoutException):
