@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from edge_steer.evaluation.evaluate import evaluate
     from edge_steer.evaluation.figures import compare, summarise
     from edge_steer.evaluation.sweep import sweep
-    from edge_steer.plugins.llama_cpp_python import steer
     from edge_steer.models.convert import convert
     from edge_steer.models.load import load
     from edge_steer.models.quantize import quantize
     from edge_steer.pairs.pair import Pair, read_pairs, write_pairs
+    from edge_steer.plugins.llama_cpp_python import steer
     from edge_steer.tasks.load import load_task
     from edge_steer.tasks.rows import Row
     from edge_steer.tasks.task import Task
