@@ -7,8 +7,8 @@ tokenised once, by the caller.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NotRequired, Protocol, TypedDict
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,10 @@ class EngineOptions:
     flash_attention: FlashAttention = "auto"
     gpu_layers: int = -1
     keep_cache: bool = False
+
+    def described(self) -> dict[str, Any]:
+        """The settings that change numbers, for headers of results."""
+        return {name: value for name, value in asdict(self).items() if name != "keep_cache"}
 
 
 def available_cores() -> int:

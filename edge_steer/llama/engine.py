@@ -6,7 +6,7 @@ own control vector; where they differ, or steer layer 0, by rows added to the re
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Self
@@ -104,8 +104,6 @@ class Engine(Runtime):
     @cached_property
     def provenance(self) -> Provenance:
         """What this model's numbers depend on."""
-        options = asdict(self.options)
-        del options["keep_cache"]  # it changes times, and numbers only as much as the size of a batch does
         path, file_type = self._model.path, self._model.metadata.get("general.file_type")
         return Provenance(
             model={
@@ -114,7 +112,7 @@ class Engine(Runtime):
                 "digest": digest(path),
                 "parameters": read_header(path).parameters,
             },
-            backend={"name": "llama.cpp", **options},
+            backend={"name": "llama.cpp", **self.options.described()},
             versions={**versions("edge-steer"), **system_info()},
         )
 
