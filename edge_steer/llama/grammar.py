@@ -1,4 +1,4 @@
-"""A grammar that an answer obeys: GBNF or a JSON schema, held by llama.cpp's own grammar sampler.
+"""A grammar in GBNF that an answer obeys, held by llama.cpp's own grammar sampler.
 
 llama.cpp ends the process where a grammar nests too deeply for its stack or a token is accepted that the grammar
 forbids. So a grammar is held against bounds before the C call, and only what it allows is accepted.
@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 import numpy as np
-from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from edge_steer.core.errors import RequestError
-from edge_steer.core.sampling import Sampling
 
 if TYPE_CHECKING:
     from edge_steer.llama.model import LlamaModel
@@ -72,19 +70,6 @@ class Grammar:
         if self._handle:
             llama_cpp.llama_sampler_free(self._handle)
             self._handle = None
-
-
-def gbnf(sampling: Sampling) -> str:
-    """The grammar that a Sampling asks for; "" for none. Errors: RequestError for a schema that cannot be one."""
-    if not sampling.json_schema:
-        return sampling.grammar
-    try:
-        return str(json_schema_to_gbnf(sampling.json_schema))
-    except RecursionError:
-        raise RequestError("the JSON schema nests too deeply") from None
-    except Exception as error:  # the converter asserts, indexes and raises what it likes
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise RequestError(f"the JSON schema cannot be made a grammar: {reason[:200]}") from None
 
 
 def _check_size(grammar: str) -> None:

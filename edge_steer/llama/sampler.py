@@ -12,7 +12,8 @@ import llama_cpp
 
 from edge_steer.core.errors import RequestError
 from edge_steer.core.sampling import Link, Sampling
-from edge_steer.llama.grammar import Candidates, Grammar, gbnf
+from edge_steer.llama.grammar import Candidates, Grammar
+from edge_steer.llama.json_schema import grammar_of
 
 if TYPE_CHECKING:
     from edge_steer.llama.model import LlamaModel
@@ -27,7 +28,7 @@ class LlamaSampler:
     def __init__(self, sampling: Sampling, prompt: Sequence[int], model: "LlamaModel") -> None:
         """Errors: RequestError for a grammar that cannot be read or a token that is not in the vocabulary."""
         _check_biases(sampling, model.vocab_size)
-        grammar = gbnf(sampling)
+        grammar = grammar_of(sampling.json_schema) if sampling.json_schema else sampling.grammar
         self._grammar = Grammar(grammar, model) if grammar else None
         self._vocab_size = model.vocab_size
         self._handle = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())

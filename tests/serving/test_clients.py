@@ -77,9 +77,9 @@ def test_lm_evals_local_completions_score_and_generate(server: Server, engine: E
     assert generated[0]
 
 
-def test_open_webuis_calls(http: httpx.Client) -> None:
+def test_open_webuis_calls(server: Server, http: httpx.Client) -> None:
     """Its model list, its stream with a model's custom parameters, and its "Continue"."""
-    models = http.get("//models").json()["data"]
+    models = http.get(f"{server.url}//models").json()["data"]
     assert all(model["id"] and "name" not in model for model in models)
     custom = {"control_vectors": json.loads('[{"name": "dense", "scale": 2.0}]'), "temperature": 0, "max_tokens": 8}
     body = {

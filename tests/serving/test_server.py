@@ -45,7 +45,7 @@ def test_a_second_start_on_a_used_port_says_so_in_one_line() -> None:
         (("--vector", f"a b={DENSE}"), "no name"),
         (("--preset", "strong=4 dense"), "no vector 'dense'"),
         (("--vector", f"dense={DENSE}", "--preset", "strong=4 4"), "cannot read the steering"),
-        (("--context", "100000000000"), "memory"),
+        (("--context", "100000000000"), "shorter context"),
     ],
 )
 def test_a_start_that_cannot_be_is_one_line(arguments: tuple[str, ...], named: str) -> None:
@@ -100,11 +100,10 @@ def test_it_waits_no_longer_than_it_is_told(start: Start) -> None:
 
 def test_killed_while_it_answers_it_starts_again(start: Start) -> None:
     server = start()
-    with (
-        server.client as http,
-        http.stream("POST", "/completion", json={"prompt": QUESTION, "stream": True}) as running,
-    ):
-        next(iter(running.iter_lines()))
+    body = {"prompt": QUESTION, "stream": True}
+    with server.client as http, http.stream("POST", "/completion", json=body) as running:
+        kept = running.iter_lines()
+        next(kept)
         server.process.kill()
         server.process.wait()
     with start("--port", str(server.port)).client as http:
