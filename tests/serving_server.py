@@ -4,13 +4,17 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-from paths import ABACUS
+import pytest
+from paths import ABACUS, DENSE
+
+from edge_steer.core.backend import EngineOptions
+from edge_steer.llama.engine import Engine
 
 QUESTION = "Tom has 3 apples and buys 4 more. How many apples does Tom have?"
 KEY = "sesame"
@@ -52,3 +56,44 @@ def launch(*arguments: str, model: Path = ABACUS) -> Server:
         if match := re.search(r"at (http://\S+:\d+);", line):
             return Server(process, match[1], "".join(lines))
     raise AssertionError("".join(lines))
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start servers that end with the test."""
+    servers: list[Server] = []
+
+    def begin(*arguments: str, model: Path = ABACUS) -> Server:
+        servers.append(launch(*arguments, model=model))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def server(bundled_vector_gguf: Path) -> Iterator[Server]:
+    """One for all tests that leave it as it was: `dense` as tuned steers nothing by itself, `formal` has no tuning."""
+    server = launch(
+        "--vector", f"dense={DENSE}:0", "--vector", f"other={bundled_vector_gguf}:0",
+        "--preset", "strong=2 dense", "--preset", "mixed=2 dense - 0.5 other",
+        "--parallel", "4", "--alias", "abacus", "--alias", "gpt-4o",
+    )  # fmt: skip
+    yield server
+    server.process.kill()
+    server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def http(server: Server) -> Iterator[httpx.Client]:
+    with server.client as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def engine(bundled_f16: Path) -> Iterator[Engine]:
+    """The same model in this process: what an answer has to be."""
+    with Engine.load(bundled_f16, EngineOptions(threads=1, parallel=4)) as loaded:
+        yield loaded

@@ -19,19 +19,8 @@ MOST_REPEATED = 2000  # llama-grammar.cpp, MAX_REPETITION_THRESHOLD
 _ONE = ("additionalProperties", "items")  # keywords that hold a schema, or in `items` several
 _SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _NAMED = ("properties", "$defs", "definitions")
-_PLAIN = (
-    "type",
-    "const",
-    "enum",
-    "required",
-    "pattern",
-    "format",
-    "$ref",
-    "minItems",
-    "maxItems",
-    "minLength",
-    "maxLength",
-)
+_PLAIN = ("type", "const", "enum", "required", "pattern", "format", "$ref")
+_LENGTHS = ("minItems", "maxItems", "minLength", "maxLength")
 _SAY_NOTHING = ("title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated", "readOnly",
                 "writeOnly", "strict", "discriminator")  # fmt: skip
 KNOWN = frozenset((*_ONE, *_SEVERAL, *_NAMED, *_PLAIN, *_LENGTHS, *_SAY_NOTHING))

@@ -5,7 +5,7 @@ were left out. It knows no engine; `questions.py` makes engine requests of bodie
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -121,7 +121,21 @@ class EasySteering(Body):
     vectors: list[EasyVector]
 
 
-class Generating(Body):
+class Steered(Body):
+    """What every request says of the model and its steering."""
+
+    model: str = ""
+    control_vectors: list[ControlVector] | None = None
+    steering: EasySteering | str | None = None
+
+    @model_validator(mode="after")
+    def _one_steering(self) -> Self:
+        if self.control_vectors is not None and self.steering is not None:
+            raise ValueError("'control_vectors' and 'steering' are two ways to say one thing; give one of them")
+        return self
+
+
+class Generating(Steered):
     """The fields of every request that generates text, with llama-server's names and defaults."""
 
     harmless = frozenset(
@@ -145,7 +159,6 @@ class Generating(Body):
         "t_max_predict_ms": (0, -1),
         "verbose": (False,),
     }
-    model: str = ""
     stream: bool = False
     stream_options: "StreamOptions" = Field(default_factory=lambda: StreamOptions())
     max_tokens: int = Field(default=-1, ge=-1)
@@ -181,8 +194,6 @@ class Generating(Body):
     grammar: str = ""
     json_schema: dict[str, Any] | None = None
     timings_per_token: bool = False
-    control_vectors: list[ControlVector] | None = None
-    steering: EasySteering | str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -197,12 +208,6 @@ class Generating(Body):
                 if value is not None and fields.setdefault(name, value) not in (None, value):
                     raise ValueError(f"'{name}' and '{other}' are one thing and differ; give one of them")
         return fields
-
-    @model_validator(mode="after")
-    def _one_steering(self) -> "Generating":
-        if self.control_vectors is not None and self.steering is not None:
-            raise ValueError("'control_vectors' and 'steering' are two ways to say one thing; give one of them")
-        return self
 
 
 class StreamOptions(Body):
@@ -319,6 +324,13 @@ class ChatBody(Conversation, Generating):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("'top_logprobs' needs 'logprobs' to be true")
         return self
+
+
+class ScoredChatBody(Conversation, Steered):
+    """POST /v1/chat/logprobs. answer: the tokens to score, as they follow the conversation."""
+
+    answer: Tokens = Field(min_length=1)
+    top_logprobs: Logprobs = 0
 
 
 class CompletionBody(Generating):

@@ -19,7 +19,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.started = time.time()
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
         self._cached_tokens = self._counter("prompt_tokens_cached", "Prompt tokens taken from a cache.")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from edge_steer.core.backend import Completion, Piece, TokenLogprobs, Tokens
-from edge_steer.serving.bodies import ChatBody, CompletionBody
+from edge_steer.serving.bodies import ChatBody, CompletionBody, ScoredChatBody
 from edge_steer.serving.questions import Question, Service, begun, schema_of, while_connected
 from edge_steer.serving.replies import (
     ApiError,
@@ -41,6 +41,16 @@ def router(service: Service) -> APIRouter:
             chunks = reply.stream(body.stream_options.include_usage, body.timings_per_token)
             return event_stream(await begun(request, chunks), done=True)
         return JSONResponse(reply.whole(await while_connected(request, service.completions(question))))
+
+    @api.post("/v1/chat/logprobs")
+    async def scored_chat(request: Request) -> Json:
+        body = await service.read(request, ScoredChatBody)
+        prompt, applied = await service.chat_tokens(body), service.steering(body)
+        tokens = (*prompt, *body.answer)
+        service.check_prompt(tokens)
+        scored = await service.scored(tokens, applied, body.top_logprobs, prompt=len(prompt))
+        content = chat_logprobs(scored[:-1], service.engine.vocabulary.piece)
+        return {"object": "chat.logprobs", "content": content, "steering": [one.json() for one in applied]}
 
     @api.post("/v1/completions")
     async def completions(request: Request) -> Response:

@@ -27,6 +27,7 @@ from edge_steer.serving.bodies import (
     EasySteering,
     Generating,
     ResponseFormat,
+    Steered,
     check,
     check_fields,
 )
@@ -107,7 +108,7 @@ class Service:
             raise ApiError(404, f"no model '{model[:80]}' here; there are: {', '.join(self.models)}")
         return self.models[model]
 
-    def steering(self, body: Generating) -> tuple[Applied, ...]:
+    def steering(self, body: Steered) -> tuple[Applied, ...]:
         """What the body asks for; else its preset's; else the server's default. Errors: VectorError."""
         preset = self.preset(body.model)
         if body.control_vectors is not None:
@@ -172,16 +173,18 @@ class Service:
         ended = {index: event async for index, event in self.events(question, streams=False)}
         return [completion for _, completion in sorted(ended.items()) if isinstance(completion, Completion)]
 
-    async def scored(self, tokens: Tokens, applied: Sequence[Applied], top: int) -> list[TokenLogprobs]:
-        """The logprobs of each token but the first, and of the likeliest token after the last.
+    async def scored(
+        self, tokens: Tokens, applied: Sequence[Applied], top: int, *, prompt: int = 1
+    ) -> list[TokenLogprobs]:
+        """The logprobs of each token after the first `prompt`, and of the likeliest token after the last.
 
-        Steering of phase "generated" is in force from the first token on: all that is scored counts as generated.
+        Steering of phase "generated" is in force from there on: all that is scored counts as generated.
         """
         steering = [one.steering for one in applied]
 
         def score() -> list[TokenLogprobs]:
-            chosen = iter((*tokens[1:], None))
-            rows = (row for rows in self.engine.logit_rows(tokens, 1, steering) for row in rows)
+            chosen = iter((*tokens[prompt:], None))
+            rows = (row for rows in self.engine.logit_rows(tokens, prompt, steering) for row in rows)
             return [_logprobs(row, token, top) for row, token in zip(rows, chosen, strict=True)]
 
         return cast("list[TokenLogprobs]", await self.worker.alone(score))

@@ -19,7 +19,10 @@ from edge_steer.serving.replies import ApiError
 
 PUBLIC = ("/", "/health", "/v1/health", "/favicon.ico")
 PAGE = "/page/"
-CONTENT_SECURITY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+CONTENT_SECURITY = (
+    "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"  # no text becomes HTML
+)
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),

@@ -18,7 +18,8 @@ FIELDS = (
     "messages", "prompt", "model", "stream", "n", "max_tokens", "temperature", "top_k", "top_p", "seed", "logprobs",
     "top_logprobs", "logit_bias", "grammar", "json_schema", "response_format", "control_vectors", "steering", "tools",
     "echo", "content", "tokens", "options", "format", "samplers", "dry_multiplier", "dry_sequence_breakers", "mirostat",
-    "n_probs", "response_fields", "chat_template_kwargs", "think", "system", "stop", "typical_p", "xtc_probability", "min_keep",
+    "n_probs", "response_fields", "chat_template_kwargs", "think", "system", "stop",
+    "typical_p", "xtc_probability", "min_keep",
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2**31, 2**63, -(2**70), 0.5, -0.0, 1e308, "", "a", "\0", "\ud7ff", "é" * 300, QUESTION,
