@@ -34,7 +34,7 @@ from edge_steer.serving.bodies import (
 from edge_steer.serving.metrics import Metrics
 from edge_steer.serving.replies import ApiError, too_long
 from edge_steer.serving.security import Access, read_body
-from edge_steer.serving.served_vectors import Applied, ServedVectors, Term, parse_words, read_layers
+from edge_steer.vectors.named import Applied, NamedVectors, Term, parse_words, read_layers
 from edge_steer.serving.worker import Answers, Event, ServedEngine, Worker
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class Service:
     def __init__(
         self,
         engine: ServedEngine,
-        vectors: ServedVectors,
+        vectors: NamedVectors,
         names: Sequence[str],
         access: Access,
         *,
