@@ -12,8 +12,7 @@ import llama_cpp
 
 from edge_steer.core.errors import RequestError
 from edge_steer.core.sampling import Link, Sampling
-from edge_steer.llama.grammar import Candidates, Grammar
-from edge_steer.llama.json_schema import grammar_of
+from edge_steer.llama.grammar import Candidates, Grammar, grammar_of
 
 if TYPE_CHECKING:
     from edge_steer.llama.model import LlamaModel
