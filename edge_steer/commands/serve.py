@@ -19,7 +19,6 @@ from edge_steer.terminal.progress import NOTES
 
 if TYPE_CHECKING:
     from edge_steer.core.backend import EngineOptions
-    from edge_steer.serving.server import VectorFile
 
 
 @click.command()
@@ -91,6 +90,7 @@ def serve(
 
     from edge_steer.serving import server
     from edge_steer.serving.security import Access
+    from edge_steer.vectors.named import NamedFile
 
     if api_key_file:
         from edge_steer.storage.files import read_lines
@@ -101,7 +101,7 @@ def serve(
         host=host,
         port=port,
         access=Access(keys, hosts, origins),
-        vectors=tuple(map(_vector_file, vectors)),
+        vectors=tuple(map(NamedFile.parse, vectors)),
         presets=tuple(map(_preset, presets)),
         aliases=aliases,
         defaults={name: value for name, value in typed.items() if value is not None},
@@ -111,15 +111,6 @@ def serve(
         stop_seconds=stop_seconds,
     )
     server.serve(model, quant, options=options, engine=engine, progress=NOTES)
-
-
-def _vector_file(text: str) -> "VectorFile":
-    from edge_steer.serving.server import VectorFile
-    from edge_steer.vectors.steer import split_strength
-
-    name, equals, source = text.partition("=")
-    path, strength = split_strength(source if equals else text)
-    return VectorFile(name if equals else path.stem, path, strength)
 
 
 def _preset(text: str) -> tuple[str, str]:

@@ -34,8 +34,8 @@ from edge_steer.serving.bodies import (
 from edge_steer.serving.metrics import Metrics
 from edge_steer.serving.replies import ApiError, too_long
 from edge_steer.serving.security import Access, read_body
-from edge_steer.vectors.named import Applied, NamedVectors, Term, parse_words, read_layers
 from edge_steer.serving.worker import Answers, Event, ServedEngine, Worker
+from edge_steer.vectors.named import Applied, NamedVectors, Term, parse_words, read_layers
 
 T = TypeVar("T")
 MOST_PROMPTS = 1000

@@ -29,7 +29,7 @@ from edge_steer.serving import llama_api, ollama_api, openai_api, vectors_api
 from edge_steer.serving.questions import Service
 from edge_steer.serving.replies import ApiError
 from edge_steer.serving.security import Access, Gate, check_binding
-from edge_steer.serving.served_vectors import ServedVectors, Term
+from edge_steer.vectors.named import NamedFile, NamedVectors
 
 TELEMETRY_OFF: TelemetryConfig = {"tracing": False, "metrics": False}
 CONTEXT = 4096  # positions of a sequence where nothing else is said: memory is taken for all sequences at the start
@@ -37,19 +37,6 @@ LARGEST_HEAD = 2**16  # bytes of a request's line and headers
 BACKLOG = 2048
 PAGE = Path(__file__).parent / "page"
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class VectorFile:
-    """A vector to serve, by the name that requests use.
-
-    strength: of requests that give none; None is as the file is tuned, and so is 0, but then requests that say nothing
-    are not steered by it.
-    """
-
-    name: str
-    path: Path
-    strength: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +52,7 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 8080
     access: Access = field(default_factory=Access)
-    vectors: tuple[VectorFile, ...] = ()
+    vectors: tuple[NamedFile, ...] = ()
     defaults: Mapping[str, float] = field(default_factory=dict)
     presets: tuple[tuple[str, str], ...] = ()
     aliases: tuple[str, ...] = ()
@@ -115,15 +102,12 @@ def _serve(
         uvicorn.Server(_config(service, options)).run(sockets=[listening])
 
 
-def served_vectors(model: ModelIdentity, options: ServerOptions) -> ServedVectors:
+def served_vectors(model: ModelIdentity, options: ServerOptions) -> NamedVectors:
     """The vectors and presets of a start; all vectors together steer the requests that say nothing.
 
     Errors: VectorError.
     """
-    vectors = ServedVectors(model)
-    for one in options.vectors:
-        vectors.load(one.name, one.path, one.strength or None)
-    vectors.default = vectors.apply(Term(one.name) for one in options.vectors if one.strength != 0)
+    vectors = NamedVectors.of(options.vectors, model)
     for name, words in options.presets:
         vectors.add_preset(name, words)
     return vectors

@@ -10,7 +10,7 @@ from edge_steer.serving.bodies import LoadVector, ScaledVector, UnloadVector, ch
 from edge_steer.serving.questions import Service, in_thread
 from edge_steer.serving.replies import ApiError, Json
 from edge_steer.serving.security import read_body
-from edge_steer.serving.served_vectors import Served, ServedVectors, Term, read_layers
+from edge_steer.vectors.named import NamedVector, NamedVectors, Term, read_layers
 
 
 def router(service: Service, *, admin: bool) -> APIRouter:
@@ -64,7 +64,7 @@ class _ScaledVectors(RootModel[list[ScaledVector]]):
     """A JSON array."""
 
 
-def _name(number: int | None, name: str | None, vectors: ServedVectors) -> str:
+def _name(number: int | None, name: str | None, vectors: NamedVectors) -> str:
     if name is not None:
         return name
     if number is None or not 0 <= number < len(vectors.vectors):
@@ -73,7 +73,7 @@ def _name(number: int | None, name: str | None, vectors: ServedVectors) -> str:
     return vectors.vectors[number].name
 
 
-def _entry(number: int, served: Served, vectors: ServedVectors) -> Json:
+def _entry(number: int, served: NamedVector, vectors: NamedVectors) -> Json:
     """A vector as clients list it; `scale` is what requests that say nothing get, `tuned` what its name alone means."""
     steering = served.as_tuned
     applied = [one.steering for one in vectors.default if one.name == served.name]

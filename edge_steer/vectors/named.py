@@ -1,18 +1,20 @@
-"""The vectors a server has, by name, and what a request makes of them: steerings, and how an answer tells them.
+"""Vectors by name, as a server and a chat have them, and what words make of them: steerings that fit the model.
 
-Takes names with strengths (as JSON, as "4 dense - 0.5 formal", as a preset), gives Steerings that fit the model. Only
-whoever starts the server, or its admin, names files; a request never does.
+Takes NAME=FILE:STRENGTH at the start and then names with strengths ("4 dense - 0.5 formal", terms, presets). Who starts
+the program names files; a request never does.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from edge_steer.core.errors import VectorError
 from edge_steer.core.steering import Offsets, Steering
 from edge_steer.core.vector import ModelIdentity, Phase, SteeringVector, parse_layers
 from edge_steer.vectors.read import load
+from edge_steer.vectors.steer import split_strength
 
 NAME = r"[A-Za-z_][A-Za-z0-9_.-]*"
 MOST_TERMS = 32
@@ -20,10 +22,29 @@ _TERM = re.compile(rf"\s*([+-])?\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)?\s*\*?\s*(
 
 
 @dataclass(frozen=True)
-class Term:
-    """A vector by name and how to use it; None is as the server has it: its strength at the start, or its tuning.
+class NamedFile:
+    """A vector file and the name it is used by.
 
-    sign: -1 where it is subtracted as the server has it.
+    strength: where nothing else is said; None is as the file is tuned. 0 is so too, but steers nothing by default.
+    """
+
+    name: str
+    path: Path
+    strength: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """[NAME=]FILE[:STRENGTH]; without a name it is the file's, less its ending."""
+        name, equals, source = text.partition("=")
+        path, strength = split_strength(source if equals else text)
+        return cls(name if equals else path.stem, path, strength)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A vector by name and how to use it; None is as it was named: with the strength given then, or as tuned.
+
+    sign: -1 where it is subtracted so.
     """
 
     name: str
@@ -52,8 +73,8 @@ class Applied:
 
 
 @dataclass(frozen=True)
-class Served:
-    """A vector of the server. strength: None is as its file is tuned."""
+class NamedVector:
+    """A vector under its name. strength: None is as its file is tuned."""
 
     name: str
     path: Path
@@ -62,29 +83,39 @@ class Served:
 
     @property
     def as_tuned(self) -> Steering:
-        """With the server's strength, at the layers and in the phase of its tuning."""
+        """With its strength here, at the layers and in the phase of its tuning."""
         return Steering.of(self.vector, self.strength)
 
 
-class ServedVectors:
-    """Vectors by name, presets by name, and the steering of requests that say nothing.
-
-    That is at first what the start said: all its vectors, each as tuned or with its strength.
-    """
+class NamedVectors:
+    """Vectors by name, presets by name, and the default: what steers where nothing is said."""
 
     def __init__(self, model: ModelIdentity) -> None:
         self._model = model
-        self._vectors: dict[str, Served] = {}
+        self._vectors: dict[str, NamedVector] = {}
         self.presets: dict[str, tuple[Applied, ...]] = {}
         self.default: tuple[Applied, ...] = ()
 
+    @classmethod
+    def of(cls, files: Iterable[NamedFile], model: ModelIdentity) -> Self:
+        """The vectors of these files; by default they steer together, less those named with strength 0.
+
+        Errors: VectorError, as of `load` and `apply`.
+        """
+        files = tuple(files)
+        named = cls(model)
+        for file in files:
+            named.load(file.name, file.path, file.strength or None)
+        named.default = named.apply(Term(file.name) for file in files if file.strength != 0)
+        return named
+
     @property
-    def vectors(self) -> Sequence[Served]:
+    def vectors(self) -> Sequence[NamedVector]:
         """In the order they came; the place of one is its id."""
         return tuple(self._vectors.values())
 
-    def load(self, name: str, path: str | Path, strength: float | None = None) -> Served:
-        """Read a vector file and take it under this name; requests that say nothing stay as they were.
+    def load(self, name: str, path: str | Path, strength: float | None = None) -> NamedVector:
+        """Read a vector file and take it under this name; the default stays as it was.
 
         Errors: VectorError for a name that is taken or no name, a file that is no vector or of another model.
         """
@@ -92,14 +123,14 @@ class ServedVectors:
             raise VectorError(f"{name[:60]!r} is no name for a vector; use letters, digits, _ . and -")
         if name in self._vectors:
             raise VectorError(f"there is a vector {name!r} already; give this one another name")
-        served = Served(name, Path(path), load(Path(path)), strength)
-        Offsets.of([served.as_tuned], self._model)
-        self._vectors[name] = served
-        return served
+        vector = NamedVector(name, Path(path), load(Path(path)), strength)
+        Offsets.of([vector.as_tuned], self._model)
+        self._vectors[name] = vector
+        return vector
 
     def unload(self, name: str) -> None:
         """Forget a vector, and in the default and presets too. Errors: VectorError for one that is not there."""
-        self._named(name)
+        self.get(name)
         del self._vectors[name]
         self.default = tuple(applied for applied in self.default if applied.name != name)
         self.presets = {
@@ -124,14 +155,15 @@ class ServedVectors:
         self.presets[name] = self.apply(parse_words(words))
 
     def _applied(self, term: Term) -> Applied:
-        served = self._named(term.name)
-        strength = served.strength if term.scale is None else term.scale
-        steering = Steering.of(served.vector, strength, term.layers, term.phase)
+        vector = self.get(term.name)
+        strength = vector.strength if term.scale is None else term.scale
+        steering = Steering.of(vector.vector, strength, term.layers, term.phase)
         if term.sign < 0:
             steering = Steering(steering.vector, -steering.strength, steering.layers, steering.phase)
         return Applied(term.name, steering)
 
-    def _named(self, name: str) -> Served:
+    def get(self, name: str) -> NamedVector:
+        """Errors: VectorError for a name that is not there, with those that are."""
         if name not in self._vectors:
             there = ", ".join(self._vectors) or "none"
             raise VectorError(f"no vector {name[:60]!r} here; there are: {there}")
@@ -139,7 +171,7 @@ class ServedVectors:
 
 
 def parse_words(words: str) -> tuple[Term, ...]:
-    """ "4 dense - 0.5 formal" as terms; "" is none. A name without a number is as the server has it.
+    """ "4 dense - 0.5 formal" as terms; "" is none. A name without a number is as it was named.
 
     Errors: VectorError for anything else.
     """
