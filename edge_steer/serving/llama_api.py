@@ -39,7 +39,7 @@ def router(service: Service) -> APIRouter:
     @api.post("/tokenize")
     async def tokenize(request: Request) -> Json:
         body = await service.read(request, TokenizeBody)
-        tokens = await in_thread(lambda: service.engine.encode(body.content, start=body.add_special))
+        tokens = await in_thread(lambda: service.engine.encode(body.content, start=body.add_special), len(body.content))
         if not body.with_pieces:
             return {"tokens": list(tokens)}
         return {"tokens": [{"id": token, "piece": _piece(service.engine.vocabulary.piece(token))} for token in tokens]}

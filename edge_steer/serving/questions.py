@@ -39,6 +39,7 @@ from edge_steer.vectors.named import Applied, NamedVectors, Term, parse_words, r
 
 T = TypeVar("T")
 MOST_PROMPTS = 1000
+LONG = 10_000  # characters; a thread takes longer to ask than a shorter text to tokenise
 TINY = 1e-9  # a share that leaves one token, where a client says 0
 LINK_NAMES: dict[str, Link] = {"typ_p": "typical_p", **{link: link for link in LINKS}}
 Prompt = str | Sequence[int | str]
@@ -130,7 +131,7 @@ class Service:
         applied = self.steering(body)
         if len(prompts) * body.n > MOST_PROMPTS:
             raise ApiError(400, f"{len(prompts) * body.n} answers asked; one request takes at most {MOST_PROMPTS}")
-        sampling = await in_thread(lambda: self._sampling(body, schema))
+        sampling = self._sampling(body, schema)
         steering = tuple(one.steering for one in applied)
         requests = []
         for prompt in prompts:
@@ -199,7 +200,8 @@ class Service:
             raise ApiError(400, "the prompt is empty; it needs at least one token")
         if len(several) > MOST_PROMPTS:
             raise ApiError(400, f"{len(several)} prompts; one request takes at most {MOST_PROMPTS}")
-        return await in_thread(lambda: [self._tokens(one) for one in several])
+        size = sum(map(len, several))
+        return await in_thread(lambda: [self._tokens(one) for one in several], size)
 
     async def chat_prompt(self, conversation: Conversation) -> str:
         """The conversation in the model's chat template. Errors: ModelError if the template refuses it."""
@@ -207,12 +209,13 @@ class Service:
         return await in_thread(
             lambda: self.engine.vocabulary.conversation(
                 messages, answer=not conversation.continues, variables=conversation.variables
-            )
+            ),
+            sum(len(message["content"]) for message in messages),
         )
 
     async def chat_tokens(self, conversation: Conversation) -> Tokens:
         text = await self.chat_prompt(conversation)
-        return await in_thread(lambda: self.engine.encode(text, start=False))
+        return await in_thread(lambda: self.engine.encode(text, start=False), len(text))
 
     def _tokens(self, prompt: Prompt) -> Tokens:
         if isinstance(prompt, str):
@@ -332,9 +335,9 @@ def _logprobs(logits: Array, token: int | None, top: int) -> TokenLogprobs:
     )
 
 
-async def in_thread(function: Callable[[], T]) -> T:
-    """What takes longer for a long text: not on the event loop."""
-    return await asyncio.to_thread(function)
+async def in_thread(function: Callable[[], T], size: int = LONG) -> T:
+    """What takes longer for a longer text: not on the event loop, unless its size in characters is small."""
+    return await asyncio.to_thread(function) if size >= LONG else function()
 
 
 def _reseeded(request: Request, i: int) -> Request:
