@@ -93,7 +93,10 @@ def _piece(raw: bytes) -> str | list[int]:
 def _props(service: Service) -> Json:
     engine = service.engine
     return {
-        "default_generation_settings": {"params": _settings(NativeBody(prompt="")), "n_ctx": engine.context},
+        "default_generation_settings": {
+            "params": _settings(service.with_defaults(NativeBody(prompt=""))),
+            "n_ctx": engine.context,
+        },
         "total_slots": engine.parallel,
         "model_alias": service.names[0],
         "model_path": "",

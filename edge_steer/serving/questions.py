@@ -90,11 +90,14 @@ class Service:
 
     async def read(self, request: HttpRequest, body: type[B]) -> B:
         """The checked body of a request. Errors: ApiError."""
-        checked = check(body, await read_body(request, self.access))
-        if isinstance(checked, Generating):
-            unsaid = {name: value for name, value in self._defaults.items() if name not in checked.model_fields_set}
-            return checked.model_copy(update=unsaid)
-        return checked
+        return self.with_defaults(check(body, await read_body(request, self.access)))
+
+    def with_defaults(self, body: B) -> B:
+        """The body, with the server's own defaults for the sampling fields that it does not say."""
+        if not isinstance(body, Generating):
+            return body
+        unsaid = {name: value for name, value in self._defaults.items() if name not in body.model_fields_set}
+        return body.model_copy(update=unsaid)
 
     @property
     def models(self) -> dict[str, str | None]:
