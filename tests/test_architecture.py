@@ -21,7 +21,7 @@ DOORS = {
     "jinja2": {"llama/chat_template", "certificates/page"},
     "lm_eval": {"plugins/lm_eval_model"},
     "tqdm": {"plugins/lm_eval_model"},
-    "gguf": {"vectors/gguf_writer", "models/describe"},
+    "gguf": {"vectors/gguf_writer", "models/describe", "reference/gguf_weights"},
     "llama_cpp": {"llama/", "plugins/llama_cpp_python"},
     "psutil": {"llama/"},
     "torch": {"reference/"},

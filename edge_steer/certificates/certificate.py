@@ -1,7 +1,7 @@
 """A certificate: what was compared with what, under which conditions, every figure and the verdicts.
 
-Takes and gives certificate.json, whose keys docs/certificate.md lists, and the texts that lie beside it. It runs no
-model.
+Takes and gives certificate.json, whose keys docs/reading-a-certificate.md lists, and the texts that lie beside it. It
+runs no model.
 """
 
 import json
@@ -35,7 +35,7 @@ class Conditions:
     repack: bool
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self.options), "repack": self.repack}
+        return {**self.options.described(), "repack": self.repack}
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,12 @@ class ReferenceSource:
     dtype: str
     versions: Mapping[str, str]
     task: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """Which weights: "revision 0123456789ab", or of a GGUF "dequantised from 0123456789ab"."""
+        *words, digits = str(self.revision).split()
+        return " ".join([*(words or ["revision"]), digits[:12]])
 
 
 @dataclass(frozen=True)

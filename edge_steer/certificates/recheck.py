@@ -134,9 +134,10 @@ def _located(
 def _check_reference(certificate: Certificate, model: RunningModel) -> None:
     recorded = certificate.reference
     if model.model.revision != recorded.revision:
+        given = replace(recorded, revision=model.model.revision)
         raise EdgeSteerError(
-            f"the certificate is for {recorded.name} at {str(recorded.revision)[:12]}, "
-            f"not at {str(model.model.revision)[:12]}; name its reference, or its revision"
+            f"the certificate is for {recorded.name}, {recorded.origin}, not {given.origin}; "
+            "name its reference, or its revision"
         )
 
 

@@ -22,7 +22,7 @@ def summary(certificate: Certificate) -> str:
     lines = [
         f"# Parity of {reference.name}, steered",
         "",
-        f"Reference: {reference.name} in PyTorch, {reference.dtype}. "
+        f"Reference: {reference.name} in PyTorch, {reference.dtype}, {reference.origin}. "
         f"KL(reference \\|\\| file) in nats a token, on {texts.unsteered} unsteered and "
         f"{texts.steered} steered texts of the reference. Verdict: **{certificate.verdict}**.",
         "",

@@ -21,6 +21,7 @@ from edge_steer.core.vector import Array, ModelIdentity
 Tokens = tuple[int, ...]
 Finish = Literal["stop", "length", "cancelled", "error"]
 MAX_LOGPROBS = 100
+PLAIN = "none"  # in place of a chat template: messages as plain text
 
 
 KvType = Literal["f32", "f16", "q8_0"]
@@ -34,6 +35,7 @@ class EngineOptions:
     context: most positions of one sequence, None is what the model was trained for. parallel: sequences at once.
     threads: None is the cores this process may use. kv_type: of the KV cache. gpu_layers: to offload, -1 is all.
     keep_cache: go on with what earlier requests have cached, for speed; else answers depend on their own call alone.
+    template: a Jinja chat template in place of the model's own, or PLAIN for the messages' plain text.
     """
 
     context: int | None = None
@@ -43,10 +45,12 @@ class EngineOptions:
     flash_attention: FlashAttention = "auto"
     gpu_layers: int = -1
     keep_cache: bool = False
+    template: str | None = None
 
     def described(self) -> dict[str, Any]:
-        """The settings that change numbers, for headers of results."""
-        return {name: value for name, value in asdict(self).items() if name != "keep_cache"}
+        """The settings that change numbers, for headers of results; a template only if it is not the model's own."""
+        left_out = {"keep_cache"} if self.template else {"keep_cache", "template"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 def available_cores() -> int:
@@ -60,6 +64,11 @@ class Message(TypedDict):
     role: str
     content: str
     name: NotRequired[str]
+
+
+def plain_text(messages: Sequence[Message]) -> str:
+    """The contents of the messages, a blank line between them."""
+    return "\n\n".join(message["content"] for message in messages)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,14 @@ def render(
     return text if answer else _open(text, str(messages[-1]["content"]))
 
 
+def check_template(template: str) -> None:
+    """Errors: ModelError for a template with a syntax error, with its line."""
+    try:
+        _compiled(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise ModelError(f"the chat template is no Jinja at line {error.lineno}: {error.message}") from None
+
+
 @cache
 def _compiled(template: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import llama_cpp
 
-from edge_steer.core.backend import KvType, Message, Tokens
+from edge_steer.core.backend import PLAIN, KvType, Message, Tokens, plain_text
 from edge_steer.core.errors import ModelError
 from edge_steer.core.vector import ModelIdentity
 from edge_steer.llama.chat_template import render
@@ -22,10 +22,13 @@ KV_BYTES: dict[KvType, float] = {"f32": 4, "f16": 2, "q8_0": 34 / 32}
 class LlamaModel:
     """A GGUF model in memory. Close it (or use it as a context manager) after every context made from it."""
 
-    def __init__(self, path: Path, gpu_layers: int = -1, repack: bool | None = None) -> None:
+    def __init__(
+        self, path: Path, gpu_layers: int = -1, repack: bool | None = None, template: str | None = None
+    ) -> None:
         """gpu_layers: how many layers to offload where llama.cpp can; -1 is all.
 
-        repack: lay quantised weights out for this CPU; None is wherever that is safe. Errors: ModelError.
+        repack: lay quantised weights out for this CPU; None is wherever that is safe. template: a chat template in
+        place of the file's own, or PLAIN. Errors: ModelError.
         """
         readable(path, "a GGUF model")
         with path.open("rb") as file:
@@ -40,6 +43,7 @@ class LlamaModel:
             if not self.handle:
                 raise ModelError
         self.path = path
+        self.other_template = template
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
         self.hidden_size: int = llama_cpp.llama_model_n_embd(self.handle)
@@ -105,10 +109,10 @@ class LlamaModel:
 
     @property
     def template(self) -> str:
-        """The source of the file's own chat template. Errors: ModelError if it has none."""
-        if source := self.metadata.get("tokenizer.chat_template"):
+        """The source of the chat template, or PLAIN. Errors: ModelError if the file has none and none was given."""
+        if source := self.other_template or self.metadata.get("tokenizer.chat_template"):
             return source
-        raise ModelError(f"{self.path} has no chat template; give raw prompts instead")
+        raise ModelError(f"{self.path} has no chat template; give one, or ask in plain text")
 
     @property
     def bos_eos_text(self) -> tuple[str, str]:
@@ -125,12 +129,14 @@ class LlamaModel:
     def conversation(
         self, messages: Sequence[Message], *, answer: bool = True, variables: Mapping[str, Any] | None = None
     ) -> str:
-        """A conversation by the file's own chat template, as `render` has it. Errors: ModelError if it refuses."""
+        """A conversation by the chat template, as `render` has it. Errors: ModelError if it refuses."""
         bos, eos = self.bos_eos_text
+        if self.template == PLAIN:
+            return (bos if llama_cpp.llama_vocab_get_add_bos(self.vocab) else "") + plain_text(messages)
         return render(self.template, messages, bos=bos, eos=eos, answer=answer, variables=variables)
 
     def chat(self, messages: Sequence[Message]) -> Tokens:
-        """Token ids of a conversation by the file's own chat template. Errors: ModelError if it has none or refuses."""
+        """Token ids of a conversation by the chat template. Errors: ModelError if it has none or refuses."""
         return self.tokenize(self.conversation(messages), add_special=False)
 
     def kv_bytes(self, kv_type: KvType) -> float:

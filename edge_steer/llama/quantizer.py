@@ -24,12 +24,14 @@ def quantize_file(
     quant: str,
     threads: int | None = None,
     importance: Mapping[str, Array] | None = None,
+    *,
+    dequantise: bool = False,
 ) -> None:
     """Write `source` (an F32, F16 or BF16 GGUF) as `target` in the type `quant`, by llama.cpp's quantiser.
 
-    importance: what counts in each tensor, as importance.read gives it. Errors: ModelError for an unknown quant, one
-    that needs an importance it is not given, one of another model, or a file llama.cpp cannot quantise. Nothing half
-    written is left.
+    importance: what counts in each tensor, as importance.read gives it. dequantise: let the source be of a quantised
+    type, which is refused otherwise. Errors: ModelError for an unknown quant, one that needs an importance it is not
+    given, one of another model, or a file llama.cpp cannot quantise. Nothing half written is left.
     """
     if quant not in QUANTS:
         raise ModelError(f"no quant {quant!r}; allowed are {', '.join(QUANTS)}")
@@ -39,6 +41,7 @@ def quantize_file(
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = QUANTS[quant]
     params.nthread = available_cores() if threads is None else threads
+    params.allow_requantize = dequantise
     if importance:
         params.imatrix = _importance_of(source, importance)
     with replacing(target) as temporary, complaining(f"llama.cpp cannot quantise {source} to {quant}"):

@@ -15,11 +15,11 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from edge_steer.core.errors import ModelError, need
+from edge_steer.core.errors import EdgeSteerError, ModelError, need
 from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.quants import OUTTYPES
 from edge_steer.models import convert_driver, sources
-from edge_steer.storage import hub
+from edge_steer.storage import hub, package_index
 from edge_steer.storage.digests import digest
 from edge_steer.storage.files import cache_folder, readable, replacing
 from edge_steer.storage.hub import Snapshot
@@ -79,17 +79,10 @@ def fetch_converter(progress: Progress = SILENT) -> Path:
         return folder
     progress.note(f"fetching llama.cpp's converter of version {llama_version()}")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1"]
-        command += [
-            "--no-deps",
-            "--no-binary",
-            "llama-cpp-python",
-            f"llama-cpp-python=={llama_version()}",
-            "--dest",
-            scratch,
-        ]
-        _run(command, "cannot fetch llama.cpp's converter (needed once, by pip, from the package index)", {})
-        (archive,) = Path(scratch).glob("*.tar.gz")
+        try:
+            archive = package_index.download(f"llama-cpp-python=={llama_version()}", scratch, source=True)
+        except EdgeSteerError as error:
+            raise ModelError(f"cannot fetch llama.cpp's converter (needed once): {error}") from None
         with tarfile.open(archive) as tar:
             members = [member for member in tar if member.isfile() and _CONVERTER.fullmatch(member.name)]
             tar.extractall(scratch, members, filter="data")

@@ -4,12 +4,14 @@ Takes what a user names (a GGUF file, a Hugging Face folder, a recipe's folder, 
 or a Reference of PyTorch. Either runtime is imported when it is asked for.
 """
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-from edge_steer.core.backend import EngineOptions
+from edge_steer.core.backend import PLAIN, EngineOptions
 from edge_steer.core.errors import ModelError
 from edge_steer.core.progress import SILENT, Progress
+from edge_steer.llama.chat_template import check_template
 from edge_steer.models import quantize, sources
 
 if TYPE_CHECKING:
@@ -72,9 +74,12 @@ def load(
     """The model that `source` names, running; close it when done, or use it in a `with` block.
 
     quant: quantise to this type first (cached); PyTorch runs the weights as they are. runtime: "llama" for llama.cpp,
-    "torch" for PyTorch in float32, which takes only `threads` of the options. trust_remote_code: let PyTorch run the
-    Python code that comes with the model. Errors: ModelError.
+    "torch" for PyTorch in float32, which takes `threads` and `template` of the options; the weights of a GGUF are
+    dequantised for it. trust_remote_code: let PyTorch run the Python code that comes with the model.
+    Errors: ModelError.
     """
+    if options.template not in (None, PLAIN):
+        check_template(options.template)
     if runtime == "torch":
         return _load_reference(source, quant, revision, trust_remote_code, options, progress)
     if runtime != "llama":
@@ -87,18 +92,22 @@ def load(
 
 def load_recorder(
     source: str | Path,
+    runtime: Runtime | None = None,
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
     options: EngineOptions = DEFAULTS,
     progress: Progress = SILENT,
 ) -> "Engine | Reference":
-    """The model that `source` names, to extract a vector from: Hugging Face weights in PyTorch, a GGUF in llama.cpp.
+    """The model that `source` names, to extract a vector from.
 
-    Errors: ModelError.
+    runtime: None is PyTorch for Hugging Face weights and llama.cpp for a GGUF. Errors: ModelError.
     """
-    is_gguf = not Path(source).is_dir() and isinstance(sources.find(source, revision=revision, progress=progress), Path)
-    runtime: Runtime = "llama" if is_gguf else "torch"
+    if runtime is None:
+        is_gguf = not Path(source).is_dir() and isinstance(
+            sources.find(source, revision=revision, progress=progress), Path
+        )
+        runtime = "llama" if is_gguf else "torch"
     return load(
         source,
         runtime=runtime,
@@ -119,8 +128,28 @@ def _load_reference(
 ) -> "Reference":
     if quant:
         raise ModelError("PyTorch runs the weights as they are, in float32; leave out the quant, or use llama.cpp")
+    if sources.names_gguf(source):
+        files = sources.find(source, revision=revision, progress=progress)
+    else:
+        files = sources.weights(source, revision)
+    if isinstance(files, Path):
+        return _dequantised(files, options, progress)
     from edge_steer.reference.model import Reference
 
     progress("loading the reference")
-    weights = sources.weights(source, revision)
-    return Reference.load(weights, threads=options.threads, trust_remote_code=trust_remote_code)
+    return Reference.load(
+        files, threads=options.threads, trust_remote_code=trust_remote_code, template=options.template
+    )
+
+
+def _dequantised(path: Path, options: EngineOptions, progress: Progress) -> "Reference":
+    """A GGUF's weights in PyTorch, its vocabulary in llama.cpp."""
+    from edge_steer.llama.model import LlamaModel
+    from edge_steer.reference.gguf_weights import load_dequantised
+
+    progress(f"dequantising {path.name} for PyTorch")
+    with ExitStack() as stack:
+        vocabulary = stack.enter_context(LlamaModel(path, 0, repack=False, template=options.template))
+        reference = load_dequantised(path, vocabulary, options.threads)
+        stack.pop_all()
+    return reference

@@ -14,6 +14,8 @@ from edge_steer.storage.digests import digest
 from edge_steer.storage.gguf_header import BF16, F16, F32
 from edge_steer.storage.hub import Snapshot
 
+DEQUANTISED = ("F32", "F16")  # what a quantised file can be written as
+
 
 def gguf_for(
     source: str | Path,
@@ -49,14 +51,19 @@ def quantize(
 ) -> Path:
     """A MODEL (its F32, F16 or BF16 weights) quantised by llama.cpp; where it was written.
 
+    A file that is quantised already can be dequantised, to F32 or F16; every other type is then made of that file.
     target: None is the cache. imatrix: an importance matrix of llama-imatrix, which the smallest types need.
-    Errors: ModelError for an unknown quant, a source that is quantised already or is no model, an importance matrix of
-    another model.
+    Errors: ModelError for an unknown quant, a small type asked of a quantised file, a source that is no model, an
+    importance matrix of another model.
     """
     quant = known_type(quant, tuple(QUANTS))
     file = ModelFile(gguf_for(source, threads=threads, progress=progress))
-    if any(tensor.type not in (F32, F16, BF16) for tensor in file.header.tensors):
-        raise ModelError(f"{file.path} is quantised already; quantise the F32, F16 or BF16 file it was made from")
+    quantised = any(tensor.type not in (F32, F16, BF16) for tensor in file.header.tensors)
+    if quantised and quant not in DEQUANTISED:
+        raise ModelError(
+            f"{file.path} is quantised already; quantise the F32, F16 or BF16 file it was made from, or dequantise "
+            "it to F32 first and quantise that"
+        )
     weights = importance.read(imatrix) if imatrix else None
     if target is None:
         stem = re.sub(rf"-({'|'.join(OUTTYPES)})(-[0-9a-f]{{16}})?$", "", file.path.stem)
@@ -66,6 +73,6 @@ def quantize(
     target = Path(target)
     if target.exists() and target.samefile(file.path):
         raise ModelError(f"{target} is the source itself; name another file to write")
-    progress.note(f"quantising {file.path.name} to {quant}")
-    quantize_file(file.path, target, quant, threads, weights)
+    progress.note(f"{'dequantising' if quantised else 'quantising'} {file.path.name} to {quant}")
+    quantize_file(file.path, target, quant, threads, weights, dequantise=quantised)
     return target

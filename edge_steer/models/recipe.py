@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.vector import parse_layers, spans
+from edge_steer.models.index_files import IndexFile
 from edge_steer.storage.toml import TomlTable
 
 BUNDLED = Path("models", "abacus")
@@ -19,9 +20,10 @@ class ModelRecipe:
     """A model: `source` is a local folder or a hub id, pinned to a commit by `revision`.
 
     revision: None for a folder, and for a hub id that is not pinned: then it is the hub's main branch at the time.
-    gguf: a ready-made GGUF of the same weights. ggufs: repositories of the hub that hold GGUF files of the model, made
-    by others. blocks: how many the model has, None if unknown. layers: those worth steering. layer, strength: the
-    tuned ones, None where nobody tuned. quants: the types it is meant to be quantised to. chat: on its chat template.
+    gguf: a ready-made GGUF of the same weights. index: a GGUF in wheels of the package index. ggufs: repositories of
+    the hub that hold GGUF files of the model, made by others. blocks: how many the model has, None if unknown. layers:
+    those worth steering. layer, strength: the tuned ones, None where nobody tuned. quants: the types it is meant to be
+    quantised to. chat: on its chat template.
     """
 
     folder: Path
@@ -29,6 +31,7 @@ class ModelRecipe:
     source: str
     revision: str | None
     gguf: Path | None
+    index: IndexFile | None
     ggufs: tuple[str, ...]
     blocks: int | None
     layers: tuple[int, ...]
@@ -44,12 +47,14 @@ class ModelRecipe:
         table = TomlTable(folder / "recipe.toml", "a recipe")
         source = table.text("source")
         gguf = table.text("gguf", optional=True)
+        index = table.table("index")
         recipe = cls(
             folder=folder,
             name=table.text("name"),
             source=str(folder) if source == "." else source,
             revision=table.text("revision", optional=True) or None,
             gguf=folder / gguf if gguf else None,
+            index=IndexFile.of(index) if index else None,
             ggufs=table.texts("ggufs", ()),
             blocks=table.whole("blocks") if table.has("blocks") else None,
             layers=parse_layers(table.text("layers")),

@@ -29,6 +29,7 @@ from edge_steer.core.vector import Array, ModelIdentity
 from edge_steer.reference.decoding import Run, choose, token_logprobs
 from edge_steer.reference.hooks import Hook, SteeringRows, StopForward, find_blocks, hooked, states
 from edge_steer.reference.packing import Span, packed_states
+from edge_steer.reference.vocabulary import HubVocabulary, Vocabulary, named_end_tokens
 from edge_steer.storage import digests, hub
 from edge_steer.storage.hub import Snapshot
 from edge_steer.storage.provenance import Provenance, versions
@@ -46,21 +47,21 @@ LOGITS_BYTES = 2**27  # of float32 logits held at once
 class Reference(Runtime):
     """A Hugging Face causal language model as a `Backend`, and the recorder vectors are extracted with."""
 
-    def __init__(self, network: Any, tokenizer: Any, name: str, revision: str | None) -> None:
-        """Wrap a loaded network. Errors: ModelError if its decoder blocks cannot be found."""
+    def __init__(self, network: Any, vocabulary: Vocabulary, name: str, revision: str | None) -> None:
+        """Wrap a loaded network; the vocabulary is closed with it.
+
+        Errors: ModelError if its decoder blocks cannot be found.
+        """
         config = network.config.get_text_config(decoder=True)
         accepted = inspect.signature(network.forward).parameters
         self._network = network.eval()
-        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
         self._blocks = find_blocks(network, config.num_hidden_layers)
         self._model = ModelIdentity(name, gguf_name(config.model_type), config.hidden_size, len(self._blocks), revision)
         self._config = config.to_dict()
         self._vocab_size: int = config.vocab_size
         self._keeps_logits = "logits_to_keep" in accepted
         self._keeps_cache = "past_key_values" in accepted
-        self._ends = _end_tokens(network, config, tokenizer)
-        bos: int | None = tokenizer.bos_token_id
-        self._bos = bos if bos is not None and tokenizer("").input_ids[:1] == [bos] else None
         self.context: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
         # A recurrent state, or a rotary base that depends on the longest row, makes a row depend on its batch.
         rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
@@ -78,19 +79,18 @@ class Reference(Runtime):
         device: str = "cpu",
         threads: int | None = None,
         trust_remote_code: bool = False,
+        template: str | None = None,
     ) -> Self:
         """Load a folder, a hub id at a revision, or files that hub.locate found, from safetensors.
 
-        The identity's revision is the hub's commit, or for a folder a SHA-256 over its weights' digests.
-        Errors: ModelError for a missing folder, a hub id that cannot be reached, a folder that holds no causal
-        language model, weights that are missing or damaged, an unknown dtype or device.
+        template: a Jinja chat template in place of the model's own, or PLAIN. The identity's revision is the hub's
+        commit, or for a folder a SHA-256 over its weights' digests. Errors: ModelError for a missing folder, a hub id
+        that cannot be reached, a folder that holds no causal language model, weights that are missing or damaged, an
+        unknown dtype or device.
         """
         if dtype not in DTYPES:
             raise ModelError(f"no dtype {dtype!r}; allowed are {', '.join(DTYPES)}")
-        if threads is not None:
-            if threads < 1:
-                raise ModelError(f"{threads} threads asked; at least 1 is needed")
-            torch.set_num_threads(threads)
+        use_threads(threads)
         located = source if isinstance(source, Snapshot) else hub.locate(source, revision)
         transformers.utils.logging.disable_progress_bar()
         try:
@@ -112,7 +112,9 @@ class Reference(Runtime):
             raise ModelError(
                 f"{source} lacks weights its config.json asks for: {lacking[0]} and {len(lacking) - 1} more"
             )
-        return cls(network, tokenizer, located.name, located.commit or digests.weights_digest(located.folder))
+        ends = named_end_tokens(network.generation_config, network.config.get_text_config(decoder=True), tokenizer)
+        vocabulary = HubVocabulary(tokenizer, ends, located.name, template)
+        return cls(network, vocabulary, located.name, located.commit or digests.weights_digest(located.folder))
 
     @property
     def model(self) -> ModelIdentity:
@@ -125,16 +127,23 @@ class Reference(Runtime):
     @cached_property
     def provenance(self) -> Provenance:
         """What this model's numbers depend on."""
-        dtype = str(self._network.dtype).removeprefix("torch.")
+        backend = {
+            "name": "torch",
+            "dtype": str(self._network.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        }
+        if template := self._vocabulary.other_template:
+            backend["template"] = template
         return Provenance(
             model={"name": self.model.name, "digest": self.model.revision},
-            backend={"name": "torch", "dtype": dtype, "threads": torch.get_num_threads()},
+            backend=backend,
             versions=versions("edge-steer", "torch", "transformers"),
         )
 
     def close(self) -> None:
         """Let go of the network, whose memory Python then frees."""
         self._network = None
+        self._vocabulary.close()
 
     def check_steering(self, steering: Sequence[Steering]) -> None:
         Offsets.of(steering, self.model)
@@ -151,26 +160,14 @@ class Reference(Runtime):
             )
 
     def encode(self, text: str, *, start: bool = True) -> Tokens:
-        tokens = tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
-        if not start or self._bos is None or tokens[:1] == (self._bos,):
-            return tokens
-        return (self._bos, *tokens)
+        return self._vocabulary.tokenize(text, add_special=start)
 
     def chat(self, messages: Sequence[Message]) -> Tokens:
         """See Backend.chat. Errors: ModelError if the model has no chat template or it refuses the messages."""
-        if not self._tokenizer.chat_template:
-            raise ModelError(f"{self.model.name} has no chat template; give a raw prompt instead")
-        try:
-            ids = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
-        except Exception as error:  # a template is a program of its own and raises what it likes
-            raise ModelError(
-                f"the chat template of {self.model.name} refuses these messages: {first_line(error)}"
-            ) from error
-        return tuple(ids)
+        return self._vocabulary.chat(messages)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return self._vocabulary.text(tokens)
 
     def generate(
         self,
@@ -302,7 +299,7 @@ class Reference(Runtime):
             for run, token, row in zip(runs, tokens, logits, strict=True):
                 wanted = run.request.logprobs
                 logprobs = None if wanted is None else token_logprobs(row, token, wanted)
-                if (new := run.take(token, token in self._ends, logprobs)) and on_text:
+                if (new := run.take(token, token in self._vocabulary.end_tokens, logprobs)) and on_text:
                     on_text(run.index, new)
             going = [i for i, run in enumerate(runs) if not run.finish]
             yield from (run for run in runs if run.finish)
@@ -362,10 +359,10 @@ class Reference(Runtime):
         return torch.as_tensor(np.asarray(values, dtype=np.int64), device=self._network.device)
 
 
-def _end_tokens(network: Any, config: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that any of the model's files calls an end token, as llama.cpp's converter takes them."""
-    ends: set[int] = set()
-    for holder in (network.generation_config, config, tokenizer):
-        named = getattr(holder, "eos_token_id", None)
-        ends.update(named if isinstance(named, list) else [] if named is None else [named])
-    return frozenset(ends)
+def use_threads(threads: int | None) -> None:
+    """How many threads PyTorch computes with; None is as it is. Errors: ModelError below 1."""
+    if threads is None:
+        return
+    if threads < 1:
+        raise ModelError(f"{threads} threads asked; at least 1 is needed")
+    torch.set_num_threads(threads)

@@ -327,7 +327,7 @@ MODEL_RECIPE = {
         ({"blocks": "-1"}, "blocks: -1 is not a whole number"),
         ({"quants": "[]"}, "quants: is empty; name at least one type"),
         ({"ggufs": '"a/b"'}, "ggufs: 'a/b' is not a list of strings"),
-        ({"colour": '"red"'}, "colour: no such key; allowed are blocks, chat, gguf, ggufs, layer, layers, name"),
+        ({"colour": '"red"'}, "colour: no such key; allowed are blocks, chat, gguf, ggufs, index, layer, layers, name"),
         ({"name": "'"}, "is not TOML"),
     ],
 )

@@ -145,7 +145,7 @@ def test_the_two_phases_and_a_neighbouring_layer_differ(tiny: Reference) -> None
 
 def ending(tiny: Reference) -> Steering:
     """Steering that makes the end token the likeliest: the tied head's own row for it, added after the last block."""
-    row = tiny._network.lm_head.weight[tiny._tokenizer.eos_token_id].detach().numpy()
+    row = tiny._network.lm_head.weight[min(tiny._vocabulary.end_tokens)].detach().numpy()
     return Steering(SteeringVector({4: 1000 * row}, tiny.model))
 
 
