@@ -35,14 +35,13 @@ if TYPE_CHECKING:
     from edge_steer.core.backend import EngineOptions
     from edge_steer.models.load import Runtime
     from edge_steer.pairs.checks import CheckReport
-    from edge_steer.pairs.rewrite import Rewriter, Usage
+    from edge_steer.pairs.rewrite import Rewriter
     from edge_steer.pairs.solutions import Solution
     from edge_steer.tasks.answers import Kind
 
 LISTED = 10  # lines of what was left out; more are only counted
 ENDPOINT_TOKENS, LOCAL_TOKENS = 8192, 2048  # most of a rewrite: endpoints think out of sight
 MILLION = "for a million tokens"
-Prices = tuple[float, float]
 
 
 @click.group("pairs")
@@ -117,12 +116,13 @@ def generate(
 @click.option("--model", help="Model of the endpoint.  [default: gpt-5.1, as DenseSteer]")
 @click.option("--base-url", help="The endpoint's address.  [default: $OPENAI_BASE_URL, else OpenAI's]")
 @click.option("--rewriter", type=MODEL, metavar="MODEL", help="Rewrite with this model on this machine instead.")
-@click.option("--rules", "rules_source", default="ours", show_default=True, metavar="NAME|FILE",
-              help="Rules of rewriting: ours, conservative, or a file with {problem} and {solution}.")  # fmt: skip
+@click.option("--rules", "rules_source", default="conservative", show_default=True, metavar="NAME|FILE",
+              help="Rules of rewriting: conservative, ours, or a file with {problem} and {solution}.")  # fmt: skip
+@click.option("--candidates", type=click.IntRange(1), default=1, show_default=True, help="Rewrites of each solution.")
 @click.option("--solutions", "count", type=click.IntRange(1), help="Only the first solutions.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1),
               help="Most tokens of a rewrite, thinking included.  [default: 8192, 2048 with --rewriter]")  # fmt: skip
-@click.option("--temperature", type=click.FloatRange(0), help="[default: the endpoint's own]")
+@click.option("--temperature", type=click.FloatRange(0), help="[default: the endpoint's own, 0 with --rewriter]")
 @click.option("--reasoning-effort", help="As the endpoint knows it, such as low.  [default: its own]")
 @click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Requests at once.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True,
@@ -140,8 +140,10 @@ def rewrite(
     base_url: str | None,
     rewriter: str | None,
     rules_source: str,
+    candidates: int,
     count: int | None,
     max_tokens: int | None,
+    temperature: float | None,
     price_in: float | None,
     price_out: float | None,
     dry_run: bool,
@@ -151,7 +153,8 @@ def rewrite(
     """Have SOLUTIONS rewritten densely, by an OpenAI-compatible endpoint or a --rewriter, and write the pairs.
 
     The key is taken from $OPENAI_API_KEY; a server on this machine needs none. Only the problem and the solution are
-    sent. Each finished rewrite is kept in a file beside the pairs, and is not asked for again.
+    sent. Each finished rewrite is kept in a file beside the pairs, and is not asked for again. Of several candidates
+    'pairs check --best-candidate' keeps the likeliest.
     """
     from edge_steer.models.load import load
     from edge_steer.pairs.endpoint import Endpoint
@@ -176,7 +179,8 @@ def rewrite(
     solutions = read_chosen_solutions(solutions_file)[:count]
     if dry_run:
         click.echo(prompt_of(solutions[0], rules))
-        click.echo(f"\nnothing sent; estimate of all: {_with_cost(estimate_usage(solutions, rules), prices)}")
+        estimate = estimate_usage(solutions, rules, candidates=candidates)
+        click.echo(f"\nnothing sent; estimate of all: {estimate.text(prices)}")
         return
     if output is None:
         raise click.UsageError("name the pairs to write with --output, or only look with --dry-run")
@@ -185,21 +189,25 @@ def rewrite(
         rewriting_model: Rewriter
         if rewriter:
             backend = stack.enter_context(load(rewriter, options=engine, progress=progress))
-            rewriting_model = ModelRewriter(backend, max_tokens or LOCAL_TOKENS)
+            rewriting_model = ModelRewriter(backend, max_tokens or LOCAL_TOKENS, temperature or 0.0)
         else:
-            rewriting_model = Endpoint(model or DEFAULT_REWRITER, base_url, max_tokens or ENDPOINT_TOKENS, **sending)
-        rewrites_file = output.with_name(f"{output.stem}.rewrites.jsonl")
-        rewriting = rewrite_solutions(solutions, rewriting_model, rewrites_file, rules=rules, progress=progress)
+            tokens, name = max_tokens or ENDPOINT_TOKENS, model or DEFAULT_REWRITER
+            rewriting_model = Endpoint(name, base_url, tokens, temperature, **sending)
+        rewriting = rewrite_solutions(
+            solutions, rewriting_model, output.with_name(f"{output.stem}.rewrites.jsonl"), rules=rules,
+            candidates=candidates, progress=progress,
+        )  # fmt: skip
     dense = dense_pairs(solutions, rewriting.rewrites)
     _list_left_out(dense.left_out)
     if rewriting.usage.requests:
-        click.echo(f"used: {_with_cost(rewriting.usage, prices)}")
+        click.echo(f"used: {rewriting.usage.text(prices)}")
     if rewriting.total_usage != rewriting.usage:
-        click.echo(f"used over all runs: {_with_cost(rewriting.total_usage, prices)}")
+        click.echo(f"used over all runs: {rewriting.total_usage.text(prices)}")
     write_pairs(dense.pairs, output)
     again = "; the same command asks again for the rest" if dense.left_out else ""
     click.echo(f"wrote {output}: {len(dense.pairs)} pairs of {len(solutions)} solutions{again}")
-    click.echo(f"next: edge-steer pairs check {output} -o checked.jsonl")
+    best = " --model MODEL --best-candidate" if candidates > 1 else ""
+    click.echo(f"next: edge-steer pairs check {output} -o checked.jsonl{best}")
 
 
 @pairs_group.command()
@@ -211,6 +219,7 @@ def rewrite(
 @click.option("--nll", is_flag=True, help="Score both sides under --model.")
 @click.option("--max-nll-ratio", type=click.FloatRange(0, min_open=True),
               help="Drop rewrites with more than this times the NLL of the own solution.")  # fmt: skip
+@click.option("--best-candidate", is_flag=True, help="Of the pairs of one negative, keep the one of the lowest NLL.")
 @click.option("--keep-lowest", type=click.IntRange(1), help="Of the pairs that pass, keep those of the lowest NLL.")
 @click.option("--only-nll", is_flag=True, help="Judge pairs of any kind by their NLL alone.")
 @click.option("--traces", multiple=True, metavar="NAME=SOLUTIONS",
@@ -227,6 +236,7 @@ def check(
     numbers: bool,
     nll: bool,
     max_nll_ratio: float | None,
+    best_candidate: bool,
     keep_lowest: int | None,
     only_nll: bool,
     traces: tuple[str, ...],
@@ -248,9 +258,9 @@ def check(
     from edge_steer.tasks.grading import Graders
 
     numbers, rewrites = numbers and not only_nll, not only_nll
-    criteria = Criteria(numbers, max_nll_ratio, keep_lowest, right=rewrites, denser=rewrites)
+    criteria = Criteria(numbers, max_nll_ratio, keep_lowest, rewrites, rewrites, best_candidate)
     if only_nll and not criteria.by_nll:
-        raise click.UsageError("--only-nll needs --max-nll-ratio or --keep-lowest")
+        raise click.UsageError("--only-nll needs --max-nll-ratio, --best-candidate or --keep-lowest")
     scored = nll or criteria.by_nll or bool(traces) or plot is not None
     if scored and not model:
         raise click.UsageError("an NLL is that of a model: name it with --model")
@@ -306,9 +316,7 @@ def show(file: Path, count: int) -> None:
 
 
 @pairs_group.command()
-@click.argument(
-    "kind", type=click.Choice(["in-family", "opposites", "letters", "reflection", "personas", "texts"])
-)  # fmt: skip
+@click.argument("kind", type=click.Choice(["in-family", "opposites", "letters", "reflection", "personas", "texts"]))
 @click.argument("files", type=FILE, nargs=-1, required=True)
 @click.option("-o", "--output", type=FILE, required=True, help="Where to write the pairs (.jsonl).")
 @click.option("--positive", default="", help="personas: the persona to steer towards.")
@@ -360,10 +368,6 @@ def _list_left_out(lines: Sequence[str]) -> None:
         say(f"left out: {line}")
 
 
-def _with_cost(usage: "Usage", prices: Prices | None) -> str:
-    return str(usage) if prices is None else f"{usage}, cost {usage.cost(*prices):.4f}"
-
-
 def _print_solutions(solutions: "Sequence[Solution]", chosen: int, count: int) -> None:
     outcomes = Counter(solution.outcome for solution in solutions)
     rows = [[name, str(outcomes[name])] for name in ("right", "wrong", "cut off", "error")]
@@ -392,8 +396,5 @@ def _print_report(report: "CheckReport", unit: str) -> None:
         rows.append([row.source, str(len(row.values)), f"{row.mean:.3f}", interval, f"{row.ratio:.2f}"])
     if rows:
         print_table(["", "texts", "NLL", "95% interval", "to own"], rows, "NLL per token in nats under the model")
-    for check, reasons in zip(report.checks, report.reasons, strict=True):
-        if reasons:
-            click.echo(f"{check.name}: {'; '.join(reasons)}")
-        elif check.number_changes:
-            click.echo(f"{check.name}: kept, with other numbers: {', '.join(check.number_changes)}")
+    for remark in report.remarks:
+        click.echo(remark)

@@ -49,6 +49,17 @@ class CheckReport:
         return {check.name: reasons for check, reasons in zip(self.checks, self.reasons, strict=True) if reasons}
 
     @property
+    def remarks(self) -> list[str]:
+        """A line for each pair that is dropped, and for each that passes with other numbers."""
+        lines = []
+        for check, reasons in zip(self.checks, self.reasons, strict=True):
+            if reasons:
+                lines.append(f"{check.name}: {'; '.join(reasons)}")
+            elif check.number_changes:
+                lines.append(f"{check.name}: kept, with other numbers: {', '.join(check.number_changes)}")
+        return lines
+
+    @property
     def means(self) -> dict[str, tuple[float, float]]:
         """Of steps, tokens and density: the means over the negatives and over the positives."""
         checks = self.checks
@@ -128,6 +139,7 @@ def measure_pairs(
                 negative_tokens=count_tokens(pair.negative),
                 dropped=dropped,
                 added=added,
+                negative_digest=pair.negative_digest,
             )
         )
     return checks

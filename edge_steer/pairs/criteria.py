@@ -15,7 +15,8 @@ class Check:
 
     known: whether there is an answer to grade by. dropped, added: computed numbers that only one side has.
     positive_nll, negative_nll: nats per token under the model the pair is for; None if not scored, and `unscored`
-    says why it could not be.
+    says why it could not be. negative_digest: pairs that share it are candidates of one negative, in answer to one
+    prompt.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Check:
     positive_nll: float | None = None
     negative_nll: float | None = None
     unscored: str = ""
+    negative_digest: str = ""
 
     @property
     def positive_density(self) -> float:
@@ -62,7 +64,8 @@ class Check:
 class Criteria:
     """What a pair must satisfy. numbers: keep the computed numbers. max_nll_ratio: of rewrite to own solution.
 
-    keep_lowest: of those that satisfy the rest, so many with the likeliest rewrites. right: both answers are right;
+    best_candidate: of the pairs of one negative that satisfy the rest, the one with the likeliest positive.
+    keep_lowest: of those that are left, so many with the likeliest positives. right: both answers are right;
     denser: the positive is. Pairs that are no rewrites need neither.
     """
 
@@ -71,11 +74,12 @@ class Criteria:
     keep_lowest: int | None = None
     right: bool = True
     denser: bool = True
+    best_candidate: bool = False
 
     @property
     def by_nll(self) -> bool:
         """Whether pairs must be scored."""
-        return self.max_nll_ratio is not None or self.keep_lowest is not None
+        return self.max_nll_ratio is not None or self.keep_lowest is not None or self.best_candidate
 
 
 def reasons_to_drop(checks: Sequence[Check], criteria: Criteria) -> list[tuple[str, ...]]:
@@ -86,11 +90,20 @@ def reasons_to_drop(checks: Sequence[Check], criteria: Criteria) -> list[tuple[s
     if criteria.by_nll and all(check.positive_nll is None for check in checks):
         raise EdgeSteerError("no pair has an NLL to choose by; score them under the model they are for")
     reasons = [_reasons(check, criteria) for check in checks]
+    if criteria.best_candidate:
+        best: dict[str, int] = {}
+        for nll, i in _by_nll(checks, reasons):
+            if (likeliest := best.setdefault(checks[i].negative_digest, i)) != i:
+                reasons[i] = [f"its NLL of {nll:.3f} is not below that of {checks[likeliest].name}"]
     if criteria.keep_lowest is not None:
-        passing = [(check.positive_nll or 0.0, i) for i, check in enumerate(checks) if not reasons[i]]
-        for nll, i in sorted(passing)[criteria.keep_lowest :]:
+        for nll, i in _by_nll(checks, reasons)[criteria.keep_lowest :]:
             reasons[i] = [f"its NLL of {nll:.3f} is not among the {criteria.keep_lowest} lowest"]
     return [tuple(why) for why in reasons]
+
+
+def _by_nll(checks: Sequence[Check], reasons: Sequence[Sequence[str]]) -> list[tuple[float, int]]:
+    """The NLL of each positive that passes so far, and its place, the likeliest first."""
+    return sorted((check.positive_nll or 0.0, i) for i, check in enumerate(checks) if not reasons[i])
 
 
 def _reasons(check: Check, criteria: Criteria) -> list[str]:

@@ -10,7 +10,7 @@ import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from edge_steer.core.errors import EdgeSteerError, need
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 KEY, ADDRESS = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 PUBLIC = "https://api.openai.com/v1"
+CANDIDATE_TEMPERATURE = 1.0  # of every rewrite of a solution but the first, where none above 0 is set
 NO_KEY = "no-key-needed"
 LOCAL = ("localhost", "127.0.0.1", "::1")  # servers that need no key
 MESSAGE_LENGTH = 200  # characters of a server's message that are kept
@@ -107,6 +108,13 @@ class Endpoint:
         need("pairs")
         if prompts:
             asyncio.run(_Session(self, self._key(), on_reply).run(prompts))
+
+    def drawing(self, candidate: int) -> Self:
+        """The same endpoint at CANDIDATE_TEMPERATURE, or at its own temperature above 0.
+
+        Models that take no other temperature than their own take this one.
+        """
+        return replace(self, temperature=self.temperature or CANDIDATE_TEMPERATURE)
 
     def _key(self) -> str:
         if key := os.environ.get(KEY, "").strip():

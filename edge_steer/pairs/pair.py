@@ -93,6 +93,12 @@ class Pair:
         system = self.system if self.negative_system is None else self.negative_system
         return self._side(self.question, self.system, self.positive), self._side(question, system, self.negative)
 
+    @property
+    def negative_digest(self) -> str:
+        """SHA-256 of the negative and its prompt, in hex; pairs that share it are candidates of one negative."""
+        side = self.sides[1]
+        return hashlib.sha256(json.dumps([side.prompt, side.answer]).encode()).hexdigest()
+
     def _side(self, question: str, system: str | None, answer: str) -> Side:
         if self.raw:
             return Side(question, answer)

@@ -5,14 +5,15 @@ sends the problem and the solution, never more. Whether a rewrite is a good one,
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from edge_steer.core.backend import Completion, Request
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.progress import SILENT, Progress
-from edge_steer.pairs.endpoint import OnReply, Reply
+from edge_steer.core.sampling import Sampling
+from edge_steer.pairs.endpoint import CANDIDATE_TEMPERATURE, OnReply, Reply
 from edge_steer.pairs.pair import ContrastPairs, Pair
 from edge_steer.pairs.rules import DEFAULT_RULES, fill_rules, rules_digest
 from edge_steer.pairs.solutions import Solution
@@ -35,22 +36,32 @@ class Rewriter(Protocol):
     def ask(self, prompts: Sequence[str], on_reply: OnReply) -> None:
         """Answer each prompt; on_reply gets the index of a prompt and its reply, in any order."""
 
+    def drawing(self, candidate: int) -> "Rewriter":
+        """The same rewriter for the rewrite number `candidate` of each solution, above temperature 0."""
+
 
 @dataclass(frozen=True)
 class ModelRewriter:
-    """A rewriter that is a model on this machine, greedy. max_tokens: of a rewrite, thinking included."""
+    """A rewriter that is a model on this machine. max_tokens: of a rewrite, thinking included. seed: of the draws."""
 
     backend: RunningModel
     max_tokens: int = 2048
+    temperature: float = 0.0
+    seed: int = 0
 
     @property
     def identity(self) -> Mapping[str, object]:
-        return self.backend.provenance.model
+        drawn = {"temperature": self.temperature} if self.temperature else {}
+        return {**self.backend.provenance.model, **drawn}
 
     def ask(self, prompts: Sequence[str], on_reply: OnReply) -> None:
         """See Rewriter.ask."""
         backend = self.backend
-        requests = [Request(backend.chat([{"role": "user", "content": text}]), self.max_tokens) for text in prompts]
+        sampling = Sampling(temperature=self.temperature, seed=self.seed)
+        requests = [
+            Request(backend.chat([{"role": "user", "content": text}]), self.max_tokens, sampling=sampling)
+            for text in prompts
+        ]
 
         def take(index: int, completion: Completion) -> None:
             on_reply(index, _reply(completion, len(requests[index].prompt), backend.model.name))
@@ -58,12 +69,16 @@ class ModelRewriter:
         if requests:
             backend.generate(requests, on_done=take)
 
+    def drawing(self, candidate: int) -> Self:
+        """See Rewriter.drawing."""
+        return replace(self, temperature=self.temperature or CANDIDATE_TEMPERATURE, seed=self.seed + candidate)
+
 
 @dataclass(frozen=True)
 class Rewrite:
     """What became of one solution. key: Solution.digest; text: the rewrite; problem: why there is none, else "".
 
-    The rest is as in endpoint.Reply.
+    candidate: its number among the rewrites of the solution. The rest is as in endpoint.Reply.
     """
 
     key: str
@@ -74,6 +89,7 @@ class Rewrite:
     prompt_tokens: int | None
     completion_tokens: int | None
     attempts: int
+    candidate: int = 0
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Rewrite":
@@ -97,6 +113,10 @@ class Usage:
         text = f"{self.requests} requests, {self.prompt_tokens:,} tokens sent, {self.completion_tokens:,} received"
         return text + (f" ({self.uncounted} requests came without counts)" if self.uncounted else "")
 
+    def text(self, prices: tuple[float, float] | None) -> str:
+        """In words, with the cost where prices are given, as `cost` takes them."""
+        return str(self) if prices is None else f"{self}, cost {self.cost(*prices):.4f}"
+
     def cost(self, prompt_price: float, completion_price: float) -> float:
         """In the unit of the prices, which are for a million tokens."""
         return (self.prompt_tokens * prompt_price + self.completion_tokens * completion_price) / 1e6
@@ -104,7 +124,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Rewriting:
-    """The last rewrite of each solution, in their order, and the tokens of this run and of all runs on the file."""
+    """The last rewrite of each candidate of each solution, in their order, and the tokens of this run and of all."""
 
     rewrites: tuple[Rewrite, ...]
     usage: Usage
@@ -122,12 +142,17 @@ def prompt_of(solution: Solution, rules: str = DEFAULT_RULES) -> str:
 
 
 def estimate_usage(
-    solutions: Sequence[Solution], rules: str = DEFAULT_RULES, count_tokens: Callable[[str], int] | None = None
+    solutions: Sequence[Solution],
+    rules: str = DEFAULT_RULES,
+    count_tokens: Callable[[str], int] | None = None,
+    *,
+    candidates: int = 1,
 ) -> Usage:
     """What rewriting them would take, if a rewrite is about as long as its solution."""
     count = count_tokens or (lambda text: -(-len(text) // CHARACTERS_PER_TOKEN))
     prompts = sum(count(prompt_of(solution, rules)) for solution in solutions)
-    return Usage(len(solutions), prompts, sum(count(solution.text) for solution in solutions))
+    texts = sum(count(solution.text) for solution in solutions)
+    return Usage(candidates * len(solutions), candidates * prompts, candidates * texts)
 
 
 def rewrite_solutions(
@@ -136,57 +161,80 @@ def rewrite_solutions(
     path: str | Path,
     *,
     rules: str = DEFAULT_RULES,
+    candidates: int = 1,
     progress: Progress = SILENT,
 ) -> Rewriting:
-    """Rewrite each solution that has no rewrite in the file `path` yet, by the rules.
+    """Rewrite each solution `candidates` times by the rules; what the file `path` has already is not asked for again.
 
-    Each rewrite is in the file at once. Solutions that only met a problem are asked again by the next call.
+    The first candidate is as the rewriter is set, the others are drawn (`Rewriter.drawing`). Each rewrite is in the
+    file at once. Those that only met a problem are asked for again by the next call.
     Errors: as of the rewriter, with what was finished before in the file; EdgeSteerError for the file of another
     rewriter or other rules.
     """
     with Store.open(Path(path), rewrites_header(rewriter, rules)) as store:
         records_before = len(store.records)
-        unfinished = _unfinished(solutions, store)
-        done = 0
+        unfinished = _unfinished(solutions, store, candidates)
+        total, done = sum(map(len, unfinished)), 0
+        progress("rewriting", done, total)
+        for candidate, missing in enumerate(unfinished):
 
-        def keep(index: int, reply: Reply) -> None:
-            nonlocal done
-            store.append(asdict(_rewrite(unfinished[index], reply)))
-            done += 1
-            progress("rewriting", done, len(unfinished))
+            def keep(index: int, reply: Reply, candidate: int = candidate, missing: list[Solution] = missing) -> None:
+                nonlocal done
+                store.append(asdict(_rewrite(missing[index], reply, candidate)))
+                done += 1
+                progress("rewriting", done, total)
 
-        progress("rewriting", 0, len(unfinished))
-        rewriter.ask([prompt_of(solution, rules) for solution in unfinished], keep)
+            asked = rewriter.drawing(candidate) if candidate else rewriter
+            asked.ask([prompt_of(solution, rules) for solution in missing], keep)
         rewrites = [Rewrite.of(record) for record in store.records]
-    last = {rewrite.key: rewrite for rewrite in rewrites}
+    last = {(rewrite.key, rewrite.candidate): rewrite for rewrite in rewrites}
+    keys = [(solution.digest, candidate) for solution in solutions for candidate in range(candidates)]
     return Rewriting(
-        rewrites=tuple(last[solution.digest] for solution in solutions if solution.digest in last),
+        rewrites=tuple(last[key] for key in keys if key in last),
         usage=_usage(rewrites[records_before:]),
         total_usage=_usage(rewrites),
     )
 
 
 def dense_pairs(solutions: Sequence[Solution], rewrites: Sequence[Rewrite]) -> ContrastPairs:
-    """A pair for each solution with a rewrite, under the prompt that the solution answers."""
-    by_key = {rewrite.key: rewrite for rewrite in rewrites}
+    """A pair for each different rewrite of each solution, under the prompt that the solution answers.
+
+    Pairs of several candidates have the same negative; `checks` can choose the likeliest of them.
+    """
+    by_key: dict[str, list[Rewrite]] = {}
+    for rewrite in {(rewrite.key, rewrite.candidate): rewrite for rewrite in rewrites}.values():
+        by_key.setdefault(rewrite.key, []).append(rewrite)
     pairs, left_out = [], []
     for solution in solutions:
         name = f"{solution.id}, sample {solution.repeat}" if solution.repeat else solution.id
-        rewrite = by_key.get(solution.digest)
-        if rewrite is None or rewrite.problem:
-            left_out.append(f"{name}: {rewrite.problem if rewrite else 'not rewritten yet'}")
-            continue
-        pairs.append(Pair(solution.prompt, rewrite.text, solution.text, solution.answer, name, solution.system))
+        candidates = by_key.get(solution.digest, [])
+        if not candidates:
+            left_out.append(f"{name}: not rewritten yet")
+        texts: set[str] = set()
+        for rewrite in candidates:
+            title = f"{name}, candidate {rewrite.candidate + 1}" if rewrite.candidate else name
+            if rewrite.problem:
+                left_out.append(f"{title}: {rewrite.problem}")
+            elif rewrite.text not in texts:
+                texts.add(rewrite.text)
+                pairs.append(
+                    Pair(solution.prompt, rewrite.text, solution.text, solution.answer, title, solution.system)
+                )
     return ContrastPairs(tuple(pairs), tuple(left_out))
 
 
-def _unfinished(solutions: Iterable[Solution], store: Store) -> list[Solution]:
-    """Solutions that the store has no rewrite of, each once; those that only met a problem are among them."""
-    finished = {rewrite.key for rewrite in map(Rewrite.of, store.records) if not rewrite.problem}
-    return list({solution.digest: solution for solution in solutions if solution.digest not in finished}.values())
+def _unfinished(solutions: Iterable[Solution], store: Store, candidates: int) -> list[list[Solution]]:
+    """For each candidate the solutions that the store has no such rewrite of, each once; problems count as none."""
+    rewrites = [rewrite for rewrite in map(Rewrite.of, store.records) if not rewrite.problem]
+    finished = {(rewrite.key, rewrite.candidate) for rewrite in rewrites}
+    once = {solution.digest: solution for solution in solutions}
+    return [
+        [solution for digest, solution in once.items() if (digest, candidate) not in finished]
+        for candidate in range(candidates)
+    ]
 
 
-def _rewrite(solution: Solution, reply: Reply) -> Rewrite:
+def _rewrite(solution: Solution, reply: Reply, candidate: int) -> Rewrite:
     text, problem = reply.text.rpartition(END_OF_THINKING)[2].strip(), reply.problem
     if not problem and not text:
         problem = "an empty answer"
@@ -201,6 +249,7 @@ def _rewrite(solution: Solution, reply: Reply) -> Rewrite:
         prompt_tokens=reply.prompt_tokens,
         completion_tokens=reply.completion_tokens,
         attempts=reply.attempts,
+        candidate=candidate,
     )
 
 

@@ -11,8 +11,8 @@ from edge_steer.core.errors import EdgeSteerError
 from edge_steer.storage.files import readable
 
 PLACES = "\n\nProblem:\n{problem}\n\nSolution:\n{solution}"
-# DenseSteer's demands in our words: the same meaning, style, computations and answer; merge and rephrase; add nothing.
-RULES = """\
+# DenseSteer's demands and an aim of ours: few, full steps.
+OUR_RULES = """\
 Below are a problem and a solution to it, told in steps with a blank line between them. Rewrite the solution so that \
 it has fewer steps and each step carries more of the reasoning.
 
@@ -23,7 +23,7 @@ it has fewer steps and each step carries more of the reasoning.
 - Separate the steps that remain by a blank line.
 
 Reply with the rewritten solution and nothing else."""
-# The rules of DenseSteer's public code, in our words.
+# A minimal rewrite, as DenseSteer has it: the rules of its public code, in our words.
 CONSERVATIVE_RULES = """\
 Below are a problem and a solution to it. Rewrite the solution so that it is denser, and change as little as possible.
 
@@ -35,8 +35,8 @@ Below are a problem and a solution to it. Rewrite the solution so that it is den
 - Separate the steps by a blank line.
 
 Reply with the rewritten solution and nothing else."""
-DEFAULT_RULES = RULES + PLACES
-BUILT_IN = {"ours": DEFAULT_RULES, "conservative": CONSERVATIVE_RULES + PLACES}
+DEFAULT_RULES = CONSERVATIVE_RULES + PLACES
+BUILT_IN = {"conservative": DEFAULT_RULES, "ours": OUR_RULES + PLACES}
 
 
 def read_rules(source: str | Path) -> str:
@@ -62,6 +62,12 @@ def fill_rules(rules: str, problem: str, solution: str) -> str:
     """The prompt for one solution."""
     texts = {"problem": problem, "solution": solution}
     return re.sub(r"\{(problem|solution)\}", lambda place: texts[place[1]], rules)
+
+
+def instruction(rules: str) -> str:
+    """The rules as a prompt to the model that answers: without the paragraphs that hold a place."""
+    paragraphs = re.split(r"\n[ \t]*\n", rules)
+    return "\n\n".join(text for text in paragraphs if not re.search(r"\{(problem|solution)\}", text)).strip()
 
 
 def rules_digest(rules: str) -> str:

@@ -121,8 +121,9 @@ def test_a_dry_run_needs_no_key_and_sends_nothing(
     assert result.exit_code == 0
     assert read_chosen_solutions(solutions)[0].question in result.stdout
     assert f"estimate of all: {COUNT} requests" in result.stdout and "cost 0.00" in result.stdout
-    other = edge_steer("rewrite", solutions, "--dry-run", "--rules", "conservative")
-    assert "necessary and safe" in other.stdout and "necessary and safe" not in result.stdout
+    other = edge_steer("rewrite", solutions, "--dry-run", "--rules", "ours", "--candidates", 3)
+    assert "necessary and safe" in result.stdout and "necessary and safe" not in other.stdout
+    assert f"estimate of all: {3 * COUNT} requests" in other.stdout
     refused = edge_steer("rewrite", solutions, "-o", tmp_path / "pairs.jsonl")
     assert refused.exit_code == 1
     assert refused.stderr.strip().startswith("edge-steer: no API key for https://api.openai.com/v1: set OPENAI_API_KEY")
@@ -184,6 +185,28 @@ def test_pairs_are_chosen_by_their_nll(tmp_path: Path, bundled_f16: Path) -> Non
     assert [row["source"] for row in likelihoods["nll"]] == ["own solution", "dense rewrite"]
 
 
+def test_of_several_candidates_the_likeliest_is_kept(solutions: Path, tmp_path: Path, bundled_f16: Path) -> None:
+    """The bundled model answers, so candidates differ; it cannot rewrite, so only the NLL can judge them."""
+    made, out = tmp_path / "pairs.jsonl", tmp_path / "kept.jsonl"
+    options = ("--rewriter", ABACUS, "-n", 200, "--solutions", 3, "--candidates", 3, "--threads", 1)
+    result = edge_steer("rewrite", solutions, "-o", made, *options)
+    assert result.exit_code == 0, result.output
+    assert f"edge-steer pairs check {made} -o checked.jsonl --model MODEL --best-candidate" in result.stdout
+    pairs = read_pairs(made)
+    negatives = {pair.negative_digest for pair in pairs}
+    assert len(pairs) > len(negatives) >= 2
+    chosen = ("--model", bundled_f16, "--only-nll", "--best-candidate", "--json", "--threads", 1)
+    checked = edge_steer("check", made, "-o", out, *chosen)
+    assert checked.exit_code == 0, checked.output
+    lowest: dict[str, float] = {}
+    for row in map(json.loads, checked.stdout.splitlines()[:-1]):
+        nll = lowest.setdefault(row["negative_digest"], row["positive_nll"])
+        lowest[row["negative_digest"]] = min(nll, row["positive_nll"])
+    kept = [row for row in map(json.loads, checked.stdout.splitlines()[:-1]) if not row["reasons"]]
+    assert {row["negative_digest"]: row["positive_nll"] for row in kept} == lowest
+    assert [pair.id for pair in read_pairs(out)] == [row["name"] for row in kept]
+
+
 def test_pairs_are_shown_with_the_prompts_that_differ(tmp_path: Path) -> None:
     shown = edge_steer("show", ABACUS / "pairs.jsonl", "--pairs", 1)
     assert "1 of 50 pairs shown" in shown.stdout
@@ -242,7 +265,7 @@ def test_evaluation_problems_are_left_out(tmp_path: Path) -> None:
         (("rewrite", "{solutions}", "--price-in", "1"), "belong together"),
         (("rewrite", "{solutions}"), "--dry-run"),
         (("check", "{pairs}", "--nll"), "name it with --model"),
-        (("check", "{pairs}", "--only-nll"), "needs --max-nll-ratio or --keep-lowest"),
+        (("check", "{pairs}", "--only-nll"), "needs --max-nll-ratio, --best-candidate or --keep-lowest"),
         (("check", "{pairs}", "--model", "m", "--traces", "x"), "write NAME=FILE"),
         (("contrast", "texts", "{pairs}", "-o", "o", "--positive", "x"), "belong to personas"),
     ],

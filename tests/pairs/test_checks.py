@@ -186,6 +186,21 @@ def test_the_lowest_nll_are_kept_of_those_that_pass() -> None:
         reasons_to_drop([figures()], Criteria(keep_lowest=1))
 
 
+def test_of_the_candidates_for_one_negative_the_likeliest_that_passes_is_kept() -> None:
+    nlls = {"a": 0.5, "a2": 0.4, "a3": 0.1, "b": 0.9, "b2": 0.9, "c": 0.8}
+    rows = [
+        figures(name, positive_nll=nll, negative_nll=1.0, negative_digest=name[0], positive_right=name != "a3")
+        for name, nll in nlls.items()
+    ]
+    reasons = dict(zip(nlls, reasons_to_drop(rows, Criteria(best_candidate=True)), strict=True))
+    assert [name for name, why in reasons.items() if not why] == ["a2", "b", "c"]
+    assert reasons["a"] == ("its NLL of 0.500 is not below that of a2",)
+    lowest = reasons_to_drop(rows, Criteria(best_candidate=True, keep_lowest=2))
+    assert [row.name for row, why in zip(rows, lowest, strict=True) if not why] == ["a2", "c"]
+    with pytest.raises(EdgeSteerError, match="no pair has an NLL to choose by"):
+        reasons_to_drop([figures()], Criteria(best_candidate=True))
+
+
 def test_on_human_solutions_the_annotated_results_are_found_and_merging_changes_nothing() -> None:
     """GSM8K marks each result of a computation as <<expression=result>>, which the text around it repeats."""
     path = DATA / "gsm8k_train.jsonl"

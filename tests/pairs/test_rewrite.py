@@ -24,7 +24,7 @@ from edge_steer.pairs.rewrite import (
     prompt_of,
     rewrite_solutions,
 )
-from edge_steer.pairs.rules import DEFAULT_RULES, RULES, read_rules
+from edge_steer.pairs.rules import CONSERVATIVE_RULES, DEFAULT_RULES, OUR_RULES, read_rules
 from edge_steer.pairs.solutions import Solution
 from edge_steer.storage.digests import digest
 from edge_steer.storage.records import read
@@ -69,7 +69,9 @@ def test_the_prompt_holds_the_rules_the_problem_and_the_solution_and_nothing_els
     [seen] = server.seen
     assert seen.body == {
         "model": "m",
-        "messages": [{"role": "user", "content": f"{RULES}\n\nProblem:\n{sent.question}\n\nSolution:\n{OWN}"}],
+        "messages": [
+            {"role": "user", "content": f"{CONSERVATIVE_RULES}\n\nProblem:\n{sent.question}\n\nSolution:\n{OWN}"}
+        ],
         "max_completion_tokens": 8192,
     }
     assert seen.headers["authorization"] == f"Bearer {SECRET}"
@@ -78,7 +80,7 @@ def test_the_prompt_holds_the_rules_the_problem_and_the_solution_and_nothing_els
     assert not [value for value in seen.headers.values() if "secret" in value.replace(SECRET, "")]
     assert rewrite == Rewrite(sent.digest, sent.id, "2 + 3 = 5, so \\boxed{5}.", "", "told-by-rule", 100, 10, 1)
     for rule in ("meaning", "style", "every computation", "final answer", "Merge", "rephrase", "Add nothing"):
-        assert rule in RULES
+        assert rule in OUR_RULES
 
 
 def test_what_was_asked_for_is_sent() -> None:
@@ -257,6 +259,28 @@ def test_finished_rewrites_are_kept_and_problems_are_asked_again(tmp_path: Path)
     assert sorted(counts.values()) == [1, 1, 1, 2]
 
 
+def test_candidates_are_drawn_kept_and_counted(tmp_path: Path) -> None:
+    solutions, path = [solution(0), solution(1)], tmp_path / "r.jsonl"
+    replies = iter(["b", "c", "a", "b", "c"])
+    with Server(lambda _: next(replies), [says(completion("a")), says(completion(None, refusal="no"))]) as server:
+        end = endpoint(server, concurrency=1, temperature=0.0)
+        first = rewrite_solutions(solutions, end, path, candidates=2)
+        assert [seen.body["temperature"] for seen in server.seen] == [0, 0, 1, 1]
+        assert [(rewrite.candidate, rewrite.problem) for rewrite in first.rewrites] == [
+            (0, ""), (1, ""), (0, "refused: no"), (1, ""),
+        ]  # fmt: skip
+        second = rewrite_solutions(solutions, end, path, candidates=3)
+    assert [seen.body["temperature"] for seen in server.seen[4:]] == [0, 1, 1]
+    assert (second.usage.requests, second.total_usage.requests) == (3, 7)
+    made = dense_pairs(solutions, second.rewrites).pairs
+    assert [pair.id for pair in made] == [
+        "secret-id-0", "secret-id-0, candidate 2", "secret-id-1", "secret-id-1, candidate 2",
+    ]  # fmt: skip
+    assert [pair.positive for pair in made] == ["a", "b", "a", "c"]  # the third are equal to the second
+    assert len({pair.negative_digest for pair in made}) == 2
+    assert estimate_usage(solutions, candidates=3).requests == 6
+
+
 def test_equal_solutions_are_asked_once(tmp_path: Path) -> None:
     twice = [solution(), solution()]
     with Server(lambda _: "dense") as server:
@@ -324,7 +348,7 @@ def test_the_rule_based_rewriter_keeps_the_computations() -> None:
     tell = dense_rewriter(5)
     for problem in word_problems("calibration", 5):
         own = f"So.\n\nThen.\n\nNext.\n\nThen.\n\nOn.\n\nOn.\n\nThe answer is \\boxed{{{problem.answer}}}."
-        dense = tell(f"{RULES}\n\nProblem:\n{problem.question}\n\nSolution:\n{own}")
+        dense = tell(f"{OUR_RULES}\n\nProblem:\n{problem.question}\n\nSolution:\n{own}")
         assert count_steps(dense) < 7
         assert f"\\boxed{{{problem.answer}}}" in dense
 
@@ -372,9 +396,9 @@ def test_other_rules_are_sent_and_belong_to_another_file(tmp_path: Path) -> None
         rewrite_solutions([sent], endpoint(server), path, rules=read_rules(str(own)))
         assert server.seen[0].prompt == f"Shorter, please, {{but}} keep {sent.question}:\nso {{problem}}"
         with pytest.raises(EdgeSteerError, match="rules is "):
-            rewrite_solutions([sent], endpoint(server), path, rules=read_rules("conservative"))
+            rewrite_solutions([sent], endpoint(server), path, rules=read_rules("ours"))
     assert len(server.seen) == 1
-    assert read_rules("ours") == DEFAULT_RULES
+    assert read_rules("conservative") == DEFAULT_RULES
     for demand in ("necessary and safe", "two steps that stand next to each other", "<<a=b>>", "as few steps"):
         assert demand in read_rules("conservative")
 
@@ -388,5 +412,5 @@ def test_wrong_rules_are_one_line(text: bytes, said: str, tmp_path: Path) -> Non
     path.write_bytes(text)
     with pytest.raises(EdgeSteerError, match=said):
         read_rules(path)
-    with pytest.raises(EdgeSteerError, match="no rules none; built in are ours, conservative"):
+    with pytest.raises(EdgeSteerError, match="no rules none; built in are conservative, ours"):
         read_rules("none")
