@@ -4,7 +4,7 @@
     python benchmarks/server_suite.py --llama-server PATH      the same tests on llama-server, beside it
 
 The tests start what LLAMA_SERVER_BIN_PATH names; that is this file, which maps llama-server's flags to ours. Their
-models are fetched from a hub; here the bundled model stands in, so tests of the exact words of their model fail in both.
+models are fetched from a hub; here the bundled model stands in, so tests of their model's exact words fail in both.
 Prints passed and total by file, which tests did not pass, and a JSON line.
 """
 
