@@ -4,7 +4,7 @@ Takes click's strings and folders of results, prints figures. Rows are on disk b
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,13 +30,14 @@ from edge_steer.terminal.options import (
     steering_options,
     task_options,
 )
-from edge_steer.terminal.progress import progress_bar, say
+from edge_steer.terminal.progress import NOTES, progress_bar, say
 from edge_steer.terminal.tables import print_table
 
 if TYPE_CHECKING:
     from edge_steer.core.backend import EngineOptions
     from edge_steer.evaluation.figures import Comparison, Figure, Summary
     from edge_steer.models.load import Runtime
+    from edge_steer.tasks.rows import Method
 
 ALL_TASKS = "all tasks, weighted by their problems"
 
@@ -49,7 +50,25 @@ ALL_TASKS = "all tasks, weighted by their problems"
 )  # fmt: skip
 @click.option("--problems", type=click.IntRange(1), help="Only the first problems of each task.")
 @task_options
-@click.option("--methods", help="Of unsteered,steered,dense-prompt.  [default: unsteered, and steered with a --vector]")
+@click.option(
+    "--methods",
+    help="Of unsteered,steered,dense-prompt,rewriting-prompt.  [default: unsteered, and steered with a --vector]",
+)
+@click.option(
+    "--method",
+    "named_vectors",
+    multiple=True,
+    metavar="NAME=FILE[:STRENGTH]",
+    help="A vector as a method of its own, steered as its file says; repeatable.",
+)
+@click.option(
+    "--rules",
+    "rules_source",
+    default="ours",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="What rewriting-prompt says: the rules of rewriting, as in `pairs rewrite`.",
+)
 @steering_options
 @nll_option
 @grading_option
@@ -68,6 +87,8 @@ def eval_command(
     problems: int | None,
     task_choice: TaskChoice,
     methods: str | None,
+    named_vectors: tuple[str, ...],
+    rules_source: str,
     steering_choice: SteeringChoice,
     nll: bool,
     grading_seconds: float,
@@ -86,12 +107,14 @@ def eval_command(
     from edge_steer.evaluation.evaluate import EvaluationSettings, evaluate_tasks, methods_of
     from edge_steer.evaluation.results import ROWS, SUMMARY, comparisons, default_folder, summaries
     from edge_steer.models.load import load
+    from edge_steer.pairs.rules import instruction, read_rules
 
     steering = steering_from(steering_choice)
     names = methods.split(",") if methods else ["unsteered", *(["steered"] if steering else [])]
+    rewriting = instruction(read_rules(rules_source)) if "rewriting-prompt" in names else None
     settings = EvaluationSettings(
         tasks=tuple(task_choice.load(name.strip(), problems) for text in tasks for name in text.split(",")),
-        methods=tuple(methods_of(names, steering).values()),
+        methods=(*methods_of(names, steering, rewriting=rewriting).values(), *_named_methods(named_vectors)),
         nll=nll,
         grading_seconds=grading_seconds,
     )
@@ -147,6 +170,18 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
     lm_eval_model.run(arguments)
 
 
+def _named_methods(sources: Sequence[str]) -> "Iterator[Method]":
+    """The methods of NAME=FILE[:STRENGTH]."""
+    from edge_steer.tasks.rows import Method
+    from edge_steer.vectors.steer import steering_of_file
+
+    for text in sources:
+        name, _, source = text.partition("=")
+        if not (name and source):
+            raise click.UsageError(f"--method {text!r} is not NAME=FILE[:STRENGTH]")
+        yield Method(name, (steering_of_file(source, progress=NOTES),))
+
+
 def _folder_and_method(text: str) -> tuple[Path, str | None]:
     folder, colon, method = text.rpartition(":")
     return (Path(folder), method) if colon and not Path(text).is_dir() else (Path(text), None)
@@ -165,6 +200,12 @@ def _print_summaries(summaries: "Mapping[tuple[str, str], Summary]") -> None:
             ),
             f"{task or ALL_TASKS}, {next(iter(by_method.values())).samples} problems: means with 95% intervals",
         )
+    for (task, method), summary in summaries.items():
+        if summary.boxed is not None and summary.lenient is not None and summary.boxed != summary.lenient:
+            click.echo(
+                f"{task or ALL_TASKS}, {method}: {summary.boxed:.1%} if only the last box counts, "
+                f"{summary.lenient:.1%} with answers without a box"
+            )
     if any(figure.interval is None for summary in summaries.values() for figure in summary.figures.values()):
         click.echo("where an interval is missing there are too few problems to bootstrap one")
 

@@ -23,13 +23,13 @@ from edge_steer.tasks.load import load_task
 from edge_steer.tasks.rows import UNSTEERED, Method, OnRow, Prompts, Row, complete, jobs_of, score
 from edge_steer.tasks.task import Task
 
-# Our words for what DenseSteer's rewriting prompt asks for: the same meaning, fewer steps, more in each.
+# Tells the model to reason densely: milder than the rules of rewriting, which DenseSteer's prompt row gives it.
 DENSE_PROMPT = (
     "Reason densely. Solve the problem in as few steps as possible: merge steps that belong together, and let each "
     "step carry as much of the computation as it can. Leave out repetition, but no calculation that the answer needs. "
     "Write each step as one paragraph, with a blank line between steps."
 )
-METHODS = ("unsteered", "steered", "dense-prompt")
+METHODS = ("unsteered", "steered", "dense-prompt", "rewriting-prompt")
 
 
 def evaluate(
@@ -192,18 +192,25 @@ def task_of(task: str | Path | Task, limit: int | None = None) -> Task:
     return load_task(task, limit=limit)
 
 
-def methods_of(names: Sequence[str], steering: tuple[Steering, ...]) -> dict[str, Method]:
-    """The methods of METHODS that `names` lists. "dense-prompt" asks with DENSE_PROMPT, unsteered.
+def methods_of(
+    names: Sequence[str], steering: tuple[Steering, ...] = (), *, rewriting: str | None = None
+) -> dict[str, Method]:
+    """The methods of METHODS that `names` lists.
 
-    Errors: EdgeSteerError for an unknown name, or "steered" without a steering.
+    "dense-prompt" asks with DENSE_PROMPT and "rewriting-prompt" with `rewriting`, the instruction that a rewriter is
+    given; both are unsteered. Errors: EdgeSteerError for an unknown name, "steered" without a steering, or
+    "rewriting-prompt" without its text.
     """
     known = {
         "unsteered": UNSTEERED,
         "steered": Method("steered", steering),
         "dense-prompt": Method("dense-prompt", system=DENSE_PROMPT),
+        "rewriting-prompt": Method("rewriting-prompt", system=rewriting),
     }
     if not names or len({*names}) < len(names) or not {*names} <= {*known}:
         raise EdgeSteerError(f"methods {', '.join(names)!r}: allowed are {', '.join(METHODS)}, each once")
     if "steered" in names and not steering:
         raise EdgeSteerError("the method 'steered' needs a vector")
+    if "rewriting-prompt" in names and not rewriting:
+        raise EdgeSteerError("the method 'rewriting-prompt' needs the text of the rules of rewriting")
     return {name: known[name] for name in names}

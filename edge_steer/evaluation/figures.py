@@ -66,7 +66,8 @@ class Summary:
 
     The interval of the accuracy is Wilson's over problems for one completion of each, and where all completions are
     right or all wrong; else it is bootstrapped over problems as all others are. samples: problems. errors: rows with
-    an error. truncated: completions that ended at max_tokens or at the end of the context.
+    an error. truncated: completions that ended at max_tokens or at the end of the context. boxed, lenient: the accuracy
+    in each way of grading, of which the figure is one; None for rows written before both were graded.
     """
 
     samples: int
@@ -74,6 +75,8 @@ class Summary:
     errors: int
     truncated: int
     figures: Mapping[str, Figure]
+    boxed: float | None = None
+    lenient: float | None = None
 
     @property
     def accuracy(self) -> float:
@@ -134,7 +137,7 @@ def summarise(rows: Sequence[Row]) -> Summary:
         raise EdgeSteerError(f"{rows[0].task}, {rows[0].method}: no completion succeeded; the first: {rows[0].error}")
     figures = {}
     for name, kind in FIGURES.items():
-        values = _by_problem(rows, kind)
+        values = by_problem(rows, kind.value)
         if values:
             figures[name] = _figure(values.values())
     problems = len({(row.task, row.id) for row in rows})
@@ -147,6 +150,8 @@ def summarise(rows: Sequence[Row]) -> Summary:
         errors=sum(bool(row.error) for row in rows),
         truncated=sum(row.finish == "length" for row in rows),
         figures=figures,
+        boxed=_graded(rows, lambda row: row.boxed),
+        lenient=_graded(rows, lambda row: row.lenient),
     )
 
 
@@ -174,6 +179,8 @@ def weighted(summaries: Sequence[Summary]) -> Summary:
         errors=sum(summary.errors for summary in summaries),
         truncated=sum(summary.truncated for summary in summaries),
         figures=figures,
+        boxed=_dot(weights, [summary.boxed for summary in summaries]),
+        lenient=_dot(weights, [summary.lenient for summary in summaries]),
     )
 
 
@@ -186,7 +193,7 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> Comparison:
     first, second = ([row for row in rows if (row.task, row.id) in shared] for rows in (before, after))
     differences = {}
     for name, kind in FIGURES.items():
-        a, b = _by_problem(first, kind), _by_problem(second, kind)
+        a, b = by_problem(first, kind.value), by_problem(second, kind.value)
         changes = [b[key] - a[key] for key in a if key in b]
         if changes:
             figure = _figure(changes)
@@ -229,13 +236,25 @@ def _number(name: str, value: float, signed: bool) -> str:
     return f"{value * (100 if kind.share else 1):{'+' if signed else ''}.{kind.digits}f}"
 
 
-def _by_problem(rows: Sequence[Row], kind: FigureKind) -> dict[tuple[str, str], float]:
-    """A figure's mean over the completions of each problem that has it."""
+def by_problem(rows: Sequence[Row], value: Callable[[Row], float | None]) -> dict[tuple[str, str], float]:
+    """The mean of a value over the completions of each problem that has it, by task and id."""
     values: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        if (value := kind.value(row)) is not None:
-            values.setdefault((row.task, row.id), []).append(value)
+        if (of_row := value(row)) is not None:
+            values.setdefault((row.task, row.id), []).append(of_row)
     return {key: statistics.fmean(of_problem) for key, of_problem in values.items()}
+
+
+def _graded(rows: Sequence[Row], value: Callable[[Row], bool | None]) -> float | None:
+    """The accuracy in one way of grading: a row without a grade is wrong; None where no row was graded both ways."""
+    if all(value(row) is None for row in rows):
+        return None
+    return statistics.fmean(by_problem(rows, lambda row: float(value(row) or False)).values())
+
+
+def _dot(weights: Sequence[float], values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.dot(weights, known)) if len(known) == len(values) else None
 
 
 def _figure(values: Iterable[float]) -> Figure:

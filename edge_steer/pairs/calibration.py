@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.progress import SILENT, Progress
-from edge_steer.tasks.load import Protocol, load_task
+from edge_steer.tasks.load import load_task
+from edge_steer.tasks.protocols import Protocol
 from edge_steer.tasks.task import Sample, Task
 
 CALIBRATION_SPLITS = {"gsm8k": "train", "wordproblems": "calibration"}  # splits that no evaluation uses

@@ -8,13 +8,15 @@ import logging
 import math
 import re
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from edge_steer.core.errors import need
 
 Kind = Literal["math", "letter"]
+Grading = Literal["boxed", "lenient"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+GRADINGS: tuple[Grading, ...] = get_args(Grading)
 RELATIVE = 1e-4  # what decimal answers may differ by, as in Qwen2.5-Math's grader
 WITHIN = re.compile(r"(.+) within ([0-9.]+(?:e-?[0-9]+)?)", re.DOTALL)
 EXPONENT = re.compile(r"(?<![\w\\.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d+)(?![\w.])")
@@ -41,21 +43,37 @@ SECOND = re.compile(
 
 @dataclass(frozen=True)
 class Grade:
-    """correct: whether it is the right answer. extracted: what was read as the answer. error: why there is no grade."""
+    """correct: whether it is the right answer. extracted: what was read as the answer. error: why there is no grade.
+
+    boxed, lenient: whether it is right in each of GRADINGS; `correct` is one of the two.
+    """
 
     correct: bool
     extracted: str
     error: str = ""
+    boxed: bool = False
+    lenient: bool = False
 
 
-def grade(text: str, answer: str, kind: Kind = "math") -> Grade:
+def grade(text: str, answer: str, kind: Kind = "math", grading: Grading = "lenient") -> Grade:
     """Grade in this process, without a time limit: an expression like 9^{9^{9^9}} may hang it.
 
-    kind "math": the last \\boxed{...} of the text, else what math-verify finds, against `answer` in LaTeX; an answer
-    "18.8 within 0.1" takes every number that near. kind "letter": the letter the text ends up with.
-    Errors: EdgeSteerError if math-verify is not installed.
+    kind "math": against `answer` in LaTeX; an answer "18.8 within 0.1" takes every number that near. kind "letter":
+    against a letter. grading "boxed": the last \\boxed{...} with matching braces is the answer; a text without one is
+    wrong. grading "lenient": boxes joined by "and" are one answer, and without a box it is what math-verify finds, or
+    the letter the text ends up with. Errors: EdgeSteerError if math-verify is not installed.
     """
-    return _grade_letter(text, answer) if kind == "letter" else _grade_math(text, answer)
+    judge = _grade_letter if kind == "letter" else _grade_math
+    lenient = judge(text, answer)
+    boxes = _boxes(text)
+    if not boxes:
+        boxed = Grade(False, "")
+    elif boxes[-1][2] == last_boxed(text):
+        boxed = lenient
+    else:
+        boxed = judge(f"\\boxed{{{boxes[-1][2]}}}", answer)
+    chosen = boxed if grading == "boxed" else lenient
+    return replace(chosen, boxed=boxed.correct, lenient=lenient.correct)
 
 
 def without_tolerance(answer: str) -> str:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from edge_steer.core.errors import EdgeSteerError, need
-from edge_steer.tasks.answers import Grade, Kind, grade
+from edge_steer.tasks.answers import Grade, Grading, Kind, grade
 
 _Job = tuple["Future[Grade]", dict[str, str]]
 ROOT = str(Path(__file__).parents[2])
@@ -68,12 +68,12 @@ class Graders:
             self._cancel()
             raise
 
-    def submit(self, text: str, answer: str, kind: Kind = "math") -> "Future[Grade]":
-        """Grade soon; callbacks of the future run in a thread of the pool."""
+    def submit(self, text: str, answer: str, kind: Kind = "math", grading: Grading = "lenient") -> "Future[Grade]":
+        """Grade soon, as `answers.grade` does; callbacks of the future run in a thread of the pool."""
         if self._closed:
             raise EdgeSteerError("the graders are closed; submit inside their block")
         future: Future[Grade] = Future()
-        self._jobs.put((future, {"text": text, "answer": answer, "kind": kind}))
+        self._jobs.put((future, {"text": text, "answer": answer, "kind": kind, "grading": grading}))
         if len(self._threads) < self._most:
             worker = _Worker(self._seconds)
             thread = threading.Thread(target=self._work, args=(worker,), name="grading", daemon=True)

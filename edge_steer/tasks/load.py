@@ -3,27 +3,17 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
 
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.core.sampling import GREEDY, Sampling
 from edge_steer.storage.toml import TomlTable
 from edge_steer.tasks import answers
+from edge_steer.tasks.protocols import PROTOCOLS, Protocol, protocol_settings
 from edge_steer.tasks.published import BENCHMARKS, read_rows
-from edge_steer.tasks.task import Sample, Task, TaskSettings
+from edge_steer.tasks.task import Sample, Task
 from edge_steer.tasks.wordproblems import WORD_PROBLEMS, word_problems
 
-Protocol = Literal["densesteer", "bias-only"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 WORD_PROBLEM_COUNT = 500  # where no number is asked
 TASKS: tuple[str, ...] = (*BENCHMARKS, WORD_PROBLEMS)
-BOX = "\\boxed{}"
-PROMPTS: dict[tuple[Protocol, answers.Kind], str] = {
-    ("densesteer", "math"): f"{{question}}\n\nLet's think step by step, and put the final answer in {BOX}.",
-    ("densesteer", "letter"): f"{{question}}\n\nLet's think step by step, and put the letter of the answer in {BOX}.",
-    ("bias-only", "math"): f"{{question}}\n\nPlease reason step by step, and put your final answer within {BOX}.",
-    ("bias-only", "letter"): f"{{question}}\n\nPlease reason step by step, and put your final letter within {BOX}.",
-}
 
 
 def load_task(
@@ -63,31 +53,28 @@ def load_task(
     return task if limit is None else task.limit(limit)
 
 
-def _settings(protocol: Protocol, grader: answers.Kind, averaged: bool) -> TaskSettings:
-    prompt = PROMPTS[protocol, grader]
-    if protocol == "densesteer":
-        return TaskSettings(prompt, None, 2048, GREEDY, 1)
-    return TaskSettings(prompt, None, 4096, Sampling(temperature=1.0), 32 if averaged else 1)
-
-
 def _load_word_problems(protocol: Protocol, file: Path | None, split: str | None, limit: int | None) -> Task:
     """Asked plainly in every protocol: the bundled model knows the bare question alone."""
     if file is not None:
         raise EdgeSteerError(f"{WORD_PROBLEMS} are generated, not read from {file}; leave out the file")
     samples = word_problems("test" if split is None else split, WORD_PROBLEM_COUNT if limit is None else limit)
-    settings = replace(_settings(protocol, "math", averaged=False), prompt="{question}", max_tokens=400)
+    settings = protocol_settings(protocol, WORD_PROBLEMS, "math")
+    settings = replace(settings, prompt="{question}", system=None, max_tokens=400, stop=(), context=None)
     return Task(WORD_PROBLEMS, samples, settings, "math", draw=word_problems)
 
 
 def _load_benchmark(name: str, protocol: Protocol, file: Path | None, split: str | None) -> Task:
     benchmark = BENCHMARKS[name]
+    if file is None and not benchmark.splits:
+        raise EdgeSteerError(f"task {name} has no source to fetch it from; give its file as {name}=FILE")
     if file is None:
         try:
             file = benchmark.file(split)
         except EdgeSteerError as error:
             raise EdgeSteerError(f"task {name}: {error}; or give its file as {name}=FILE") from error
     samples = tuple(Sample(*triple) for triple in benchmark.read(file))
-    return Task(name, samples, _settings(protocol, benchmark.grader, benchmark.averaged), benchmark.grader)
+    settings = protocol_settings(protocol, name, benchmark.grader, benchmark.averaged)
+    return Task(name, samples, settings, benchmark.grader)
 
 
 def _load_toml(path: Path, protocol: Protocol) -> Task:
@@ -99,13 +86,19 @@ def _load_toml(path: Path, protocol: Protocol) -> Task:
     grader = next((kind for kind in answers.KINDS if kind == named), None)
     if grader is None:
         raise table.error("grader", f"allowed are {', '.join(answers.KINDS)}")
-    preset = _settings(protocol, grader, averaged=False)
-    settings = TaskSettings(
+    preset = protocol_settings(protocol, name, grader)
+    grading = table.text("grading") if table.has("grading") else preset.grading
+    if grading not in answers.GRADINGS:
+        raise table.error("grading", f"allowed are {', '.join(answers.GRADINGS)}")
+    settings = replace(
+        preset,
         prompt=prompt,
-        system=table.text("system", optional=True) or None,
+        system=(table.text("system") if table.has("system") else preset.system) or None,
         max_tokens=table.whole("max_tokens", preset.max_tokens),
         sampling=replace(preset.sampling, temperature=table.number("temperature", preset.sampling.temperature)),
         samples=table.whole("samples", preset.samples),
+        stop=table.texts("stop", preset.stop),
+        grading=grading,
     )
     table.finish()
     if name in TASKS or not re.fullmatch(r"\w[\w.-]*", name):

@@ -10,7 +10,7 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,7 +72,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How a published benchmark is read and graded. `averaged`: so small that one sample a problem says little."""
+    """How a published benchmark is read and graded. `averaged`: so small that one sample a problem says little.
+
+    splits: where each comes from; empty for one that has to be at hand.
+    """
 
     read: Callable[[Path], list[Triple]]
     splits: dict[str, Source]
@@ -143,6 +146,12 @@ def read_minervamath(path: Path) -> list[Triple]:
     return triples
 
 
+def read_deepscaler(path: Path) -> list[Triple]:
+    """problem; answer in LaTeX. A JSON array, as published, or one object a line; the id is the place, from 0."""
+    rows = read_rows(path, "problem", "answer", array=True)
+    return [(str(i), _text(row, "problem"), _text(row, "answer")) for i, row in enumerate(rows)]
+
+
 def read_logiqa(path: Path) -> list[Triple]:
     """Eight lines a problem: a blank one, the letter, the context, the question, four options."""
     lines = readable(path, "LogiQA, eight lines a problem").read_text("utf-8").rstrip("\n").split("\n")
@@ -160,19 +169,34 @@ def read_logiqa(path: Path) -> list[Triple]:
     return triples
 
 
-def read_rows(path: Path, *needed: str) -> list[dict[str, Any]]:
-    """JSON objects, one a line, each with the fields needed. Errors: EdgeSteerError naming file, problem and field."""
+def read_rows(path: Path, *needed: str, array: bool = False) -> list[dict[str, Any]]:
+    """JSON objects, one a line, each with the fields needed. array: or all in one JSON array.
+
+    Errors: EdgeSteerError naming file, problem and field.
+    """
     rows = []
-    for number, line in enumerate(read_lines(path, "a benchmark, one JSON object a line"), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise EdgeSteerError(f"{path}, problem {number} is not JSON: {error}") from None
+    for number, row in enumerate(_objects(path, array), 1):
         if not isinstance(row, dict) or (missing := [name for name in needed if row.get(name) is None]):
             lacks = f"has no field {missing[0]!r}" if isinstance(row, dict) else "is no object"
             raise EdgeSteerError(f"{path}, problem {number} {lacks}; needed are {', '.join(needed)}")
         rows.append(row)
     return rows
+
+
+def _objects(path: Path, array: bool) -> Iterator[Any]:
+    """What is in a file of JSON lines, or in one array."""
+    lines = read_lines(path, "a benchmark, one JSON object a line")
+    if array and lines and lines[0].lstrip().startswith("["):
+        try:
+            yield from json.loads("\n".join(lines))
+        except ValueError as error:
+            raise EdgeSteerError(f"{path} is not JSON: {error}") from None
+        return
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise EdgeSteerError(f"{path}, problem {number} is not JSON: {error}") from None
 
 
 def _in_order(options: list[str]) -> list[str]:
@@ -218,6 +242,8 @@ BENCHMARKS: dict[str, Benchmark] = {
             )
         },
     ),
+    "math": Benchmark(read_math500, {}),  # MATH without MATH500: 12,000 problems, as split by openai/prm800k
+    "deepscaler": Benchmark(read_deepscaler, {}),
     "amc23": Benchmark(
         read_competition,
         _qwen("amc23", "43707e1ca784602d8479de24ee8ce36609dbebc46dd152b0b12a46611aa898a4"),

@@ -81,6 +81,8 @@ class Row:
 
     prompt: SHA-256 of the prompt's token ids. extracted: what was taken as the answer. error: why there is no text
     (finish is "error" then) or no grade, else "". seconds: wall time, not compared.
+    boxed, lenient: whether it is right in each way of grading, `correct` being that of the task; None in rows written
+    before both were graded.
     nll: mean negative log-likelihood of a generated token, in nats, under the unsteered model on the same prompt;
     None when there is no token, or no score was asked, or the row awaits it.
     unscored_tokens: the generated tokens of a row that awaits its score; they are dropped with the score.
@@ -101,6 +103,8 @@ class Row:
     seconds: float = field(compare=False)
     nll: float | None
     unscored_tokens: tuple[int, ...] = ()
+    boxed: bool | None = None
+    lenient: bool | None = None
 
     @property
     def key(self) -> Key:
@@ -126,19 +130,21 @@ class Row:
         record = asdict(self)
         if not self.awaits_score:
             del record["unscored_tokens"]
-        return record
+        return {name: value for name, value in record.items() if name not in GRADES or value is not None}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Row":
         """The inverse of `record`, which may be of an earlier version. Errors: EdgeSteerError for anything else."""
         values = dict(record)
         tokens = values.pop("unscored_tokens", values.pop(OLD_UNSCORED, ()))
-        if values.keys() == RECORD_TYPES.keys() and all(isinstance(values[key], RECORD_TYPES[key]) for key in values):
+        types = RECORD_TYPES | {name: bool for name in GRADES if name in values}
+        if values.keys() == types.keys() and all(isinstance(values[key], types[key]) for key in values):
             return cls(**values, unscored_tokens=tuple(tokens))
         raise EdgeSteerError(f"{str(dict(record))[:80]} is no row of an evaluation")
 
 
-RECORD_TYPES: Mapping[str, Any] = {
+GRADES = ("boxed", "lenient")  # not in rows written earlier
+RECORD_TYPES: dict[str, Any] = {
     **dict.fromkeys(("task", "id", "method", "prompt", "text", "extracted", "finish", "error"), str),
     **dict.fromkeys(("repeat", "tokens", "steps"), int),
     "correct": bool,
@@ -191,7 +197,7 @@ def complete(backend: Backend, jobs: Sequence[RowJob], graders: Graders, on_row:
     def on_done(index: int, completion: Completion) -> None:
         job = jobs[index]
         failed = completion.finish == "error"
-        grade = None if failed else graders.submit(completion.text, job.sample.answer, job.task.grader)
+        grade = None if failed else _submit(graders, job, completion.text)
         ungraded.append((index, completion, grade))
         give_graded(wait=False)
 
@@ -224,13 +230,19 @@ class Prompts:
 
 def _request(job: RowJob, prompt: Tokens, wants_logprobs: bool) -> Request:
     settings = job.task.settings
+    room = settings.max_tokens if settings.context is None else max(settings.context - len(prompt), 1)
     return Request(
         prompt,
-        settings.max_tokens,
+        min(settings.max_tokens, room),
         job.method.steering,
         replace(settings.sampling, seed=job.seed),
+        stop=settings.stop,
         logprobs=0 if wants_logprobs else None,
     )
+
+
+def _submit(graders: Graders, job: RowJob, text: str) -> Future[Grade]:
+    return graders.submit(text, job.sample.answer, job.task.grader, job.task.settings.grading)
 
 
 def _row(job: RowJob, prompt: Tokens, completion: Completion, grade: Grade | None, nll: bool) -> Row:
@@ -253,4 +265,6 @@ def _row(job: RowJob, prompt: Tokens, completion: Completion, grade: Grade | Non
         seconds=completion.seconds,
         nll=known_nll,
         unscored_tokens=completion.tokens if nll and known_nll is None else (),
+        boxed=grade.boxed if grade else None,
+        lenient=grade.lenient if grade else None,
     )

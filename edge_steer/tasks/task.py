@@ -7,7 +7,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from edge_steer.core.backend import Message
@@ -35,6 +35,8 @@ class TaskSettings:
     """How a task is asked. `prompt` holds {question}; `samples` completions are made of each problem.
 
     sampling.seed is the base seed, from which every completion of every problem gets a seed of its own.
+    stop: strings that end a completion. grading: whether only a box counts, or any stated answer.
+    context: most positions of a prompt and its completion together; None is what the model has.
     """
 
     prompt: str
@@ -42,12 +44,21 @@ class TaskSettings:
     max_tokens: int
     sampling: Sampling
     samples: int
+    stop: tuple[str, ...] = ()
+    grading: answers.Grading = "lenient"
+    context: int | None = None
 
     def __post_init__(self) -> None:
         if "{question}" not in self.prompt:
             raise EdgeSteerError(f"the prompt template {self.prompt!r} has no {{question}} in it")
         if self.max_tokens < 1 or self.samples < 1:
             raise EdgeSteerError(f"max_tokens is {self.max_tokens} and samples {self.samples}; both must be at least 1")
+        if self.context is not None and self.context < 1:
+            raise EdgeSteerError(f"context is {self.context}; it must be at least 1")
+        if "" in self.stop:
+            raise EdgeSteerError("a stop string is empty; leave it out")
+        if self.grading not in answers.GRADINGS:
+            raise EdgeSteerError(f"no grading {self.grading!r}; allowed are {', '.join(answers.GRADINGS)}")
 
 
 @dataclass(frozen=True)
@@ -96,10 +107,13 @@ class Task:
         max_tokens: int | None = None,
         samples: int | None = None,
         sampling: Sampling | None = None,
+        stop: Sequence[str] | None = None,
+        grading: answers.Grading | None = None,
+        context: int | None = None,
     ) -> "Task":
         """The task asked otherwise; None leaves a setting as it is, and the system message "" is none.
 
-        Errors: EdgeSteerError for a prompt without {question}, or a number below 1.
+        Errors: EdgeSteerError for a prompt without {question}, a number below 1, or an empty stop string.
         """
         old = self.settings
         settings = TaskSettings(
@@ -108,6 +122,9 @@ class Task:
             max_tokens=old.max_tokens if max_tokens is None else max_tokens,
             sampling=sampling or old.sampling,
             samples=old.samples if samples is None else samples,
+            stop=old.stop if stop is None else tuple(stop),
+            grading=grading or old.grading,
+            context=old.context if context is None else context,
         )
         return replace(self, settings=settings)
 
@@ -121,6 +138,13 @@ class Task:
         if count < 1:
             raise EdgeSteerError(f"{count} problems asked; at least 1 is needed")
         return replace(self, samples=self.samples[:count])
+
+    def subset(self, count: int, seed: int = 0) -> "Task":
+        """`count` problems drawn by `seed`, in their order. Errors: EdgeSteerError for a count below 1 or too large."""
+        if not 1 <= count <= len(self.samples):
+            raise EdgeSteerError(f"a subset of {count} problems; task {self.name} has {len(self.samples)}")
+        drawn = sorted(random.Random(seed).sample(range(len(self.samples)), count))
+        return replace(self, samples=tuple(self.samples[index] for index in drawn))
 
     def split(self, dev: int, test: int, seed: int = 0) -> tuple["Task", "Task"]:
         """Two tasks without a common problem, drawn by `seed`; generated problems come from splits "dev" and "test".

@@ -36,6 +36,21 @@ class _Layers(click.ParamType[tuple[int, ...]]):
             self.fail(str(error), param, ctx)
 
 
+class _Template(_PathText):
+    """chat (the model's own template, None), none (plain text), or a file with a Jinja template; its text."""
+
+    name = "template"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in ("chat", "none"):
+            return None if value == "chat" else value
+        try:
+            return Path(value).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+            self.fail(f"{value}: {why}; give chat, none or a file with a Jinja template", param, ctx)
+
+
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 PATH = click.Path(path_type=Path)  # a file or a folder, as a vector or an export folder
@@ -43,3 +58,4 @@ MODEL = _PathText()  # a GGUF file, a Hugging Face folder, a recipe's folder or 
 VECTOR = _PathText()  # FILE[:STRENGTH]
 TASK = _PathText()  # a task's name, NAME=FILE or a task.toml
 LAYERS = _Layers()
+TEMPLATE = _Template()  # chat, none or a file

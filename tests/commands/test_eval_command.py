@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from paths import ABACUS
+from paths import ABACUS, DENSE
 
 from edge_steer.commands.main import main
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.evaluation import evaluate, results
+from edge_steer.evaluation import results
 from edge_steer.storage import records
 
 Eval = Callable[..., Result]
+EVAL = ("eval", "{model}", "--task", "wordproblems")
+METHODS = ("unsteered", "steered", "dense-prompt")
 
 
 def invoke(*arguments: object) -> Result:
@@ -37,7 +39,7 @@ def options(model: Path, vector: Path, out: Path, *more: object) -> list[object]
 def folder(bundled_f16: Path, bundled_vector_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What eval leaves: three methods on six problems."""
     out = tmp_path_factory.mktemp("results") / "run"
-    more = ("--problems", 6, "--methods", ",".join(evaluate.METHODS))
+    more = ("--problems", 6, "--methods", ",".join(METHODS))
     result = invoke(*options(bundled_f16, bundled_vector_gguf, out, *more))
     assert result.exit_code == 0, result.output
     for word in ("unsteered", "dense-prompt", "accuracy", "NLL", "McNemar", f"wrote {out}/rows.jsonl"):
@@ -47,7 +49,7 @@ def folder(bundled_f16: Path, bundled_vector_gguf: Path, tmp_path_factory: pytes
 
 def test_rows_and_summary(folder: Path) -> None:
     header, cells = results.load_results(folder)
-    assert [*cells] == [("wordproblems", method) for method in evaluate.METHODS]
+    assert [*cells] == [("wordproblems", method) for method in METHODS]
     rows = [row for made in cells.values() for row in made]
     assert len(records.read(folder / "rows.jsonl")[1]) == len({row.key for row in rows}) == 18
     assert all(row.nll is not None and not row.awaits_score for row in rows)
@@ -135,6 +137,24 @@ def test_settings_are_the_protocols_unless_given(bundled_f16: Path, tmp_path: Pa
     assert summary["comparisons"] == []
 
 
+def test_named_vectors_and_the_rewriting_prompt_are_rows_of_one_table(
+    bundled_f16: Path, bundled_vector_gguf: Path, tmp_path: Path
+) -> None:
+    task = ("--task", "wordproblems", "--subset", 2, "--problems", 4, "--threads", 1, "--no-nll", "-n", 60)
+    named = ("--method", f"dense={DENSE}", "--method", f"weak={bundled_vector_gguf}:0.1")
+    prompt = ("--methods", "unsteered,rewriting-prompt", "--rules", "conservative", "--grade", "boxed", "--stop", "zzz")
+    result = invoke("eval", bundled_f16, *task, *prompt, *named, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    header, cells = results.load_results(tmp_path)
+    assert [method for _, method in cells] == ["unsteered", "rewriting-prompt", "dense", "weak"]
+    assert all(len(rows) == 2 for rows in cells.values())
+    assert header["methods"]["rewriting-prompt"]["system"].startswith("Below are a problem and a solution to it.")
+    assert "{solution}" not in header["methods"]["rewriting-prompt"]["system"]
+    assert [header["methods"][name]["steering"][0]["strength"] for name in ("dense", "weak")] == [0.325, 0.1]
+    settings = header["tasks"]["wordproblems"]["settings"]
+    assert (settings["grading"], settings["stop"]) == ("boxed", ["zzz"])
+
+
 def test_the_default_folder_follows_from_the_settings(
     bundled_f16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,10 +210,24 @@ def test_several_tasks_are_averaged_by_their_problems(folder: Path) -> None:
     [
         (["eval", "{model}", "--task", "gsm9k"], "gsm9k", 1),
         (["eval", "missing.gguf", "--task", "wordproblems"], "no such file: missing.gguf", 1),
-        (["eval", "{model}", "--task", "wordproblems", "--methods", "steered"], "needs a vector", 1),
-        (["eval", "{model}", "--task", "wordproblems", "--methods", "magic"], "allowed are unsteered", 1),
-        (["eval", "{model}", "--task", "wordproblems", "--samples", "4"], "temperature", 1),
-        (["eval", "{model}", "--task", "wordproblems", "--prompt", "Solve it"], "{{question}}", 1),
+        ([*EVAL, "--methods", "steered"], "needs a vector", 1),
+        ([*EVAL, "--methods", "magic"], "allowed are unsteered", 1),
+        ([*EVAL, "--method", "dense"], "is not NAME=FILE[:STRENGTH]", 2),
+        (
+            [*EVAL, "--method", "a={vector}", "--method", "a={vector}:2"],
+            "named twice",
+            1,
+        ),
+        ([*EVAL, "--method", "unsteered={vector}"], "named twice", 1),
+        (
+            [*EVAL, "--methods", "rewriting-prompt", "--rules", "no"],
+            "no rules no",
+            1,
+        ),
+        ([*EVAL, "--stop", ""], "a stop string is empty", 1),
+        ([*EVAL, "--problems", "3", "--subset", "4"], "a subset of 4", 1),
+        ([*EVAL, "--samples", "4"], "temperature", 1),
+        ([*EVAL, "--prompt", "Solve it"], "{{question}}", 1),
         (["eval", "{model}", "--task", "wordproblems,wordproblems"], "named twice", 1),
         (
             ["eval", "{abacus}", "--task", "wordproblems", "--backend", "torch", "--quant", "Q4_0"],
@@ -201,7 +235,7 @@ def test_several_tasks_are_averaged_by_their_problems(folder: Path) -> None:
             1,
         ),
         (
-            ["eval", "{model}", "--task", "wordproblems", "--problems", "5", "--out", "{folder}"],
+            [*EVAL, "--problems", "5", "--out", "{folder}"],
             "was made otherwise",
             1,
         ),
@@ -210,10 +244,21 @@ def test_several_tasks_are_averaged_by_their_problems(folder: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line(
-    arguments: list[str], says: str, status: int, folder: Path, bundled_f16: Path, tmp_path: Path
+    arguments: list[str],
+    says: str,
+    status: int,
+    folder: Path,
+    bundled_f16: Path,
+    bundled_vector_gguf: Path,
+    tmp_path: Path,
 ) -> None:
-    abacus = ABACUS
-    words = {"model": bundled_f16, "folder": folder, "empty": tmp_path, "abacus": abacus}
+    words = {
+        "model": bundled_f16,
+        "folder": folder,
+        "empty": tmp_path,
+        "abacus": ABACUS,
+        "vector": bundled_vector_gguf,
+    }
     given = [argument.format(**words) for argument in arguments]
     if given[0] == "eval" and not {"-o", "--out"} & {*given}:
         given += ["--out", str(tmp_path / "out")]

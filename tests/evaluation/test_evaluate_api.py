@@ -22,7 +22,7 @@ from edge_steer.models.load import load
 from edge_steer.storage import records
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.load import load_task
-from edge_steer.tasks.rows import Method
+from edge_steer.tasks.rows import Method, Row
 
 TASK = load_task("wordproblems", limit=3)
 
@@ -66,6 +66,30 @@ def test_methods_by_name_are_vectors_lists_and_system_messages(
     change = compare(rows["unsteered"], rows["dense"]).differences["steps"]
     assert change.mean == pytest.approx(steps["dense"] - steps["unsteered"])
     assert figure_text("steps", change, signed=True) == mean_text("steps", change, signed=True) == f"{change.mean:+.1f}"
+
+
+def test_rows_keep_both_grades_and_end_at_a_stop_string(model: Engine, graders: Graders) -> None:
+    plain, cut = TASK.with_settings(grading="lenient"), TASK.with_settings(stop=["\\boxed"], grading="boxed")
+    whole = evaluate(model, plain, {"whole": None}, nll=False, graders=graders)["whole"]
+    before = evaluate(model, cut, {"cut": None}, nll=False, graders=graders)["cut"]
+    assert [row.text for row in before] == [row.text.partition("\\boxed")[0] for row in whole]
+    assert not any(row.correct or row.boxed for row in before)
+    assert all(row.correct == row.lenient == row.boxed for row in whole)
+    summary = summarise(before)
+    assert (summary.accuracy, summary.boxed) == (0, 0)
+    assert summary.lenient == sum(bool(row.lenient) for row in before) / 3
+    old = [replace(row, boxed=None, lenient=None) for row in whole]
+    assert not {"boxed", "lenient"} & {*old[0].record()}
+    assert [Row.of(row.record()) for row in old] == old
+    assert summarise(old).boxed is None
+
+
+def test_prompt_and_answer_share_a_context(model: Engine, graders: Graders) -> None:
+    prompts = [len(model.chat(TASK.messages(sample))) for sample in TASK.samples]
+    task = TASK.with_settings(context=max(prompts) + 4)
+    rows = evaluate(model, task, {"short": None}, nll=False, graders=graders)["short"]
+    assert [row.tokens for row in rows] == [max(prompts) + 4 - prompt for prompt in prompts]
+    assert {row.finish for row in rows} == {"length"}
 
 
 def test_a_folder_keeps_rows_and_goes_on(

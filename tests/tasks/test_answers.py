@@ -127,3 +127,29 @@ def test_the_stated_letter(text: str, letter: str) -> None:
     assert grade(text, letter or "A", "letter").extracted == letter
     assert grade(text, letter or "A", "letter").correct is bool(letter)
     assert not grade(text, "E", "letter").correct
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "boxed", "lenient"),
+    [
+        ("So \\boxed{7}.", "7", True, True),
+        ("The answer is 7.", "7", False, True),
+        ("The answer is \\boxed{7", "7", False, False),
+        ("\\boxed{1} and \\boxed{2}", "1, 2", False, True),
+        ("\\boxed{1} and \\boxed{2}", "2", True, False),
+        ("\\boxed{3}. No: \\boxed{\\frac{4}{2}}", "2", True, True),
+        ("", "7", False, False),
+    ],
+)
+def test_only_the_last_box_counts_where_that_is_asked(text: str, answer: str, boxed: bool, lenient: bool) -> None:
+    strict, mild = grade(text, answer, grading="boxed"), grade(text, answer)
+    assert (strict.correct, mild.correct) == (boxed, lenient)
+    assert (strict.boxed, strict.lenient) == (mild.boxed, mild.lenient) == (boxed, lenient)
+    if "boxed{" not in text:
+        assert strict.extracted == ""
+
+
+def test_a_letter_without_a_box_counts_leniently() -> None:
+    assert grade("The answer is B.", "B", "letter").correct
+    assert not grade("The answer is B.", "B", "letter", "boxed").correct
+    assert grade("The answer is \\boxed{B}.", "B", "letter", "boxed").correct

@@ -91,6 +91,20 @@ def test_gsm8k(tmp_path: Path) -> None:
     assert published.read_gsm8k(path) == [("0", "How many?", "1600")]
 
 
+def test_math_and_deepscaler_are_read_from_files_at_hand(tmp_path: Path) -> None:
+    row = {"problem": "1 + 1?", "answer": "2", "solution": "2"}
+    path = jsonl(tmp_path / "math", {**row, "unique_id": "train/algebra/1.json"})
+    assert BENCHMARKS["math"].read(path) == [("train/algebra/1.json", "1 + 1?", "2")]
+    array = tmp_path / "deepscaler.json"
+    array.write_text(json.dumps([row, {**row, "answer": 3}], indent=2))
+    triples = [("0", "1 + 1?", "2"), ("1", "1 + 1?", "3")]
+    assert published.read_deepscaler(array) == triples
+    assert published.read_deepscaler(jsonl(tmp_path / "lines", row, {**row, "answer": 3})) == triples
+    array.write_text("[{}")
+    with pytest.raises(EdgeSteerError, match="is not JSON"):
+        published.read_deepscaler(array)
+
+
 def test_competitions_write_numbers_in_three_ways(tmp_path: Path) -> None:
     answers = [27.0, "027", "336^\\circ", -1.0, "0", 100]
     path = jsonl(tmp_path / "f", *({"id": i, "problem": "p", "answer": answer} for i, answer in enumerate(answers)))

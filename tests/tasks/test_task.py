@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.tasks import load
 from edge_steer.tasks import task as tasks_task
-from edge_steer.tasks.load import Protocol, load_task
+from edge_steer.tasks.load import load_task
+from edge_steer.tasks.protocols import PROTOCOLS, Protocol
 from edge_steer.tasks.task import Sample, Task
 from edge_steer.tasks.wordproblems import word_problems
 
@@ -54,15 +54,58 @@ def test_a_benchmark_from_a_local_file(gsm8k: Path) -> None:
 def test_protocols_ask_as_the_papers_do(gsm8k: Path, tmp_path: Path) -> None:
     amc = tmp_path / "amc.jsonl"
     amc.write_text('{"id": 0, "problem": "1 + 1?", "answer": 2.0}\n')
-    dense, trained = (load_task("gsm8k", protocol=protocol, file=gsm8k).settings for protocol in load.PROTOCOLS)
-    assert (dense.sampling.temperature, dense.max_tokens, dense.samples) == (0, 2048, 1)
-    assert (trained.sampling.temperature, trained.samples) == (1, 1)
-    assert "\\boxed{}" in trained.prompt
+    dense, code, trained = (load_task("gsm8k", protocol=protocol, file=gsm8k) for protocol in PROTOCOLS)
+    assert (dense.settings.sampling.temperature, dense.settings.max_tokens, dense.settings.samples) == (0, 2048, 1)
+    assert (dense.settings.stop, dense.settings.grading) == ((), "lenient")
+    assert (code.settings.sampling.temperature, code.settings.max_tokens) == (0, 2048)
+    assert (code.settings.stop, code.settings.grading) == (("Problem:",), "lenient")
+    assert code.messages(code.samples[0]) == [
+        {
+            "role": "user",
+            "content": "Solve the following math problem. Present the final answer in the format: Final Answer: "
+            "\\boxed{your_answer}.\nProblem: What is 0 + {1}?\nAnswer:",
+        }
+    ]
+    assert load_task("amc23", protocol="densesteer-code", file=amc).settings.grading == "boxed"
+    assert (trained.settings.sampling.temperature, trained.settings.samples) == (1, 1)
+    assert (trained.settings.grading, trained.settings.context) == ("boxed", 32768)
+    assert trained.messages(trained.samples[0]) == [
+        {
+            "role": "system",
+            "content": "Please reason step by step, and put your final answer within \\boxed{}.",
+        },
+        {"role": "user", "content": "What is 0 + {1}?"},
+    ]
     assert load_task("amc23", protocol="bias-only", file=amc).settings.samples == 32
     assert load_task("amc23", protocol="densesteer", file=amc).settings.samples == 1
 
 
-@pytest.mark.parametrize("protocol", load.PROTOCOLS)
+def test_a_subset_is_drawn_by_its_seed(gsm8k: Path) -> None:
+    task = load_task("gsm8k", file=gsm8k)
+    drawn = [[sample.id for sample in task.subset(4, seed).samples] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] == sorted(drawn[0])
+    assert drawn[0] != drawn[2]
+    assert drawn[0] != [sample.id for sample in task.limit(4).samples]
+    assert len({*drawn[0]}) == 4
+    for count in (0, 11):
+        with pytest.raises(EdgeSteerError, match=f"a subset of {count} problems; task gsm8k has 10"):
+            task.subset(count)
+
+
+def test_how_a_completion_ends_and_is_graded_can_be_set(gsm8k: Path) -> None:
+    task = load_task("gsm8k", file=gsm8k)
+    settings = task.with_settings(stop=["\n\n"], grading="boxed", context=100).settings
+    assert (settings.stop, settings.grading, settings.context) == (("\n\n",), "boxed", 100)
+    for wrong, says in (
+        ({"stop": [""]}, "stop string"),
+        ({"grading": "mild"}, "no grading"),
+        ({"context": 0}, "context"),
+    ):
+        with pytest.raises(EdgeSteerError, match=says):
+            task.with_settings(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_word_problems_are_asked_plainly(protocol: Protocol) -> None:
     task = load_task("wordproblems", protocol=protocol, limit=3)
     assert task.messages(task.samples[0]) == [{"role": "user", "content": task.samples[0].question}]
@@ -128,6 +171,9 @@ def test_a_users_task(tmp_path: Path) -> None:
     assert task.samples[1] == Sample("1", "1 + 1?", "2")
     assert task.messages(task.samples[1]) == [{"role": "user", "content": "Add. 1 + 1?"}]
     assert task.settings.max_tokens == 2048
+    ending = 'stop = ["Q:"]\ngrading = "boxed"\n'
+    settings = load_task(str(sums(tmp_path, TOML + ending))).settings
+    assert (settings.stop, settings.grading, settings.system) == (("Q:",), "boxed", None)
     more = 'id = "name"\nsystem = "Be brief."\nmax_tokens = 64\ntemperature = 0.7\nsamples = 4\n'
     task = load_task(str(sums(tmp_path, TOML + more)), limit=2)
     assert [sample.id for sample in task.samples] == ["sum 0", "sum 1"]
@@ -150,6 +196,8 @@ def test_a_users_task(tmp_path: Path) -> None:
         (TOML + 'id = "gold"\nsamples = 0\n', "at least 1"),
         (TOML + "max_tokens = 1.5\n", "max_tokens: 1.5 is not a whole number"),
         (TOML + "temperature = -1\n", "temperature"),
+        (TOML + 'stop = [""]\n', "a stop string is empty"),
+        (TOML + 'grading = "mild"\n', "grading: allowed are boxed, lenient"),
         ("name = ", "is not TOML"),
     ],
 )
@@ -172,7 +220,8 @@ def test_a_users_task_is_checked(tmp_path: Path, changed: str, message: str) -> 
         ("wordproblems=a.jsonl", {}, "leave out the file"),
         ("gone.toml", {}, "no such file: gone.toml"),
         ("gone.toml", {"split": "test"}, "leave out the file or split"),
-        ("gsm8k", {"protocol": "mine"}, "no protocol 'mine'; known are densesteer, bias-only"),
+        ("deepscaler", {}, "task deepscaler has no source to fetch it from; give its file as deepscaler=FILE"),
+        ("gsm8k", {"protocol": "mine"}, "no protocol 'mine'; known are densesteer, densesteer-code, "),
     ],
 )
 def test_what_there_is_not_is_said(name: str, options: dict[str, Any], message: str) -> None:
