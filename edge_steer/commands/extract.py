@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edge_steer.core.errors import EdgeSteerError, need
-from edge_steer.terminal.options import FILE, FOLDER, LAYERS, MODEL, revision_option
+from edge_steer.terminal.options import FILE, FOLDER, LAYERS, MODEL, revision_option, template_option
 from edge_steer.terminal.progress import progress_bar, say
 from edge_steer.terminal.tables import print_table
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from edge_steer.core.vector import SteeringVector
     from edge_steer.extraction.quality import LayerQuality
+    from edge_steer.models.load import Runtime
 
 
 @click.command()
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
               help="Tokens of an answer that are averaged: last, last:K, mean or token:I.")  # fmt: skip
 @click.option("--normalise", is_flag=True, help="Scale each direction to norm 1.")
 @click.option("--report", type=FOLDER, help="A folder for the figures of each layer: layers.json and layers.png.")
+@click.option("--backend", "runtime", type=click.Choice(["llama", "torch"]),
+              help="Run MODEL in llama.cpp or in PyTorch.  [default: PyTorch, and a GGUF in llama.cpp]")  # fmt: skip
 @revision_option
+@template_option
 @click.option("--threads", type=click.IntRange(1, 512), help="[default: the cores this process may use]")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
 def extract(
@@ -43,13 +47,16 @@ def extract(
     pooling: str,
     normalise: bool,
     report: Path | None,
+    runtime: "Runtime | None",
     revision: str | None,
+    template: str | None,
     threads: int | None,
     trust_remote_code: bool,
 ) -> None:
     """Extract a steering vector from MODEL on contrastive PAIRS (.jsonl).
 
-    MODEL is a folder or hub id, read in PyTorch, or a GGUF file of any quant (or owner/name:QUANT), read in llama.cpp.
+    MODEL is a folder or hub id, read in PyTorch, or a GGUF file of any quant (or owner/name:QUANT), read in llama.cpp;
+    in PyTorch its weights are dequantised.
     """
     from edge_steer.core.backend import EngineOptions
     from edge_steer.extraction.extract import record, reduce
@@ -71,8 +78,8 @@ def extract(
     with (
         progress_bar() as progress,
         load_recorder(
-            model, revision=revision, trust_remote_code=trust_remote_code, options=EngineOptions(threads=threads),
-            progress=progress,
+            model, runtime, revision=revision, trust_remote_code=trust_remote_code,
+            options=EngineOptions(threads=threads, template=template), progress=progress,
         ) as recorder,
     ):  # fmt: skip
         states = record(recorder, pairs, layers=layers, pooling=pooling, progress=progress)
