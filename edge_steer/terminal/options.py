@@ -11,7 +11,8 @@
 | `--vector FILE[:STRENGTH]` | a vector file of any kind, or an export folder; repeatable where vectors add up |
 | `--layers`, `--strength`, `--phase` | where, how strongly, when; not given: as the file says, else all, 1, all |
 | `--task NAME` | a task's name, NAME=FILE or a task.toml; `--split`, `--protocol`, `--samples` say how it is asked |
-| `--prompt`, `--system`, `-n, --max-tokens`, `--temperature`, ... | in place of the protocol's |
+| `--prompt`, `--system`, `--stop`, `--grade`, `-n, --max-tokens`, `--temperature`, ... | in place of the protocol's |
+| `--subset N`, `--subset-seed S` | so many problems of a task, drawn at random |
 | `--quant`, `--revision`, `--backend` | which form of MODEL runs, and in which runtime |
 | `--template` | how a question becomes a prompt: `chat`, `none` or a Jinja file |
 | `--json` | one JSON document on standard output, or one a line |
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from edge_steer.core.sampling import Sampling
     from edge_steer.core.steering import Steering
     from edge_steer.core.vector import Phase
-    from edge_steer.tasks.load import Protocol
+    from edge_steer.tasks.answers import Grading
+    from edge_steer.tasks.protocols import Protocol
     from edge_steer.tasks.task import Task
 
 __all__ = ["FILE", "FOLDER", "LAYERS", "MODEL", "PATH", "TASK", "VECTOR"]
@@ -112,7 +114,8 @@ _SAMPLING: dict[str, Any] = {
 }
 _TASK: dict[str, Any] = {
     "protocol": click.option(
-        "--protocol", type=click.Choice(["densesteer", "bias-only"]), default="densesteer", show_default=True,
+        "--protocol", type=click.Choice(["densesteer", "densesteer-code", "bias-only"]), default="densesteer",
+        show_default=True,
         help="The paper whose prompts, lengths and sampling are used where no option says otherwise.",
     ),
     "split": click.option("--split", help="Split of a task that has several."),
@@ -120,6 +123,15 @@ _TASK: dict[str, Any] = {
     "prompt": click.option("--prompt", help="Prompt template with {question}."),
     "system": click.option("--system", help="System message; '' is none."),
     "max_tokens": click.option("-n", "--max-tokens", type=click.IntRange(1), help="Most tokens of a completion."),
+    "stop": click.option("--stop", multiple=True, metavar="TEXT", help="A string that ends a completion; repeatable."),
+    "grading": click.option(
+        "--grade", "grading", type=click.Choice(["boxed", "lenient"]),
+        help="What counts as the answer: the last box alone, or an answer without a box too.",
+    ),
+    "subset": click.option("--subset", type=click.IntRange(1), help="Only so many problems, drawn at random."),
+    "subset_seed": click.option(
+        "--subset-seed", type=click.IntRange(0), default=0, show_default=True, help="Draws the subset."
+    ),
 }  # fmt: skip
 
 
@@ -162,6 +174,10 @@ class TaskChoice:
     prompt: str | None = None
     system: str | None = None
     max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    grading: "Grading | None" = None
+    subset: int | None = None
+    subset_seed: int = 0
     sampling: SamplingChanges = SamplingChanges()
 
     def load(self, name: str, problems: int | None = None, file: Path | None = None) -> "Task":
@@ -169,22 +185,27 @@ class TaskChoice:
         from edge_steer.tasks.load import load_task
 
         task = load_task(name, protocol=self.protocol, file=file, split=self.split, limit=problems)
-        changes = {key: value for key, value in _typed(self).items() if key in ("samples", "prompt", "max_tokens")}
-        if self.system is not None:
-            changes["system"] = self.system or None
-        sampling = self.sampling.over(task.settings.sampling)
-        return replace(task, settings=replace(task.settings, **changes, sampling=sampling))
+        if self.subset is not None:
+            task = task.subset(self.subset, self.subset_seed)
+        return task.with_settings(
+            prompt=self.prompt,
+            system=self.system,
+            max_tokens=self.max_tokens,
+            samples=self.samples,
+            sampling=self.sampling.over(task.settings.sampling),
+            stop=self.stop or None,
+            grading=self.grading,
+        )
 
 
 def engine_options(command: F) -> F:
     """How the model runs in llama.cpp; the command takes it as `engine: EngineOptions`."""
+    return _with_value(command, "engine", _ENGINE, _engine)
 
-    def build(values: Mapping[str, Any]) -> object:
-        from edge_steer.core.backend import EngineOptions
 
-        return EngineOptions(**values)
-
-    return _with_value(command, "engine", _ENGINE, build)
+def conversation_engine_options(command: F) -> F:
+    """`engine_options` of a command that has one conversation, and so asks for no number of sequences."""
+    return _with_value(command, "engine", {name: _ENGINE[name] for name in _ENGINE if name != "parallel"}, _engine)
 
 
 def steering_options(command: F) -> F:
@@ -222,6 +243,12 @@ def steering_from(choice: SteeringChoice) -> "tuple[Steering, ...]":
     )
 
 
+def _engine(values: Mapping[str, Any]) -> object:
+    from edge_steer.core.backend import EngineOptions
+
+    return EngineOptions(**values)
+
+
 def _with_value(
     command: F, parameter: str, options: Mapping[str, Any], build: Callable[[Mapping[str, Any]], object]
 ) -> F:
@@ -238,7 +265,7 @@ def _with_value(
     return cast("F", decorated)
 
 
-def _typed(changes: SamplingChanges | TaskChoice) -> dict[str, Any]:
+def _typed(changes: SamplingChanges) -> dict[str, Any]:
     """The fields that were typed."""
     values = {field.name: getattr(changes, field.name) for field in fields(changes)}
     return {name: value for name, value in values.items() if value is not None}
