@@ -18,6 +18,7 @@ LOADERS = {"models/load", "plugins/lm_eval_model"}
 DOORS = {
     "click": {"terminal/", "commands/"},
     "rich": {"terminal/"},
+    "prompt_toolkit": {"terminal/prompt"},
     "jinja2": {"llama/chat_template", "certificates/page"},
     "lm_eval": {"plugins/lm_eval_model"},
     "tqdm": {"plugins/lm_eval_model"},

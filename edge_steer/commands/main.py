@@ -6,6 +6,7 @@ Heavy packages are imported inside the commands, so that --help answers at once.
 import click
 
 from edge_steer.commands.build import build, demo
+from edge_steer.commands.chat import chat
 from edge_steer.commands.eval import compare_command, eval_command, lm_eval
 from edge_steer.commands.extract import extract
 from edge_steer.commands.models import convert, info, quantize
@@ -38,6 +39,7 @@ main.add_commands(
     "Use a steered model",
     {
         run: "Answer a prompt with a model, steered or not.",
+        chat: "Chat with a model and change its steering as you go.",
         serve: "Serve a model to OpenAI, llama-server and Ollama clients.",
         lm_eval: "Run the lm-evaluation-harness on a steered model.",
     },

@@ -4,7 +4,9 @@ Takes click commands under headings. It knows no command.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import click
@@ -25,6 +27,16 @@ def resumable(command: F) -> F:
         return command(*args, **values)
 
     return cast("F", marked)
+
+
+@contextmanager
+def interrupts_call(function: Callable[[], object]) -> Iterator[None]:
+    """Ctrl-C calls the function while the block runs, and ends nothing."""
+    before = signal.signal(signal.SIGINT, lambda *_: function())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Group(click.Group):
