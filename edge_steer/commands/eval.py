@@ -4,6 +4,7 @@ Takes click's strings and folders of results, prints figures. Rows are on disk b
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edge_steer.commands.table import print_scores
 from edge_steer.core.errors import need
 from edge_steer.terminal.group import resumable
 from edge_steer.terminal.options import (
@@ -36,6 +38,7 @@ from edge_steer.terminal.tables import print_table
 if TYPE_CHECKING:
     from edge_steer.core.backend import EngineOptions
     from edge_steer.evaluation.figures import Comparison, Figure, Summary
+    from edge_steer.evaluation.seeds import MethodScores
     from edge_steer.models.load import Runtime
     from edge_steer.tasks.rows import Method
 
@@ -49,6 +52,11 @@ ALL_TASKS = "all tasks, weighted by their problems"
     help="Tasks, as gsm8k,math500: a name, NAME=FILE, or a task.toml of your own.",
 )  # fmt: skip
 @click.option("--problems", type=click.IntRange(1), help="Only the first problems of each task.")
+@click.option(
+    "--seeds",
+    metavar="SEEDS",
+    help="Evaluate once with each of these seeds, as 0,1,2: accuracies with their standard deviation.",
+)
 @task_options
 @click.option(
     "--methods",
@@ -64,7 +72,7 @@ ALL_TASKS = "all tasks, weighted by their problems"
 @click.option(
     "--rules",
     "rules_source",
-    default="ours",
+    default="conservative",
     show_default=True,
     metavar="NAME|FILE",
     help="What rewriting-prompt says: the rules of rewriting, as in `pairs rewrite`.",
@@ -85,6 +93,7 @@ def eval_command(
     model: str,
     tasks: tuple[str, ...],
     problems: int | None,
+    seeds: str | None,
     task_choice: TaskChoice,
     methods: str | None,
     named_vectors: tuple[str, ...],
@@ -106,9 +115,11 @@ def eval_command(
     """
     from edge_steer.evaluation.evaluate import EvaluationSettings, evaluate_tasks, methods_of
     from edge_steer.evaluation.results import ROWS, SUMMARY, comparisons, default_folder, summaries
+    from edge_steer.evaluation.seeds import evaluate_seeds
     from edge_steer.models.load import load
     from edge_steer.pairs.rules import instruction, read_rules
 
+    numbers = _numbers(seeds) if seeds else []
     steering = steering_from(steering_choice)
     names = methods.split(",") if methods else ["unsteered", *(["steered"] if steering else [])]
     rewriting = instruction(read_rules(rules_source)) if "rewriting-prompt" in names else None
@@ -122,7 +133,14 @@ def eval_command(
         progress_bar() as progress,
         load(model, quant, runtime=runtime, revision=revision, options=engine, progress=progress) as backend,
     ):
-        folder = out or default_folder(settings.header(backend.provenance))
+        header = settings.header(backend.provenance)
+        if numbers:
+            folder = out or default_folder({**header, "seeds": numbers}, prefix="seeds-")
+            say(f"rows go to {folder}, a folder for each seed")
+            scores = evaluate_seeds(backend, settings, numbers, folder, progress=progress)
+            _print_seeds(scores, as_json)
+            return
+        folder = out or default_folder(header)
         say(f"rows go to {folder / ROWS}")
         cells = evaluate_tasks(backend, settings, folder=folder, progress=progress)
     if as_json:
@@ -168,6 +186,19 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
     from edge_steer.plugins import lm_eval_model
 
     lm_eval_model.run(arguments)
+
+
+def _numbers(seeds: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", seeds):
+        raise click.UsageError(f"seeds {seeds!r} are no whole numbers with commas between, such as 0,1,2")
+    return [int(seed) for seed in seeds.split(",")]
+
+
+def _print_seeds(scores: "list[MethodScores]", as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([asdict(of_method) for of_method in scores]))
+        return
+    print_scores(scores)
 
 
 def _named_methods(sources: Sequence[str]) -> "Iterator[Method]":

@@ -15,6 +15,7 @@ from edge_steer.commands.parity import parity
 from edge_steer.commands.run import run
 from edge_steer.commands.serve import serve
 from edge_steer.commands.sweep import plot, sweep
+from edge_steer.commands.table import table
 from edge_steer.commands.vectors import export, import_command, vector_group
 from edge_steer.terminal.group import Group
 
@@ -67,6 +68,7 @@ main.add_commands(
     {
         eval_command: "Accuracy, steps, tokens and density on tasks, steered or not.",
         compare_command: "Compare two results of eval, problem by problem.",
+        table: "A paper's main table, published and measured.",
         plot: "Plot density and steps against model size.",
         parity: "Prove that a quantised model is steered as its reference is.",
     },

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,7 +157,7 @@ def test_a_sweep_gives_the_tuned_vector(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     task = load_task("wordproblems").with_settings(max_tokens=60)
-    size = {"dev": 2, "test": 1}
+    size: dict[str, Any] = {"dev": 2, "test": 1}
     results = sweep(
         model, bundled_vector, task, layers=5, strengths=[0.35, 0], **size, rule="density", margin=1.0, nll=False,
         graders=graders,

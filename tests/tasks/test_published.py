@@ -92,7 +92,7 @@ def test_gsm8k(tmp_path: Path) -> None:
 
 
 def test_math_and_deepscaler_are_read_from_files_at_hand(tmp_path: Path) -> None:
-    row = {"problem": "1 + 1?", "answer": "2", "solution": "2"}
+    row: dict[str, object] = {"problem": "1 + 1?", "answer": "2", "solution": "2"}
     path = jsonl(tmp_path / "math", {**row, "unique_id": "train/algebra/1.json"})
     assert BENCHMARKS["math"].read(path) == [("train/algebra/1.json", "1 + 1?", "2")]
     array = tmp_path / "deepscaler.json"

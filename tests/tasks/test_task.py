@@ -102,7 +102,7 @@ def test_how_a_completion_ends_and_is_graded_can_be_set(gsm8k: Path) -> None:
         ({"context": 0}, "context"),
     ):
         with pytest.raises(EdgeSteerError, match=says):
-            task.with_settings(**wrong)  # type: ignore[arg-type]
+            task.with_settings(**wrong)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
