@@ -15,19 +15,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_steer.core.errors import EdgeSteerError
+from edge_steer.terminal import options
 from edge_steer.terminal.group import resumable
-from edge_steer.terminal.options import (
-    FILE,
-    MODEL,
-    TASK,
-    TaskChoice,
-    engine_options,
-    grading_option,
-    quant_option,
-    revision_option,
-    runtime_option,
-    task_options,
-)  # fmt: skip
+from edge_steer.terminal.parameters import FILE, MODEL, TASK
 from edge_steer.terminal.progress import NOTES, progress_bar, say
 from edge_steer.terminal.tables import print_table
 
@@ -42,6 +32,7 @@ if TYPE_CHECKING:
 LISTED = 10  # lines of what was left out; more are only counted
 ENDPOINT_TOKENS, LOCAL_TOKENS = 8192, 2048  # most of a rewrite: endpoints think out of sight
 MILLION = "for a million tokens"
+KINDS = ["in-family", "opposites", "letters", "reflection", "thoughts", "personas", "texts"]
 
 
 @click.group("pairs")
@@ -61,12 +52,12 @@ def pairs_group() -> None:
 @click.option("--wrong", is_flag=True, help="Use wrong solutions too.")
 @click.option("--evaluation", "evaluations", type=TASK, multiple=True,
               help="Leave out the problems of this task.  [default: the task's own test split]")  # fmt: skip
-@grading_option
-@runtime_option
-@quant_option
-@revision_option
-@task_options
-@engine_options
+@options.grading_option
+@options.runtime_option
+@options.quant_option
+@options.revision_option
+@options.task_options
+@options.engine_options
 @resumable
 def generate(
     model: str,
@@ -81,7 +72,7 @@ def generate(
     runtime: "Runtime",
     quant: str | None,
     revision: str | None,
-    task_choice: TaskChoice,
+    task_choice: options.TaskChoice,
     engine: "EngineOptions",
 ) -> None:
     """Solve calibration problems with MODEL itself, graded; right and whole solutions are used.
@@ -131,7 +122,7 @@ def generate(
 @click.option("--price-in", type=click.FloatRange(0), help=f"Price {MILLION} sent, to know the cost.")
 @click.option("--price-out", type=click.FloatRange(0), help=f"Price {MILLION} received.")
 @click.option("--dry-run", is_flag=True, help="Send nothing: print a prompt and an estimate.")
-@engine_options
+@options.engine_options
 @resumable
 def rewrite(
     solutions_file: Path,
@@ -226,9 +217,9 @@ def rewrite(
               help="Score another model's solutions to the same problems too.")  # fmt: skip
 @click.option("--plot", type=FILE, help="Plot the NLL of every text (.png).")
 @click.option("--grader", "kind", type=click.Choice(["math", "letter"]), default="math", show_default=True)
-@grading_option
+@options.grading_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a pair, then one of the NLL.")
-@engine_options
+@options.engine_options
 def check(
     file: Path,
     output: Path | None,
@@ -316,7 +307,7 @@ def show(file: Path, count: int) -> None:
 
 
 @pairs_group.command()
-@click.argument("kind", type=click.Choice(["in-family", "opposites", "letters", "reflection", "personas", "texts"]))
+@click.argument("kind", type=click.Choice(KINDS))
 @click.argument("files", type=FILE, nargs=-1, required=True)
 @click.option("-o", "--output", type=FILE, required=True, help="Where to write the pairs (.jsonl).")
 @click.option("--positive", default="", help="personas: the persona to steer towards.")
@@ -338,7 +329,8 @@ def contrast(
     in-family   a larger model's SOLUTIONS, the target's SOLUTIONS (InFamilySteer)
     opposites   SOLUTIONS under one system message, SOLUTIONS under its opposite (CAA)
     letters     QUESTIONS with the matching and the other answer's letter (CAA)
-    reflection  the target's SOLUTIONS, steered away from reflecting (SEAL)
+    reflection  the target's SOLUTIONS, steered away from reflecting (after SEAL)
+    thoughts    the target's SOLUTIONS, all their thoughts (SEAL; extract with --method class_means)
     personas    TEXTS that begin an answer, one a line, under two personas (repeng)
     texts       POSITIVE and NEGATIVE texts, one a line (llama-cvector-generator)
     """

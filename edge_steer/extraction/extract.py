@@ -18,7 +18,7 @@ from edge_steer.core.errors import EdgeSteerError, RequestError, VectorError
 from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.streaming import common_prefix
 from edge_steer.core.vector import Array, ModelIdentity, SteeringVector
-from edge_steer.extraction.methods import method_named
+from edge_steer.extraction.methods import class_means, method_named
 from edge_steer.extraction.pooling import pooling_named
 from edge_steer.pairs.pair import Pair, digest_pairs
 from edge_steer.storage.provenance import Provenance
@@ -36,10 +36,14 @@ class RecordedModel(Recorder, Protocol):
 
 @dataclass(frozen=True, eq=False)
 class PairStates:
-    """The states of pairs: float32 (layers, pairs, hidden) each, a layer's in one piece of memory or file."""
+    """The states of pairs: float32 (layers, pairs, hidden) each, a layer's in one piece of memory or file.
+
+    different: of the positive and of the negative sides, where each one stands first, if it stands in several pairs.
+    """
 
     positive: Array
     negative: Array
+    different: tuple[tuple[int, ...], tuple[int, ...]]
     layers: tuple[int, ...]
     model: ModelIdentity
     pooling: str
@@ -102,18 +106,22 @@ def record(
         progress("recording states", next(done), len(pairs))
 
     model.answer_states(prompts, chosen, take, batch_tokens=batch_tokens)
-    return PairStates(states[0], states[1], chosen, identity, pooling, digest_pairs(pairs))
+    return PairStates(states[0], states[1], _different(pairs), chosen, identity, pooling, digest_pairs(pairs))
 
 
 def reduce(states: PairStates, method: str = "mean_difference", *, normalise: bool = False) -> SteeringVector:
     """The vector of recorded states by one of METHODS. normalise: scale each direction to norm 1.
 
+    "class_means" counts a side once, in however many pairs it stands.
     Errors: VectorError for an unknown method, or a direction of norm 0 to normalise.
     """
     direct = method_named(method)
     directions: dict[int, Array] = {}
     for row, layer in enumerate(states.layers):
-        direction = direct(states.positive[row], states.negative[row])
+        positive, negative = states.positive[row], states.negative[row]
+        if direct is class_means:
+            positive, negative = positive[list(states.different[0])], negative[list(states.different[1])]
+        direction = direct(positive, negative)
         if normalise:
             if not (norm := np.linalg.norm(direction)):
                 raise VectorError(f"the direction of layer {layer} is zero; it cannot be normalised")
@@ -154,6 +162,14 @@ def _shared_prompt(model: Recorder, pair: Pair, name: str, span: Span) -> Shared
     common = common_prefix(prompt, other)
     branches = ((*prompt[common:], *answer[: spans[0][1]]), (*other[common:], *other_answer[: spans[1][1]]))
     return SharedPrompt(prompt[:common], branches, tuple(end - first for first, end in spans))
+
+
+def _different(pairs: Sequence[Pair]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the positive and of the negative sides the indices of those that no earlier pair has."""
+    positive, negative = (
+        {repr(pair.sides[side]): index for index, pair in reversed(list(enumerate(pairs)))} for side in (0, 1)
+    )
+    return tuple(sorted(positive.values())), tuple(sorted(negative.values()))
 
 
 def _new_states(shape: tuple[int, ...]) -> Array:

@@ -66,11 +66,18 @@ def logistic(positive: States, negative: States) -> Floats:
     return _along(signed.T @ missed, positive, negative)  # the gradient is zero, so this is w up to LOSS_WEIGHT
 
 
+def class_means(positive: States, negative: States) -> Floats:
+    """The mean of the positive states minus that of the negative ones, of which there may be more or fewer (SEAL)."""
+    difference: Floats = positive.mean(axis=0, dtype=np.float64) - negative.mean(axis=0, dtype=np.float64)
+    return difference
+
+
 METHODS: dict[str, Method] = {
     "mean_difference": mean_difference,
     "pca": pca,
     "pca_centred": pca_centred,
     "logistic": logistic,
+    "class_means": class_means,
 }
 
 

@@ -7,7 +7,7 @@ Takes files, gives pairs and what was left out. Each contrast is one function in
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,18 +56,20 @@ def in_family(sources: Sources) -> ContrastPairs:
     Files: the larger model's solutions, the target's. The pair is asked as the target was.
     """
     positive, negative = _solutions(sources, "the larger model's solutions", "the target's solutions")
-    return _traces(positive, negative, lambda own, other: own.system)
+    return trace_pairs(positive, negative)
 
 
 def opposites(sources: Sources) -> ContrastPairs:
-    """CAA on free answers: a model's right solutions under one system message against those under its opposite.
+    """CAA on free answers: a model's solutions under one system message against those under its opposite.
 
-    Files: the solutions under the wanted message, those under the other. The pair is asked without either.
+    Files: the solutions under the wanted message, those under the other, right or wrong, whole. The pair is asked
+    without either message.
     """
     positive, negative = _solutions(sources, "the solutions under one message", "those under its opposite")
     if {s.system for s in positive} & {s.system for s in negative}:
         raise EdgeSteerError("both files were made under the same system message; make them under two")
-    return _traces(positive, negative, lambda own, other: None)
+    contrasted = trace_pairs(positive, negative, wrong=True)
+    return replace(contrasted, pairs=tuple(replace(pair, system=None) for pair in contrasted.pairs))
 
 
 def letters(sources: Sources) -> ContrastPairs:
@@ -119,6 +121,41 @@ def reflection(sources: Sources) -> ContrastPairs:
     return ContrastPairs(tuple(pairs), tuple(left_out))
 
 
+def thoughts(sources: Sources) -> ContrastPairs:
+    """SEAL as published: all thoughts of execution against all of reflection or transition, of all solutions.
+
+    File and sides as in `reflection`. The class with fewer thoughts is gone through again, so that each thought stands
+    in a pair; the method "class_means" counts each one once.
+    """
+    [path] = _files(sources, "the target's solutions")
+    executions: list[_Thought] = []
+    others: list[_Thought] = []
+    for solution in usable_solutions(read_solutions(path), per_problem=MANY, wrong=True):
+        for number, (end, thought) in enumerate(_thoughts(solution.text), 1):
+            side = _Thought(solution, f"{solution.id}, {thought} {number}", solution.text[:end])
+            (executions if thought == "execution" else others).append(side)
+    if not executions or not others:
+        raise EdgeSteerError(f"{path} has {len(executions)} thoughts of execution and {len(others)} others; give more")
+    pairs, left_out = [], []
+    for i in range(max(len(executions), len(others))):
+        wanted, other = executions[i % len(executions)], others[i % len(others)]
+        if (wanted.solution.prompt, wanted.text) == (other.solution.prompt, other.text):
+            left_out.append(f"{wanted.name}: is {other.name} too")
+            continue
+        pairs.append(
+            Pair(
+                question=wanted.solution.prompt,
+                positive=wanted.text,
+                negative=other.text,
+                id=f"{wanted.name}; {other.name}",
+                system=wanted.solution.system,
+                negative_question=other.solution.prompt,
+                negative_system=other.solution.system or "",
+            )
+        )
+    return ContrastPairs(tuple(pairs), tuple(left_out))
+
+
 def personas(sources: Sources) -> ContrastPairs:
     """Two prompts: the same beginning of an answer under one persona and under the other, as repeng's users do.
 
@@ -165,9 +202,37 @@ CONTRASTS: dict[str, Callable[[Sources], ContrastPairs]] = {
     "opposites": opposites,
     "letters": letters,
     "reflection": reflection,
+    "thoughts": thoughts,
     "personas": personas,
     "texts": texts,
 }
+
+
+def trace_pairs(positive: Sequence[Solution], negative: Sequence[Solution], *, wrong: bool = False) -> ContrastPairs:
+    """Solutions to the same questions side by side, the first right one of each, asked as the negative was.
+
+    wrong: the first whole one, right or wrong.
+    """
+    first, own = (
+        {solution.question: solution for solution in reversed(usable_solutions(solutions, wrong=wrong))}
+        for solutions in (positive, negative)
+    )
+    kind = "whole" if wrong else "right and whole"
+    pairs, left_out = [], []
+    for question in dict.fromkeys(solution.question for solution in (*negative, *positive)):
+        if question not in first or question not in own:
+            name = next(s.id for s in (*negative, *positive) if s.question == question)
+            sides = [
+                side for side, by_question in (("positive", first), ("negative", own)) if question not in by_question
+            ]
+            left_out.append(f"{name}: no {kind} solution for the {' and the '.join(sides)}")
+            continue
+        mine, other = own[question], first[question]
+        if mine.text == other.text:
+            left_out.append(f"{mine.id}: both solutions are the same text")
+            continue
+        pairs.append(Pair(mine.prompt, other.text, mine.text, mine.answer, mine.id, mine.system))
+    return ContrastPairs(tuple(pairs), tuple(left_out))
 
 
 def thought_of(paragraph: str) -> Thought:
@@ -177,6 +242,15 @@ def thought_of(paragraph: str) -> Thought:
         if text.startswith(STARTS[thought]) or any(word in text for word in HOLDS[thought]):
             return thought
     return "execution"
+
+
+@dataclass(frozen=True)
+class _Thought:
+    """Where a model is about to think so: a solution's text up to there."""
+
+    solution: Solution
+    name: str
+    text: str
 
 
 def _thoughts(text: str) -> Iterator[tuple[int, Thought]]:
@@ -192,29 +266,6 @@ def _thoughts(text: str) -> Iterator[tuple[int, Thought]]:
         paragraph = text[this.end() : following.start() if following else stop]
         if paragraph.strip() and text[start : this.start()].strip():
             yield this.end(), thought_of(paragraph)
-
-
-def _traces(
-    positive: Sequence[Solution], negative: Sequence[Solution], system: Callable[[Solution, Solution], str | None]
-) -> ContrastPairs:
-    """Solutions to the same questions side by side, the first right one of each."""
-    first = {solution.question: solution for solution in reversed(usable_solutions(positive))}
-    own = {solution.question: solution for solution in reversed(usable_solutions(negative))}
-    pairs, left_out = [], []
-    for question in dict.fromkeys(solution.question for solution in (*negative, *positive)):
-        if question not in first or question not in own:
-            name = next(s.id for s in (*negative, *positive) if s.question == question)
-            sides = [
-                side for side, by_question in (("positive", first), ("negative", own)) if question not in by_question
-            ]
-            left_out.append(f"{name}: no right and whole solution for the {' and the '.join(sides)}")
-            continue
-        mine, other = own[question], first[question]
-        if mine.text == other.text:
-            left_out.append(f"{mine.id}: both solutions are the same text")
-            continue
-        pairs.append(Pair(mine.prompt, other.text, mine.text, mine.answer, mine.id, system(mine, other)))
-    return ContrastPairs(tuple(pairs), tuple(left_out))
 
 
 def _files(sources: Sources, *wanted: str) -> tuple[Path, ...]:

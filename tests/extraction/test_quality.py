@@ -28,7 +28,8 @@ def states(pairs: int, hidden: int, gaps: tuple[float, ...], seed: int = 0) -> P
         positive[row] += gap * direction / np.linalg.norm(direction)
     model = ModelIdentity("noise", "llama", hidden, len(gaps))
     layers = tuple(range(len(gaps)))
-    return PairStates(positive.astype(np.float32), negative.astype(np.float32), layers, model, "last", "")
+    once = tuple(range(pairs))
+    return PairStates(positive.astype(np.float32), negative.astype(np.float32), (once, once), layers, model, "last", "")
 
 
 def test_auc_counts_couples() -> None:
@@ -144,7 +145,7 @@ def test_too_few_pairs_have_norms_alone() -> None:
 
 def test_a_layer_without_difference_is_at_chance() -> None:
     found = states(12, 20, (1.0,))
-    equal = PairStates(found.positive, found.positive, found.layers, found.model, "last", "")
+    equal = PairStates(found.positive, found.positive, found.different, found.layers, found.model, "last", "")
     [quality] = measure_layers(equal)
     assert quality.norm == pytest.approx(0, abs=1e-9)
     assert quality.score < 0.3

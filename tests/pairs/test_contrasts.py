@@ -63,6 +63,10 @@ def test_opposites_leave_the_messages_out_of_the_pair(tmp_path: Path) -> None:
     brief = solved(tmp_path / "brief.jsonl", solution("1", "short", system="be brief"))
     wordy = solved(tmp_path / "wordy.jsonl", solution("1", "long", system="ramble"))
     assert contrast("opposites", brief, wordy).pairs == (Pair("q1?", "short", "long", "1", "1"),)
+    wrong = solved(tmp_path / "wrong.jsonl", solution("1", "wrong", system="be brief", correct=False))
+    assert contrast("opposites", wrong, wordy).pairs[0].positive == "wrong"
+    cut = solved(tmp_path / "cut.jsonl", solution("1", "half", system="be brief", finish="length"))
+    assert contrast("opposites", cut, wordy).left_out == ("1: no whole solution for the positive",)
     with pytest.raises(EdgeSteerError, match="under the same system message"):
         contrast("opposites", brief, brief)
 
@@ -137,6 +141,47 @@ def test_reflection_is_left_for_the_nearest_step_that_executes(tmp_path: Path) -
         assert REASONED[len(pair.negative) :].startswith(stop)
         assert REASONED[len(pair.positive) :].startswith(nearest)
         assert pair.positive.endswith("\n") and pair.negative.endswith("\n")
+
+
+def test_thoughts_of_all_solutions_are_classed_each_in_a_pair(tmp_path: Path) -> None:
+    path = solved(
+        tmp_path / "own.jsonl",
+        solution("1", REASONED, correct=False, system="s"),
+        solution("2", "Only steps.\n\nAnd more.\n\nAnd more."),
+    )
+    made = contrast("thoughts", path)
+    assert not made.left_out
+    assert [pair.id for pair in made.pairs] == [
+        "1, execution 1; 1, reflection 2",
+        "1, execution 3; 1, transition 4",
+        "1, execution 6; 1, reflection 5",
+        "2, execution 1; 1, reflection 2",
+        "2, execution 2; 1, transition 4",
+    ]
+    last = made.pairs[-1]
+    assert (last.question, last.system, last.positive) == ("q2?", None, "Only steps.\n\nAnd more.\n\n")
+    assert (last.negative_question, last.negative_system) == ("q1?", "s")
+    assert REASONED[len(last.negative) :].startswith("Alternatively")
+    with pytest.raises(EdgeSteerError, match="has 1 thoughts of execution and 0 others"):
+        contrast("thoughts", solved(tmp_path / "none.jsonl", solution("2", "Only steps.\n\nAnd more.")))
+
+
+def test_class_means_are_over_every_thought_once(tiny: Reference, tmp_path: Path) -> None:
+    """Against the states of each thought, read by hand, in classes of different size."""
+    path = solved(
+        tmp_path / "own.jsonl",
+        solution("1", "Add.\n\nTwo.\n\nWait.\n\nThree.\n\nAlternatively, four."),
+        solution("2", "Five.\n\nSix.\n\nSeven.\n\nEight."),
+    )
+    pairs = contrast("thoughts", path).pairs
+    vector = extract(tiny, pairs, layers=[2], method="class_means")
+    means = []
+    for index, count in ((0, 5), (1, 2)):
+        sides = {repr(pair.sides[index]): pair.sides[index].tokens(tiny) for pair in pairs}
+        assert len(sides) == count
+        means.append(sum(tiny.record((*a, *b), (2,))[2][-1] for a, b in sides.values()) / count)
+    assert vector.directions[2] == pytest.approx(means[0] - means[1], abs=1e-4)
+    assert extract(tiny, pairs, layers=[2]).directions[2] != pytest.approx(means[0] - means[1], abs=1e-4)
 
 
 def test_of_a_reasoning_model_what_it_thinks_is_classed(tmp_path: Path) -> None:
