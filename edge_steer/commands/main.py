@@ -12,6 +12,7 @@ from edge_steer.commands.extract import extract
 from edge_steer.commands.models import convert, info, quantize
 from edge_steer.commands.pairs import pairs_group
 from edge_steer.commands.parity import parity
+from edge_steer.commands.perplexity import perplexity
 from edge_steer.commands.run import run
 from edge_steer.commands.serve import serve
 from edge_steer.commands.sweep import plot, sweep
@@ -69,7 +70,8 @@ main.add_commands(
         eval_command: "Accuracy, steps, tokens and density on tasks, steered or not.",
         compare_command: "Compare two results of eval, problem by problem.",
         table: "A paper's main table, published and measured.",
-        plot: "Plot density and steps against model size.",
+        plot: "Plot models against each other: density, steps, size, accuracy.",
+        perplexity: "How likely the model holds its own texts, steered or not.",
         parity: "Prove that a quantised model is steered as its reference is.",
     },
 )

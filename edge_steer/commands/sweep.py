@@ -162,12 +162,19 @@ def sweep(
 
 @click.command()
 @click.argument("results", nargs=-1, required=True, type=FOLDER)
-@click.option("-o", "--output", type=FILE, default=Path("sizes.png"), show_default=True, help="Where to write the PNG.")
-def plot(results: tuple[Path, ...], output: Path) -> None:
-    """Plot density and steps against model size, from the RESULTS folders of sweeps and evals of several models."""
+@click.option(
+    "--figure", type=click.Choice(["sizes", "accuracy"]), default="sizes", show_default=True,
+    help="Density and steps against model size, or accuracy over steps and density, with standard errors (eval only).",
+)  # fmt: skip
+@click.option("-o", "--output", type=FILE, help="Where to write the PNG.  [default: <figure>.png]")
+def plot(results: tuple[Path, ...], figure: str, output: Path | None) -> None:
+    """Plot several models against each other, from the RESULTS folders of their sweeps and evals."""
+    from edge_steer.evaluation.families import draw_accuracy
     from edge_steer.evaluation.sweep_plots import plot_sizes
 
-    plot_sizes(results, output)
+    draw = draw_accuracy if figure == "accuracy" else plot_sizes
+    output = output or Path(f"{figure}.png")
+    draw(results, output)
     click.echo(f"wrote {output}")
 
 

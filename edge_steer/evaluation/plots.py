@@ -32,7 +32,7 @@ RESPONSE_SIZE = (5.2, 3.6)
 
 @dataclass(frozen=True)
 class Point:
-    """A mean and its 95% interval."""
+    """A mean and the ends of its interval, which is at 95% where nothing else is said."""
 
     value: float
     low: float
@@ -62,6 +62,21 @@ class ModelPoint:
     parameters: int
     series: str
     values: Mapping[str, Point]
+
+
+@dataclass(frozen=True)
+class AccuracyPoint:
+    """One model's accuracy with its mean steps and tokens per step; `series` is what its line is named.
+
+    Each interval is one standard error to either side.
+    """
+
+    model: str
+    parameters: int
+    series: str
+    accuracy: Point
+    steps: Point
+    density: Point
 
 
 def plot_response(panels: Mapping[str, Mapping[str, Curve]], chosen: float, title: str, path: Path) -> None:
@@ -102,7 +117,7 @@ def plot_strengths(grids: Sequence[Grid], title: str, path: Path, chosen: tuple[
             values = [point.value for _, point in curve]
             axis.plot(strengths, values, marker=marker, markersize=4, label=str(layer), color=colours[layer], zorder=3)
             if len(layers) <= BARS:
-                spread = [[p.value - p.low for _, p in curve], [p.high - p.value for _, p in curve]]
+                spread = _half_widths([point for _, point in curve])
                 axis.errorbar(strengths, values, spread, fmt="none", color=colours[layer], alpha=0.4, elinewidth=1)
         if chosen and (point := grid.cells.get(chosen)):
             axis.plot(*(chosen[1], point.value), "o", markersize=13, fillstyle="none", color="black", zorder=9)
@@ -172,9 +187,9 @@ def plot_model_points(models: Sequence[ModelPoint], title: str, path: Path) -> N
             if not curve:
                 continue
             across, points = zip(*curve, strict=True)
-            errors = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
             axis.errorbar(
-                across, [p.value for p in points], errors, label=label, marker=MARKERS[i % len(MARKERS)], markersize=6,
+                across, [p.value for p in points], _half_widths(points), label=label,
+                marker=MARKERS[i % len(MARKERS)], markersize=6,
                 color=COLOURS[i % len(COLOURS)], linewidth=1.4, elinewidth=1, capsize=3,
             )  # fmt: skip
         axis.set_xscale("log")
@@ -185,6 +200,37 @@ def plot_model_points(models: Sequence[ModelPoint], title: str, path: Path) -> N
         axis.set(title=name, xlabel="model, by parameters")
         axis.grid(alpha=0.25)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(3, len(series)),
+                  frameon=False, fontsize=9)  # fmt: skip
+    _save(figure, title, path)
+
+
+def plot_accuracy(points: Sequence[AccuracyPoint], title: str, path: Path) -> None:
+    """Accuracy over steps and over tokens per step, a point a model, those of a series joined by rising size.
+
+    Errors: EdgeSteerError for no points, or as plot_response.
+    """
+    if not points:
+        raise EdgeSteerError("no models to plot; name at least one result")
+    figure, axes = new_figure(1, 2, (5.4, 4.0))
+    series = list(dict.fromkeys(point.series for point in points))
+    for axis, name, label in ((axes[0], "steps", "steps"), (axes[1], "density", "tokens per step")):
+        for i, line in enumerate(series):
+            curve = sorted((point for point in points if point.series == line), key=lambda point: point.parameters)
+            across: list[Point] = [getattr(point, name) for point in curve]
+            axis.errorbar(
+                [p.value for p in across], [point.accuracy.value for point in curve],
+                xerr=_half_widths(across), yerr=_half_widths([point.accuracy for point in curve]),
+                label=line, marker=MARKERS[i % len(MARKERS)], markersize=6, color=COLOURS[i % len(COLOURS)],
+                linewidth=1, elinewidth=1, capsize=3,
+            )  # fmt: skip
+            for point, place in zip(curve, across, strict=True):
+                axis.annotate(point.model, (place.value, point.accuracy.value), (4, 4), textcoords="offset points",
+                              fontsize=7)  # fmt: skip
+        axis.set(xlabel=f"mean {label}", ylabel="accuracy")
+        axis.margins(x=0.2, y=0.15)
+        axis.grid(alpha=0.25)
+        percent_text(axis, "share")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(2, len(series)),
                   frameon=False, fontsize=9)  # fmt: skip
     _save(figure, title, path)
 
@@ -248,6 +294,11 @@ def _save(figure: "Figure", title: str, path: Path) -> None:
     figure.suptitle(title)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png", metadata={"Software": None})
+
+
+def _half_widths(points: Sequence[Point]) -> list[list[float]]:
+    """How far each interval reaches below and above its mean."""
+    return [[p.value - p.low for p in points], [p.high - p.value for p in points]]
 
 
 def _layers(grids: Sequence[Grid]) -> list[int]:
