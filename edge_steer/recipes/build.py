@@ -59,9 +59,16 @@ class Build:
         Errors: EdgeSteerError.
         """
         recipe = BuildRecipe.load(folder)
-        model_recipe = ModelRecipe.load(Path(model) if model else _model_folder(recipe))
+        model_recipe = ModelRecipe.load(Path(model) if model else _model_folder(recipe, recipe.model))
         _check(recipe, model_recipe)
         return cls(recipe, model_recipe, *_read(recipe.folder / LOCK))
+
+    @property
+    def larger(self) -> "Build | None":
+        """The same with the larger model, where [pairs] names one. Errors: EdgeSteerError for one that is not there."""
+        if isinstance(self.recipe.pairs, Path) or self.recipe.pairs.larger is None:
+            return None
+        return Build(self.recipe, ModelRecipe.load(_model_folder(self.recipe, self.recipe.pairs.larger)), self.records)
 
     def save(self) -> None:
         """Write build.json."""
@@ -86,7 +93,8 @@ class Build:
 
     def model_inputs(self, quant: str | None) -> dict[str, object]:
         """What a step that runs the model depends on. quant: None is the weights as they are, in PyTorch."""
-        return {**self._weights, "revision": self.revision, "quant": quant and quant.upper()}
+        template = {"template": self.recipe.template} if self.recipe.template else {}
+        return {**self._weights, **template, "revision": self.revision, "quant": quant and quant.upper()}
 
     @cached_property
     def _weights(self) -> dict[str, object]:
@@ -96,13 +104,11 @@ class Build:
         return {"source": self.model.name, "weights": {file.name: digest(file) for file in files}}
 
 
-def _model_folder(recipe: BuildRecipe) -> Path:
+def _model_folder(recipe: BuildRecipe, name: str) -> Path:
     for root in (*recipe.folder.resolve().parents[1:3], Path()):
-        if (root / "models" / recipe.model / "recipe.toml").is_file():
-            return root / "models" / recipe.model
-    raise EdgeSteerError(
-        f"no models/{recipe.model}/recipe.toml beside the export folder or here; name the model's folder"
-    )
+        if (root / "models" / name / "recipe.toml").is_file():
+            return root / "models" / name
+    raise EdgeSteerError(f"no models/{name}/recipe.toml beside the export folder or here; name the model's folder")
 
 
 def _check(recipe: BuildRecipe, model: ModelRecipe) -> None:
@@ -110,6 +116,8 @@ def _check(recipe: BuildRecipe, model: ModelRecipe) -> None:
     path = recipe.folder / "recipe.toml"
     if recipe.model != model.name:
         raise EdgeSteerError(f"{path} is for {recipe.model}, and {model.folder} is {model.name}")
+    if not isinstance(recipe.pairs, Path) and recipe.pairs.larger:
+        _model_folder(recipe, recipe.pairs.larger)
     method_named(recipe.extract.method)
     pooling_named(recipe.extract.pooling)
     if recipe.sweep:
@@ -123,6 +131,8 @@ def _check(recipe: BuildRecipe, model: ModelRecipe) -> None:
 def _check_quants(recipe: BuildRecipe, model: ModelRecipe, path: Path) -> None:
     tables = (recipe.pairs, recipe.extract, recipe.sweep)
     quants = [table.quant for table in tables if table and not isinstance(table, Path) and table.quant]
+    if not isinstance(recipe.pairs, Path) and recipe.pairs.larger_quant:
+        quants.append(recipe.pairs.larger_quant)
     for quant in (*quants, *(recipe.parity.quants or model.quants)):
         if quant.upper() not in QUANTS:
             raise EdgeSteerError(f"{path}: quant {quant.upper()} is not known; allowed are {', '.join(QUANTS)}")

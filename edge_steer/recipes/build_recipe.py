@@ -11,8 +11,11 @@ Takes a folder, gives a frozen value with every key checked. It opens no model a
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_steer.core.backend import PLAIN
 from edge_steer.core.vector import Phase, parse_layers
+from edge_steer.pairs.rules import DEFAULT_RULES_NAME
 from edge_steer.recipes.recipe import BUILT_PAIRS, phase_of
+from edge_steer.storage.files import readable
 from edge_steer.storage.toml import TomlTable
 
 
@@ -21,8 +24,10 @@ class PairTable:
     """[pairs]: `count` solutions of the model in the type `quant` to a task, rewritten by `rewriter`.
 
     split: None is the one no evaluation uses. rewriter: a model of the endpoint at base_url, None as `pairs rewrite`
-    has them, or a GGUF on this machine, in the recipe's folder if it is there. numbers, max_nll_ratio, keep_lowest:
-    which pairs pass, as pairs.criteria.Criteria.
+    has them, or a GGUF on this machine, in the recipe's folder if it is there. rules: as pairs.rules.read_rules, a file
+    in the recipe's folder if it is there. candidates: rewrites of each solution, of which the likeliest is kept.
+    larger: instead of all these, the model of models/<larger> in the type larger_quant, whose right solutions are the
+    positives (InFamilySteer). numbers, max_nll_ratio, keep_lowest: which pairs pass, as pairs.criteria.Criteria.
     """
 
     task: str
@@ -32,6 +37,10 @@ class PairTable:
     max_tokens: int | None
     rewriter: str | None
     base_url: str | None
+    rules: str
+    candidates: int
+    larger: str | None
+    larger_quant: str | None
     numbers: bool
     max_nll_ratio: float | None
     keep_lowest: int | None
@@ -87,7 +96,7 @@ class BuildRecipe:
     """A vector's recipe with its tables.
 
     layer, strength: chosen by hand or by an earlier build, None while a sweep has not chosen them. pairs: a file, or
-    how to make them.
+    how to make them. template: in place of the model's chat template, as EngineOptions has it.
     """
 
     folder: Path
@@ -100,6 +109,7 @@ class BuildRecipe:
     extract: ExtractTable
     sweep: SweepTable | None
     parity: ParityTable
+    template: str | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> "BuildRecipe":
@@ -119,6 +129,7 @@ class BuildRecipe:
             extract=_extract_table(table.table("extract")),
             sweep=_sweep_table(table.table("sweep")),
             parity=_parity_table(table.table("parity")),
+            template=_template(table, folder),
         )
         table.text("chosen", optional=True)
         table.finish()
@@ -160,11 +171,19 @@ def _pair_table(table: TomlTable, folder: Path) -> Path | PairTable:
         max_tokens=_optional_count(inner, "max_tokens"),
         rewriter=inner.text("rewriter", optional=True) or None,
         base_url=inner.text("base_url", optional=True) or None,
+        rules=inner.text("rules", optional=True) or DEFAULT_RULES_NAME,
+        candidates=_count(inner, "candidates", 1),
+        larger=inner.text("larger", optional=True) or None,
+        larger_quant=inner.text("larger_quant", optional=True) or None,
         numbers=inner.flag("numbers", True),
         max_nll_ratio=inner.number("max_nll_ratio") if inner.has("max_nll_ratio") else None,
         keep_lowest=_optional_count(inner, "keep_lowest"),
     )
     inner.finish()
+    if (pairs.larger is None) != (pairs.larger_quant is None):
+        raise inner.error("larger", "and larger_quant belong together")
+    if pairs.larger and (pairs.rewriter or pairs.base_url or pairs.rules != DEFAULT_RULES_NAME or pairs.candidates > 1):
+        raise inner.error("larger", "solves instead of a rewriter; leave out rewriter, base_url, rules and candidates")
     if pairs.base_url and pairs.is_file_rewriter:
         raise inner.error("base_url", f"the rewriter {pairs.rewriter} is a file on this machine; leave it out")
     return pairs
@@ -215,6 +234,14 @@ def _parity_table(table: TomlTable | None) -> ParityTable:
     )
     table.finish()
     return parity
+
+
+def _template(table: TomlTable, folder: Path) -> str | None:
+    """The key template: chat, none, or a Jinja file in the recipe's folder."""
+    name = table.text("template", optional=True) or "chat"
+    if name in ("chat", PLAIN):
+        return None if name == "chat" else PLAIN
+    return readable(folder / name, "a Jinja chat template").read_text("utf-8")
 
 
 def _count(table: TomlTable, key: str, default: int) -> int:

@@ -9,21 +9,23 @@ from edge_steer.core.progress import Progress
 from edge_steer.models.load import load
 from edge_steer.pairs.calibration import CALIBRATION_SPLITS, leave_out_evaluation_problems, load_calibration_task
 from edge_steer.pairs.checks import check_pairs
+from edge_steer.pairs.contrasts import trace_pairs
 from edge_steer.pairs.criteria import Criteria
 from edge_steer.pairs.endpoint import PUBLIC, Endpoint
-from edge_steer.pairs.pair import read_pairs, write_pairs
+from edge_steer.pairs.pair import ContrastPairs, read_pairs, write_pairs
 from edge_steer.pairs.rewrite import (
     CHARACTERS_PER_TOKEN,
     DEFAULT_REWRITER,
     ModelRewriter,
     Rewriter,
+    Usage,
     dense_pairs,
     estimate_usage,
     rewrite_solutions,
     rewrites_header,
 )
-from edge_steer.pairs.rules import DEFAULT_RULES, rules_digest
-from edge_steer.pairs.solutions import generate_solutions, read_chosen_solutions, solutions_header
+from edge_steer.pairs.rules import BUILT_IN, read_rules, rules_digest
+from edge_steer.pairs.solutions import Solution, generate_solutions, read_chosen_solutions, solutions_header
 from edge_steer.recipes.build import Build
 from edge_steer.recipes.build_recipe import PairTable
 from edge_steer.recipes.recipe import BUILT_PAIRS
@@ -54,8 +56,9 @@ def pairs_are_given(build: Build) -> bool:
 
 def check_endpoint(build: Build) -> None:
     """Errors: EdgeSteerError where an endpoint is to rewrite and its key is missing."""
-    if REWRITE.state(build).kind == "to do" and not _rewriter_file(build):
-        _endpoint(_pair_table(build))
+    table = _pair_table(build)
+    if REWRITE.state(build).kind == "to do" and not table.larger and not _rewriter_file(build):
+        _endpoint(table)
 
 
 def _generate_inputs(build: Build) -> dict[str, object]:
@@ -72,18 +75,7 @@ def _generate_inputs(build: Build) -> dict[str, object]:
 def _generate(build: Build, context: StepContext) -> StepOutput:
     table = _pair_table(build)
     task = _calibration_task(build, table, context.progress)
-    with load(
-        build.model.folder, table.quant, revision=build.revision, options=context.engine, progress=context.progress
-    ) as engine:
-        file = Path("build", f"solutions-{provenance.key(solutions_header(task, engine.provenance))}.jsonl")
-        chosen = generate_solutions(
-            engine,
-            task,
-            build.folder / file,
-            count=table.count,
-            at_once=context.engine.parallel,
-            progress=context.progress,
-        )
+    file, chosen = _solve(build, table.quant, task, table.count, "solutions", context)
     if not chosen:
         raise EdgeSteerError(f"{build.folder / file}: no solution of {task.name} is right and whole")
     if len(chosen) < table.count:
@@ -91,17 +83,37 @@ def _generate(build: Build, context: StepContext) -> StepOutput:
     return StepOutput((file,), {"solutions": len(chosen), "tokens": sum(solution.tokens for solution in chosen)})
 
 
+def _solve(
+    build: Build, quant: str, task: Task, count: int, name: str, context: StepContext
+) -> tuple[Path, list[Solution]]:
+    """Solutions by the build's model, and the file that keeps them."""
+    with load(
+        build.model.folder, quant, revision=build.revision, options=context.engine, progress=context.progress
+    ) as engine:
+        file = Path("build", f"{name}-{provenance.key(solutions_header(task, engine.provenance))}.jsonl")
+        chosen = generate_solutions(
+            engine, task, build.folder / file, count=count, at_once=context.engine.parallel, progress=context.progress
+        )
+    return file, chosen
+
+
 def _calibration_task(build: Build, table: PairTable, progress: Progress) -> Task:
     """The problems to solve: without those that the sweep draws, or that the task's test split asks."""
-    task = load_calibration_task(build.recipe.task_name(table.task), split=table.split)
-    if table.max_tokens:
-        task = replace(task, settings=replace(task.settings, max_tokens=table.max_tokens))
+    task = _task(build, table)
     evaluations: list[Task] = []
     if sweep := build.recipe.sweep:
         evaluations += load_task(build.recipe.task_name(sweep.task), split=sweep.split).split(sweep.dev, sweep.test)
     if (table.split or CALIBRATION_SPLITS.get(table.task, "test")) != "test":
         evaluations.append(load_task(table.task))
     return leave_out_evaluation_problems(task, evaluations, progress)
+
+
+def _task(build: Build, table: PairTable) -> Task:
+    """The task of [pairs] as it is asked."""
+    task = load_calibration_task(build.recipe.task_name(table.task), split=table.split)
+    if table.max_tokens:
+        task = replace(task, settings=replace(task.settings, max_tokens=table.max_tokens))
+    return task
 
 
 def _generate_work(build: Build) -> Work:
@@ -113,43 +125,72 @@ def _generate_work(build: Build) -> Work:
 
 
 def _rewrite_inputs(build: Build) -> dict[str, object]:
-    table, file = _pair_table(build), _rewriter_file(build)
+    table = _pair_table(build)
+    solutions = GENERATE.output_digest(build)
+    if larger := build.larger:
+        return {"solutions": solutions, "larger model": larger.model_inputs(table.larger_quant)}
+    file = _rewriter_file(build)
     return {
-        "solutions": GENERATE.output_digest(build),
+        "solutions": solutions,
         "rewriter": digest(file) if file else table.rewriter,
         "base_url": table.base_url,
-        "rules": rules_digest(DEFAULT_RULES),
+        "rules": rules_digest(_rules(build)),
+        **({"candidates": table.candidates} if table.candidates > 1 else {}),
     }
 
 
 def _rewrite(build: Build, context: StepContext) -> StepOutput:
-    chosen = read_chosen_solutions(GENERATE.output(build))
+    own = read_chosen_solutions(GENERATE.output(build))
+    contrasted, file, usage = (_larger_pairs if build.larger else _dense_pairs)(build, own, context)
+    for line in contrasted.left_out:
+        context.progress.note(f"left out: {line}")
+    write_pairs(contrasted.pairs, build.folder / REWRITTEN)
+    used = {"used": asdict(usage)} if usage else {}
+    return StepOutput((file, REWRITTEN), {"pairs": len(contrasted.pairs), "left out": len(contrasted.left_out), **used})
+
+
+def _dense_pairs(build: Build, own: list[Solution], context: StepContext) -> tuple[ContrastPairs, Path, Usage | None]:
+    """Own solutions and their rewrites (DenseSteer), the file of the rewrites, and what they took."""
+    table = _pair_table(build)
     with ExitStack() as stack:
         rewriter: Rewriter
         if local := _rewriter_file(build):
             rewriter = ModelRewriter(stack.enter_context(load(local, options=context.engine)), REWRITE_TOKENS)
         else:
-            rewriter = _endpoint(_pair_table(build))
-        file = Path("build", f"rewrites-{provenance.key(rewrites_header(rewriter))}.jsonl")
-        rewriting = rewrite_solutions(chosen, rewriter, build.folder / file, progress=context.progress)
-    dense = dense_pairs(chosen, rewriting.rewrites)
-    for line in dense.left_out:
-        context.progress.note(f"left out: {line}")
-    write_pairs(dense.pairs, build.folder / REWRITTEN)
-    findings = {"pairs": len(dense.pairs), "left out": len(dense.left_out), "used": asdict(rewriting.total_usage)}
-    return StepOutput((file, REWRITTEN), findings)
+            rewriter = _endpoint(table)
+        rules = _rules(build)
+        file = Path("build", f"rewrites-{provenance.key(rewrites_header(rewriter, rules))}.jsonl")
+        rewriting = rewrite_solutions(
+            own, rewriter, build.folder / file, rules=rules, candidates=table.candidates, progress=context.progress
+        )
+    return dense_pairs(own, rewriting.rewrites), file, rewriting.total_usage
+
+
+def _larger_pairs(build: Build, own: list[Solution], context: StepContext) -> tuple[ContrastPairs, Path, Usage | None]:
+    """A larger model's right solutions and the own ones to the same problems (InFamilySteer), and their file."""
+    table, larger = _pair_table(build), build.larger
+    if larger is None or table.larger_quant is None:
+        raise ValueError("the recipe names no larger model")
+    task, asked = _task(build, table), {solution.id for solution in own}
+    task = replace(task, samples=tuple(sample for sample in task.samples if sample.id in asked))
+    file, solved = _solve(larger, table.larger_quant, task, len(task.samples), "larger", context)
+    return trace_pairs(solved, own), file, None
 
 
 def _rewrite_work(build: Build) -> Work:
     table = _pair_table(build)
     count, tokens = solution_count(build)
+    if table.larger:
+        return Work(f"{count} solutions by {table.larger} in {table.larger_quant}, about {tokens:,.0f} tokens")
+    rules = _rules(build)
     if GENERATE.state(build).kind == "done":
-        usage = estimate_usage(read_chosen_solutions(GENERATE.output(build)))
+        own = read_chosen_solutions(GENERATE.output(build))
+        usage = estimate_usage(own, rules, candidates=table.candidates)
         sent, received = usage.prompt_tokens, usage.completion_tokens
     else:
-        rules = len(DEFAULT_RULES) / CHARACTERS_PER_TOKEN
-        sent, received = round(count * (rules + PROMPT_TOKENS) + tokens), round(tokens)
-    amount = f"{count} requests, about {sent:,} tokens sent and {received:,} received"
+        sent = round(table.candidates * (count * (len(rules) / CHARACTERS_PER_TOKEN + PROMPT_TOKENS) + tokens))
+        received = round(table.candidates * tokens)
+    amount = f"{table.candidates * count} requests, about {sent:,} tokens sent and {received:,} received"
     if local := _rewriter_file(build):
         return Work(f"{amount}, by {local.name} here", decoded=received, read=sent)
     address = table.base_url or f"$OPENAI_BASE_URL or {PUBLIC}"
@@ -206,7 +247,20 @@ def _pair_table(build: Build) -> PairTable:
 
 
 def _criteria(table: PairTable) -> Criteria:
-    return Criteria(table.numbers, table.max_nll_ratio, table.keep_lowest)
+    rewrites = table.larger is None
+    return Criteria(
+        numbers=table.numbers and rewrites,
+        max_nll_ratio=table.max_nll_ratio,
+        keep_lowest=table.keep_lowest,
+        denser=rewrites,
+        best_candidate=table.candidates > 1,
+    )
+
+
+def _rules(build: Build) -> str:
+    """The rules of rewriting. Errors: EdgeSteerError."""
+    name = _pair_table(build).rules
+    return read_rules(name if name in BUILT_IN else build.recipe.near(name))
 
 
 def _rewriter_file(build: Build) -> Path | None:

@@ -57,6 +57,7 @@ class VectorRecipe:
             pairs=(folder / pairs).resolve() if pairs else None,
             chosen=table.text("chosen"),
         )
+        table.text("template", optional=True)  # BuildRecipe's matter
         table.finish()
         return recipe
 

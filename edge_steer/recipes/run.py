@@ -56,7 +56,9 @@ def run_build(
         build.save()
     if not pairs_are_given(build):
         check_endpoint(build)  # a missing key is reported before hours of solving
-    context = StepContext(replace(options, threads=options.threads or available_cores()), progress)
+    template = build.recipe.template or options.template
+    engine = replace(options, threads=options.threads or available_cores(), template=template)
+    context = StepContext(engine, progress)
     seconds = {planned.step: planned.seconds or 0.0 for planned in plan_steps(build, context.engine.threads).steps}
     for step in STEPS:
         state = step.state(build)

@@ -18,8 +18,8 @@ from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.vector import Tuning
 from edge_steer.pairs.pair import read_pairs, write_pairs
 from edge_steer.pairs.solutions import read_solutions
-from edge_steer.recipes.build import Build
-from edge_steer.recipes.pair_steps import GENERATE
+from edge_steer.recipes.build import Build, StepRecord
+from edge_steer.recipes.pair_steps import CHECK, GENERATE, REWRITE
 from edge_steer.recipes.parity_step import failed_quants
 from edge_steer.recipes.plan import STEPS, duration_text, plan_build
 from edge_steer.recipes.recipe import VectorRecipe
@@ -27,6 +27,7 @@ from edge_steer.recipes.run import run_build
 from edge_steer.recipes.step import StepContext
 from edge_steer.recipes.vector_steps import tuned_point
 from edge_steer.storage import records
+from edge_steer.storage.digests import digest
 from edge_steer.tasks.load import load_task
 from edge_steer.vectors import read
 
@@ -192,6 +193,54 @@ def test_a_build_from_nothing_but_a_model_and_an_endpoint(folder: Path) -> None:
         assert endpoint.answered == 7
 
 
+def test_rules_and_candidates_of_a_recipe(folder: Path) -> None:
+    (folder / "rules.txt").write_text("Rewrite it.\n\nProblem:\n{problem}\n\nSolution:\n{solution}")
+    more = "[pairs]\nrules = 'rules.txt'\ncandidates = 2"
+    with Endpoint(dense_rewriter()) as endpoint:
+        recipe = FROM_NOTHING.format(url=endpoint.url).replace("[pairs]", more).replace("count = 6", "count = 3")
+        (folder / "recipe.toml").write_text(recipe)
+        assert next(s.work for s in plan_build(folder).steps if s.step == "rewrite").startswith("6 requests")
+        build, heard = Build.load(folder), Heard()
+        (folder / "build").mkdir()
+        for step in (GENERATE, REWRITE, CHECK):
+            output = step.run(build, StepContext(ENGINE, heard))
+            files = {str(file): digest(folder / file) for file in output.files}
+            build.records[step.name] = StepRecord({}, files, output.findings, 0.0, {})
+    assert endpoint.seen[0].prompt.startswith("Rewrite it.")
+    assert [seen.body.get("temperature") for seen in endpoint.seen] == [None] * 3 + [1.0] * 3
+    pairs = read_pairs(folder / "build" / "pairs.jsonl")
+    assert len({pair.negative_digest for pair in pairs}) == len(pairs) <= 3
+
+
+def test_a_larger_model_gives_the_positives(folder: Path) -> None:
+    recipe = FROM_NOTHING.replace('rewriter = "by-rule"\nbase_url = "{url}"', 'larger = "abacus"\nlarger_quant = "F16"')
+    recipe = recipe.replace('count = 6\nquant = "F16"', 'count = 8\nquant = "Q3_K_S"')  # one answer of 8 is another
+    (folder / "recipe.toml").write_text(recipe)
+    assert next(s.work for s in plan_build(folder).steps if s.step == "rewrite") == (
+        "8 solutions by abacus in F16, about 2,400 tokens"
+    )
+    build, heard = Build.load(folder), Heard()
+    (folder / "build").mkdir()
+    for step in (GENERATE, REWRITE, CHECK):
+        output = step.run(build, StepContext(ENGINE, heard))
+        files = {str(file): digest(folder / file) for file in output.files}
+        build.records[step.name] = StepRecord({}, files, output.findings, 0.0, {})
+    own, solved = (
+        {solution.question: solution.text for solution in read_solutions(build.folder / output)}
+        for output in (next(iter(build.records[name].outputs)) for name in ("generate", "rewrite"))
+    )
+    pairs = read_pairs(folder / "build" / "pairs.jsonl")
+    assert pairs
+    assert {(pair.negative, pair.positive) for pair in pairs} <= {(own[q], solved.get(q)) for q in own}
+    assert all(pair.negative != pair.positive for pair in pairs)
+    (folder / "recipe.toml").write_text(recipe.replace("[pairs]", "[pairs]\ncandidates = 2"))
+    with pytest.raises(EdgeSteerError, match="larger solves instead of a rewriter"):
+        Build.load(folder)
+    (folder / "recipe.toml").write_text(recipe.replace('larger = "abacus"', 'larger = "none"'))
+    with pytest.raises(EdgeSteerError, match=r"no models/none/recipe.toml"):
+        Build.load(folder)
+
+
 def test_a_stopped_build_keeps_what_was_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Endpoint(dense_rewriter()) as endpoint:
         (folder / "recipe.toml").write_text(FROM_NOTHING.format(url=endpoint.url))
@@ -256,7 +305,7 @@ def test_a_model_of_the_hub_is_planned_and_pinned(folder: Path, tmp_path: Path) 
     (folder / "recipe.toml").write_text(WITH_PAIRS.split("[sweep]")[0] + "layer = 5\nstrength = 0.3\n" + PARITY)
     code = f"""
 from edge_steer.core.progress import Progress
-from edge_steer.recipes.build import Build
+from edge_steer.recipes.build import Build, StepRecord
 from edge_steer.recipes.plan import plan_build
 from edge_steer.recipes.run import run_build
 from edge_steer.recipes.vector_steps import EXTRACT
@@ -343,6 +392,11 @@ def test_a_sweep_that_finds_nothing_ends_the_build(folder: Path) -> None:
         ('pairs = "few.jsonl"\n', "", "pairs: is missing; name a file of pairs"),
         ('pairs = "few.jsonl"', "pairs = 1", "pairs: 1 is not a table"),
         ("few.jsonl", "absent.jsonl", r"no such file: .*absent\.jsonl"),
+        (
+            'phase = "',
+            'template = "absent.jinja"\nphase = "',
+            r"no such file: .*absent\.jinja; expected a Jinja chat template",
+        ),
     ],
 )
 def test_a_recipe_is_checked_before_anything_runs(folder: Path, before: str, after: str, words: str) -> None:
