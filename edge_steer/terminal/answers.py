@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_steer.core.backend import OnText
 from edge_steer.terminal.tables import print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from edge_steer.core.backend import OnText
 
 REPLY, WRONG = "cyan", "red"
 FRAMES_PER_SECOND = 12
@@ -41,7 +42,7 @@ def print_reply(text: str, style: str = REPLY) -> None:
 
 
 @contextmanager
-def side_by_side(headings: Sequence[str]) -> Iterator[OnText]:
+def side_by_side(headings: Sequence[str]) -> "Iterator[OnText]":
     """Columns that grow in a terminal; elsewhere a table when the block ends. It gives what takes column and text."""
     texts = [""] * len(headings)
     if not sys.stdout.isatty():
@@ -65,6 +66,8 @@ def _columns(headings: Sequence[str], texts: Sequence[str]) -> "Table":
     """Columns of one width, whatever is in them."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+
+    from edge_steer.core.backend import OnText
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, expand=True, padding=(0, 1))
