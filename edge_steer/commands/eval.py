@@ -38,6 +38,7 @@ from edge_steer.terminal.tables import print_table
 if TYPE_CHECKING:
     from edge_steer.core.backend import EngineOptions
     from edge_steer.evaluation.figures import Comparison, Figure, Summary
+    from edge_steer.evaluation.harness import HarnessComparison
     from edge_steer.evaluation.seeds import MethodScores
     from edge_steer.models.load import Runtime
     from edge_steer.tasks.rows import Method
@@ -158,10 +159,15 @@ def eval_command(
 def compare_command(before: str, after: str, as_json: bool) -> None:
     """Paired comparison of two result folders of eval, A and B, on the problems that both hold.
 
-    Without a METHOD each method that both hold is compared with itself.
+    Without a METHOD each method that both hold is compared with itself. A and B may also be two runs of lm-eval:
+    folders, or files, of what --log_samples wrote.
     """
+    from edge_steer.evaluation.harness import compare_samples, has_samples
     from edge_steer.evaluation.results import compare_folders, other_problems
 
+    if has_samples(before) or has_samples(after):
+        _print_harness(compare_samples(before, after), as_json)
+        return
     (one, first), (other, second) = _folder_and_method(before), _folder_and_method(after)
     method = first or second
     by_task = compare_folders(one, other, (first or method, second or method) if method else None)
@@ -186,6 +192,31 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
     from edge_steer.plugins import lm_eval_model
 
     lm_eval_model.run(arguments)
+
+
+def _print_harness(comparisons: "Sequence[HarnessComparison]", as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([asdict(comparison) for comparison in comparisons]))
+        return
+    print_table(
+        ["task", "metric", "before", "after", "difference", "questions", "lost / gained", "p"],
+        (
+            [
+                c.task or "all tasks",
+                f"{c.metric}, {c.filter}",
+                f"{c.before:.4g}",
+                f"{c.after:.4g}",
+                f"{c.difference:+.4f}" + (f"\n{c.interval[0]:+.4f} to {c.interval[1]:+.4f}" if c.interval else ""),
+                str(c.questions),
+                "" if c.lost is None else f"{c.lost} / {c.gained}",
+                "" if c.p_value is None else f"{c.p_value:.2g}",
+            ]
+            for c in comparisons
+        ),
+        "after minus before on the same questions, with 95% intervals; p: McNemar's exact test",
+    )
+    if left_out := sum(c.left_out for c in comparisons if c.task):
+        click.echo(f"left out {left_out} values of questions that only one of them has")
 
 
 def _numbers(seeds: str) -> list[int]:

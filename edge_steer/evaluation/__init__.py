@@ -6,5 +6,6 @@ evaluate: methods on tasks.  figures: means, intervals, comparisons and their te
 sweep: a vector at every layer and strength.  sweep_cells: the grid and the choice.  sweep_results: what a sweep gives.
 seeds: one evaluation with several seeds.  published: the papers' figures, and measured ones beside them.
 units: rows in blocks that survive a kill.  families: accuracy over steps and density.
-perplexity: of texts alone.  plots, sweep_plots: PNG files.  svg: plots inside a page.
+perplexity: of texts alone.  harness: two runs of the lm-evaluation-harness.
+plots, sweep_plots: PNG files.  svg: plots inside a page.
 """

@@ -224,8 +224,8 @@ def plot_accuracy(points: Sequence[AccuracyPoint], title: str, path: Path) -> No
                 linewidth=1, elinewidth=1, capsize=3,
             )  # fmt: skip
             for point, place in zip(curve, across, strict=True):
-                axis.annotate(point.model, (place.value, point.accuracy.value), (4, 4), textcoords="offset points",
-                              fontsize=7)  # fmt: skip
+                size = _count(point.parameters) if point.parameters else point.model
+                axis.annotate(size, (place.value, point.accuracy.value), (5, 5), textcoords="offset points", fontsize=8)
         axis.set(xlabel=f"mean {label}", ylabel="accuracy")
         axis.margins(x=0.2, y=0.15)
         axis.grid(alpha=0.25)

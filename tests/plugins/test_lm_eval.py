@@ -28,6 +28,7 @@ from edge_steer.core.backend import Message, Request
 from edge_steer.core.errors import ModelError, RequestError, VectorError
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import SteeringVector
+from edge_steer.evaluation.harness import read_samples
 from edge_steer.plugins.lm_eval_model import EdgeSteerLM, ModelArguments, with_model
 from edge_steer.reference.model import Reference
 from edge_steer.vectors import read
@@ -257,6 +258,9 @@ def test_the_command_line_runs_the_harness_on_the_model(
     said = {row["doc_id"]: row["resps"] for row in map(json.loads, file.read_text().splitlines())}
     expected = answers(results("edge_steer", manager, arguments, apply_chat_template=True), "answers")
     assert [said[index] for index in range(4)] == [[list(text) for text in row] for row in expected]
+    assert {measure: len(values) for measure, values in read_samples(tmp_path).items()} == {
+        ("local_answers", "none", "exact_match"): 4
+    }
 
 
 @pytest.mark.parametrize(
