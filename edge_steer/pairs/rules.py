@@ -35,8 +35,9 @@ Below are a problem and a solution to it. Rewrite the solution so that it is den
 - Separate the steps by a blank line.
 
 Reply with the rewritten solution and nothing else."""
-DEFAULT_RULES = CONSERVATIVE_RULES + PLACES
-BUILT_IN = {"conservative": DEFAULT_RULES, "ours": OUR_RULES + PLACES}
+DEFAULT_RULES_NAME = "conservative"
+BUILT_IN = {DEFAULT_RULES_NAME: CONSERVATIVE_RULES + PLACES, "ours": OUR_RULES + PLACES}
+DEFAULT_RULES = BUILT_IN[DEFAULT_RULES_NAME]
 
 
 def read_rules(source: str | Path) -> str:
