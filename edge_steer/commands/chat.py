@@ -83,8 +83,8 @@ def chat(
 def _in_pipe(conversation: "Conversation") -> None:
     """Each line of standard input is a turn; the first that is wrong is an error."""
     try:
-        for line in sys.stdin:
-            _turn(conversation, line.strip())
+        for line in sys.stdin.buffer:  # as text it would be decoded by the locale
+            _turn(conversation, line.decode().strip())
     except UnicodeDecodeError:
         raise EdgeSteerError("standard input is not UTF-8; convert it first") from None
 

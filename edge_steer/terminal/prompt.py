@@ -63,11 +63,11 @@ def quiet_keys() -> Iterator[None]:
     before = termios.tcgetattr(sys.stdin)
     quiet = [*before]
     quiet[3] &= ~termios.ECHO
-    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
     try:
         yield
     finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 class _Commands(Completer):
@@ -114,6 +114,7 @@ def _keys() -> KeyBindings:
             buffer.start_completion(insert_common_part=True)
 
     @keys.add("escape", "enter")
+    @keys.add("escape", "c-j")  # the same, typed before the prompt was there
     def _new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 

@@ -111,7 +111,7 @@ def test_steering_changes_between_answers(conversation: Conversation) -> None:
 
 def test_steer_alone_means_the_vector_that_steers(conversation: Conversation) -> None:
     conversation.steer(strength=0)
-    assert conversation.steering == ()
+    assert not conversation.steering
     with pytest.raises(VectorError, match="several vectors: dense, other"):
         conversation.steer(strength=3)
     conversation.steer("dense", strength=3)
