@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from page_visit import browser, opened, page_server  # noqa: F401
 from serving_server import engine, http, server, start  # noqa: F401
 
 from edge_steer.core.vector import SteeringVector

@@ -1,6 +1,6 @@
 // One answer: what was asked, what has come so far, and its figures. It knows nothing of how it is drawn.
 
-import { streamChat } from "./api.js";
+import { Refusal, streamChat } from "./api.js";
 
 const BLANK_LINE = /\n[ \t]*\n/;
 
@@ -31,7 +31,7 @@ export class Answer {
     } catch (error) {
       this.state = error.name === "AbortError" ? "stopped" : "failed";
       this.error = this.state === "failed" ? error.message : "";
-      if (this.state === "failed" && error.constructor.name !== "Refusal") console.error(error);
+      if (this.state === "failed" && !(error instanceof Refusal)) console.error(error);
     }
     changed();
   }

@@ -9,8 +9,8 @@ const TITLES = { steered: "Steered", unsteered: "Unsteered" };
 const FIGURES = [
   ["steps", "steps", 0],
   ["tokens", "tokens", 0],
-  ["density", "tokens a step", 1],
-  ["rate", "tokens a second", 0],
+  ["density", "tokens per step", 1],
+  ["rate", "tokens/s", 0],
 ];
 
 /** What steers an answer, in words: "0.33 dense". */
@@ -56,10 +56,10 @@ export class Column {
   #actions = el("div", { class: "actions" });
   #tokensButton;
   #answer;
-  #settings;
+  #steering;
   #tokensView = null;
 
-  /** side: "steered" or "unsteered". settings: gives what asked, for the token view and sharing. */
+  /** side: "steered" or "unsteered". */
   constructor(side) {
     this.side = side;
     const title = el("h3", {}, TITLES[side]);
@@ -85,7 +85,7 @@ export class Column {
   /** Show this answer from now on. vectors: what steers the turn's steered side, whichever side this is. */
   show(answer, vectors) {
     this.#answer = answer;
-    this.#settings = vectors;
+    this.#steering = vectors;
     this.#closeTokens();
     this.#draw();
   }
@@ -109,7 +109,7 @@ export class Column {
       this.#closeTokens();
       return;
     }
-    this.#tokensView = new TokensView(this.#answer, this.side, this.#settings);
+    this.#tokensView = new TokensView(this.#answer, this.side, this.#steering);
     this.#body.replaceChildren(this.#tokensView.element);
     this.#tokensButton.setAttribute("aria-pressed", "true");
   }

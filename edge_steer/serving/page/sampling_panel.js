@@ -3,12 +3,12 @@
 import { el } from "./dom.js";
 
 const FIELDS = [
-  { name: "temperature", label: "Temperature", min: 0, step: 0.1, hint: "0 takes the likeliest token" },
-  { name: "max_tokens", label: "Longest answer", min: 1, step: 1 },
-  { name: "top_k", label: "Top k", min: 0, step: 1 },
-  { name: "top_p", label: "Top p", min: 0, max: 1, step: 0.05 },
-  { name: "min_p", label: "Min p", min: 0, max: 1, step: 0.01 },
-  { name: "repeat_penalty", label: "Repeat penalty", min: 0.1, step: 0.05 },
+  { name: "temperature", label: "Temperature", min: 0 },
+  { name: "max_tokens", label: "Longest answer", min: 1 },
+  { name: "top_k", label: "Top k", min: 0 },
+  { name: "top_p", label: "Top p", min: 0, max: 1 },
+  { name: "min_p", label: "Min p", min: 0, max: 1 },
+  { name: "repeat_penalty", label: "Repeat penalty", min: 0.1 },
 ];
 
 export function samplingPanel(settings) {
@@ -28,9 +28,9 @@ export function samplingPanel(settings) {
   );
 }
 
-function numberField({ name, label, min, max, step }, settings, set) {
+function numberField({ name, label, min, max }, settings, set) {
   const input = el("input", {
-    type: "number", min, max, step: "any", inputmode: "decimal", "data-step": step,
+    type: "number", min, max, step: "any", inputmode: "decimal",
     oninput: () => {
       if (input.value !== "" && input.checkValidity()) set(name, Number(input.value));
     },
@@ -41,7 +41,7 @@ function numberField({ name, label, min, max, step }, settings, set) {
 
 function seedField(settings, set) {
   const input = el("input", {
-    type: "number", min: 0, max: 2 ** 32 - 2, step: 1, placeholder: "new each time",
+    type: "number", min: 0, max: 2 ** 32 - 2, step: 1, placeholder: "random",
     oninput: () => {
       if (input.checkValidity()) set("seed", input.value === "" ? null : Number(input.value));
     },

@@ -29,14 +29,14 @@ export function openShare(body) {
 /** One line for a POSIX shell. */
 export function curlLine(body) {
   const key = hasKey() ? ` -H "Authorization: Bearer $EDGE_STEER_KEY"` : "";
-  const quoted = JSON.stringify(body).replaceAll("'", `'\\''`);
+  const quoted = JSON.stringify(body, null, 2).replaceAll("'", `'\\''`);
   return `curl ${base()}v1/chat/completions -H 'Content-Type: application/json'${key} -d '${quoted}'`;
 }
 
 /** A script for OpenAI's client. JSON of texts, numbers and lists is Python too. */
 export function pythonSnippet(body) {
   const own = Object.fromEntries(Object.entries(body).filter(([name]) => !OF_OPENAI.includes(name)));
-  const fields = OF_OPENAI.filter((name) => name in body).map((name) => `    ${name}=${JSON.stringify(body[name])},`);
+  const fields = OF_OPENAI.filter((name) => name in body).map((name) => `    ${name}=${literal(body[name])},`);
   const key = hasKey() ? `os.environ["EDGE_STEER_KEY"]` : `"none"`;
   return [
     ...(hasKey() ? ["import os", ""] : []),
@@ -45,10 +45,14 @@ export function pythonSnippet(body) {
     `client = OpenAI(base_url="${base()}v1", api_key=${key})`,
     "answer = client.chat.completions.create(",
     ...fields,
-    `    extra_body=${JSON.stringify(own)},`,
+    `    extra_body=${literal(own)},`,
     ")",
     "print(answer.choices[0].message.content)",
   ].join("\n");
+}
+
+function literal(value) {
+  return JSON.stringify(value, null, 4).replaceAll("\n", "\n    ");
 }
 
 function base() {

@@ -15,7 +15,7 @@ const FACTORS = [
 const FIGURES = [
   ["steps", "steps"],
   ["tokens", "tokens"],
-  ["density", "tokens a step"],
+  ["density", "per step"],
 ];
 
 /** Ask `question` at five strengths in one batch. onChosen: called with the vectors of the one the user takes. */
@@ -50,10 +50,16 @@ function strengthCard(name, answer, signal, use) {
   const element = el(
     "article",
     { class: "column steered", "aria-label": `Steering ${name}` },
-    el("header", { class: "column-head" }, el("h3", {}, name), el("span", { class: "chip" }, steeringWords(answer.body.control_vectors))),
+    el(
+      "header",
+      { class: "column-head" },
+      el("h3", {}, name),
+      el("span", { class: "chip" }, steeringWords(answer.body.control_vectors)),
+      el("button", { type: "button", class: "pill", onclick: use }, "Use this"),
+    ),
     body,
     error,
-    el("footer", { class: "column-foot" }, figures.element, el("button", { type: "button", class: "pill", onclick: use }, "Use this")),
+    el("footer", { class: "column-foot" }, figures.element),
   );
   const redraw = oncePerFrame(() => {
     text.data = answer.text;

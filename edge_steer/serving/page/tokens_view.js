@@ -6,6 +6,7 @@ import { SIDES } from "./state.js";
 
 const ALTERNATIVES = 5;
 const SHIFTS = [0.02, 0.1, 0.3, 0.6]; // a change of probability this large is one shade more
+const NAMES = { " ": "space", "\n": "line end", "\t": "tab" };
 const MOVES = { ArrowLeft: -1, ArrowRight: 1 };
 
 export class TokensView {
@@ -53,6 +54,7 @@ export class TokensView {
     this.element.replaceChildren(legend(), list, this.#details);
     const moved = this.#sides.steered.map((_, index) => Math.abs(this.#shift(index)));
     this.#choose(moved.indexOf(Math.max(...moved)));
+    this.#details.scrollIntoView({ block: "nearest" });
   }
 
   #option(token, index) {
@@ -63,6 +65,7 @@ export class TokensView {
         class: "token",
         tabindex: "-1",
         "aria-selected": "false",
+        "aria-label": token.token.trim() ? null : spoken(token.token),
         "data-shade": shade(this.#shift(index)),
         onclick: () => this.#choose(index, true),
       },
@@ -102,17 +105,16 @@ function alternatives(side, token) {
   const among = token.top_logprobs.some((one) => one.id === token.id) ? [] : [token];
   const rows = [...token.top_logprobs, ...among].map((one) => {
     const probability = Math.exp(one.logprob);
-    const bar = el("td", { class: "bar" }, el("span", {}));
-    bar.firstChild.style.width = `${100 * probability}%`;
-    return el(
-      "tr",
-      one.id === token.id ? { class: "taken", "aria-current": "true" } : {},
-      el("th", { scope: "row" }, quoted(one.token)),
-      bar,
-      el("td", { class: "percent" }, percent(probability)),
+    const row = el(
+      "li",
+      one.id === token.id ? { "aria-current": "true" } : {},
+      el("code", {}, quoted(one.token)),
+      el("span", {}, percent(probability)),
     );
+    row.style.setProperty("--share", `${100 * probability}%`);
+    return row;
   });
-  return el("table", { class: side }, el("caption", {}, side === "steered" ? "Steered" : "Unsteered"), el("tbody", {}, ...rows));
+  return el("div", { class: `side ${side}` }, el("h4", {}, side === "steered" ? "Steered" : "Unsteered"), el("ol", {}, ...rows));
 }
 
 function legend() {
@@ -144,6 +146,11 @@ function percent(probability) {
 /** A token as it stands in the text, with a sign for each line's end. */
 function visible(text) {
   return text.replaceAll("\n", "↵\n");
+}
+
+/** A token that nobody could see, in words. */
+function spoken(text) {
+  return [...text].map((character) => NAMES[character] ?? character).join(" ") || "nothing";
 }
 
 /** A token by itself, with signs for what is not seen. */

@@ -57,7 +57,7 @@ export class Turn {
 
   #showQuestion() {
     this.#question.replaceChildren(
-      el("p", { class: "question-text" }, this.question),
+      el("h2", { class: "question-text" }, this.question),
       el(
         "div",
         { class: "actions" },
