@@ -1,4 +1,4 @@
-# `make demo` and `make test` each work alone on a bare clone; what is installed once is not installed again.
+# `make demo`, `make real` and `make test` each work alone on a bare clone; what is installed once is not installed again.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -7,10 +7,13 @@ INSTALLED := .venv/installed
 OLD_GCC := $(shell c++ --version 2>/dev/null | grep -q 'Free Software' && [ "$$(c++ -dumpversion | cut -d. -f1)" -lt 13 ] && echo yes)
 export CXXFLAGS += $(if $(OLD_GCC),-fno-tree-dse -fno-dse)
 
-.PHONY: demo serve test lint docs
+.PHONY: demo real serve test lint docs
 
 demo: $(INSTALLED)
 	$(BIN)/edge-steer demo
+
+real: $(INSTALLED)
+	$(BIN)/python benchmarks/real.py
 
 serve: $(INSTALLED)
 	$(BIN)/edge-steer serve models/abacus --vector export/abacus/dense
