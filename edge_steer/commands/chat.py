@@ -84,7 +84,7 @@ def _in_pipe(conversation: "Conversation") -> None:
     """Each line of standard input is a turn; the first that is wrong is an error."""
     try:
         for line in sys.stdin.buffer:  # as text it would be decoded by the locale
-            _turn(conversation, line.decode().strip())
+            _turn(conversation, line.decode().rstrip())
     except UnicodeDecodeError:
         raise EdgeSteerError("standard input is not UTF-8; convert it first") from None
 
@@ -116,7 +116,7 @@ def _turn(conversation: "Conversation", text: str) -> None:
         return
     command = COMMAND.fullmatch(text)
     if not command:
-        _answer(conversation, text)
+        _answer(conversation, text.strip())
         return
     name, argument = command[1][1:], (command[2] or "").strip()
     if name not in COMMANDS:

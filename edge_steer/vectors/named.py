@@ -77,7 +77,6 @@ class NamedVector:
     """A vector under its name. strength: None is as its file is tuned."""
 
     name: str
-    path: Path
     vector: SteeringVector
     strength: float | None = None
 
@@ -115,18 +114,20 @@ class NamedVectors:
         return tuple(self._vectors.values())
 
     def load(self, name: str, path: str | Path, strength: float | None = None) -> NamedVector:
-        """Read a vector file and take it under this name; the default stays as it was.
+        """Read a vector file and add it. Errors: VectorError, as of `add` and for a file that is no vector."""
+        self._check_free(name)
+        return self.add(name, load(path), strength)
 
-        Errors: VectorError for a name that is taken or no name, a file that is no vector or of another model.
+    def add(self, name: str, vector: SteeringVector, strength: float | None = None) -> NamedVector:
+        """Take a vector under this name; the default stays as it was. strength: where none is said; None is as tuned.
+
+        Errors: VectorError for a name that is taken or no name, a vector of another model.
         """
-        if not re.fullmatch(NAME, name):
-            raise VectorError(f"{name[:60]!r} is no name for a vector; use letters, digits, _ . and -")
-        if name in self._vectors:
-            raise VectorError(f"there is a vector {name!r} already; give this one another name")
-        vector = NamedVector(name, Path(path), load(Path(path)), strength)
-        Offsets.of([vector.as_tuned], self._model)
-        self._vectors[name] = vector
-        return vector
+        self._check_free(name)
+        named = NamedVector(name, vector, strength)
+        Offsets.of([named.as_tuned], self._model)
+        self._vectors[name] = named
+        return named
 
     def unload(self, name: str) -> None:
         """Forget a vector, and in the default and presets too. Errors: VectorError for one that is not there."""
@@ -153,6 +154,12 @@ class NamedVectors:
         if not re.fullmatch(NAME, name):
             raise VectorError(f"{name[:60]!r} is no name for a preset; use letters, digits, _ . and -")
         self.presets[name] = self.apply(parse_words(words))
+
+    def _check_free(self, name: str) -> None:
+        if not re.fullmatch(NAME, name):
+            raise VectorError(f"{name[:60]!r} is no name for a vector; use letters, digits, _ . and -")
+        if name in self._vectors:
+            raise VectorError(f"there is a vector {name!r} already; give this one another name")
 
     def _applied(self, term: Term) -> Applied:
         vector = self.get(term.name)

@@ -107,10 +107,11 @@ def test_what_is_wrong_in_a_pipe_ends_it_in_one_line(line: str, message: str) ->
     assert result.stderr.count("\n") == 1
 
 
-def test_a_path_at_the_beginning_is_a_message() -> None:
-    result = chat("/usr/bin holds 3 files and 2 more. How many?", options=("-n", "4"))
+@pytest.mark.parametrize("message", ["/usr/bin holds 3 files and 2 more. How many?", " /help"])
+def test_a_message_may_begin_with_a_slash(message: str, tmp_path: Path) -> None:
+    result = chat(message, f"/save {tmp_path}/talk.json", options=("-n", "4"))
     assert result.exit_code == 0
-    assert result.stdout.strip()
+    assert json.loads((tmp_path / "talk.json").read_text())["messages"][0]["content"] == message.strip()
 
 
 def test_what_is_no_text_is_one_line() -> None:

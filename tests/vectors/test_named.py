@@ -147,3 +147,12 @@ def test_a_vector_of_another_model_is_refused(vectors: NamedVectors, tmp_path: P
     with pytest.raises(VectorError, match="not of"):
         vectors.load("wide", path)
     assert "wide" not in [served.name for served in vectors.vectors]
+
+
+def test_a_vector_in_memory_takes_a_name_too(vectors: NamedVectors) -> None:
+    dense = load(DENSE)
+    vectors.add("mine", dense, 0.7)
+    assert vectors.get("mine").as_tuned.strength == 0.7
+    assert vectors.default == ()
+    with pytest.raises(VectorError, match="already"):
+        vectors.add("mine", dense)
