@@ -42,10 +42,12 @@ COMMAND = re.compile(r"(/\w+)(?:\s+(.*))?", re.DOTALL)  # "/usr/bin holds ..." i
     multiple=True,
     type=VECTOR,
     metavar="[NAME=]FILE[:STRENGTH]",
-    help="A vector to steer by, at STRENGTH; 0 is not before it is asked for.",
+    help="A vector to steer by; at STRENGTH 0 it waits until /vector asks for it.",
 )
 @click.option("--system", default="", help="A system message.")
-@click.option("-n", "--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Of an answer.")
+@click.option(
+    "-n", "--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Most tokens of an answer."
+)
 @sampling_options
 @conversation_engine_options
 def chat(
