@@ -181,7 +181,7 @@ def _pair_table(table: TomlTable, folder: Path) -> Path | PairTable:
     )
     inner.finish()
     if (pairs.larger is None) != (pairs.larger_quant is None):
-        raise inner.error("larger", "and larger_quant belong together")
+        raise inner.error("larger", "is not there without larger_quant, nor the other way round")
     if pairs.larger and (pairs.rewriter or pairs.base_url or pairs.rules != DEFAULT_RULES_NAME or pairs.candidates > 1):
         raise inner.error("larger", "solves instead of a rewriter; leave out rewriter, base_url, rules and candidates")
     if pairs.base_url and pairs.is_file_rewriter:

@@ -21,6 +21,12 @@ PAPERS = (
     "qwen2.5-1.5b", "qwen2.5-7b", "qwen2.5-14b",
     "llama-3.2-1b-instruct", "llama-3.2-3b-instruct", "llama-3.1-8b", "llama-3.1-8b-instruct",
 )  # fmt: skip
+DISTILLED = {
+    f"{base}_{data}"
+    for base in ("qwen2.5-3b-instruct", "llama-3.2-3b-instruct")
+    for data in ("short_cot", "long_cot", "mix-long", "mix-large")
+}
+UNPINNED = DISTILLED - {"qwen2.5-3b-instruct_mix-long"}  # no public project pins a commit of them
 
 
 def recipe(folder: Path) -> VectorRecipe:
@@ -73,7 +79,7 @@ def test_a_model_recipe_is_whole(folder: Path) -> None:
         return
     assert hub.parse_hub_id(recipe.source) == (recipe.source, None)
     assert recipe.name == recipe.source.split("/")[1].lower()
-    assert recipe.revision
+    assert (recipe.revision is None) == (recipe.name in UNPINNED)
     assert recipe.blocks
     assert recipe.layers == tuple(range(recipe.blocks // 3, 2 * recipe.blocks // 3))
     assert recipe.layer is None
@@ -83,7 +89,7 @@ def test_a_model_recipe_is_whole(folder: Path) -> None:
 
 def test_the_papers_models_have_recipes_of_their_own_commits() -> None:
     recipes = [ModelRecipe.load(folder) for folder in MODELS]
-    assert {*PAPERS} < {recipe.name for recipe in recipes}
+    assert {*PAPERS, *DISTILLED} < {recipe.name for recipe in recipes}
     for key in ("name", "source"):
         assert len({getattr(recipe, key) for recipe in recipes}) == len(recipes)
     pinned = [recipe.revision for recipe in recipes if recipe.revision]
@@ -99,19 +105,24 @@ def test_a_shipped_vectors_recipe_can_be_built(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "layer", "strength"),
+    ("model", "vector", "layer", "strength"),
     [
-        ("qwen2.5-3b-instruct", 6, 4.0),
-        ("qwen2.5-1.5b-instruct", 27, 2.5),
-        ("llama-3.2-1b-instruct", 8, -2.0),
-        ("llama-3.2-3b-instruct", 24, -2.0),
+        ("qwen2.5-3b-instruct", "dense", 6, 4.0),
+        ("qwen2.5-1.5b-instruct", "dense", 27, 2.5),
+        ("llama-3.2-1b-instruct", "dense", 8, -2.0),
+        ("llama-3.2-3b-instruct", "dense", 24, -2.0),
+        ("qwen2.5-3b-instruct", "infamily", 6, 0.45),
+        ("qwen2.5-1.5b-instruct", "infamily", 2, -0.5),
+        ("llama-3.2-1b-instruct", "infamily", 14, -1.0),
+        ("llama-3.2-3b-instruct", "infamily", 22, -0.5),
     ],
 )
 def test_the_published_cells_are_searched_on_problems_that_are_not_reported(
-    model: str, layer: int, strength: float
+    model: str, vector: str, layer: int, strength: float
 ) -> None:
     """The layers and strengths of DenseSteer's public code."""
-    build = Build.load(ROOT / "export" / model / "dense")
+    build = Build.load(ROOT / "export" / model / vector)
+    assert (build.larger is not None) == (vector == "infamily")
     sweep = build.recipe.sweep
     assert sweep
     assert sweep.layers == tuple(range(1, build.model.blocks or 0))
@@ -127,7 +138,11 @@ def test_the_tables_of_a_build_are_read_and_have_defaults(tmp_path: Path) -> Non
         'keep_lowest = 40\nmax_nll_ratio = 1.5\n[sweep]\ntask = "gsm8k"\nstrengths = "1:3:1"\n'
     )
     recipe = BuildRecipe.load(tmp_path)
-    assert recipe.pairs == PairTable("gsm8k", None, 50, "Q8_0", None, None, None, True, 1.5, 40)
+    assert recipe.pairs == PairTable(
+        task="gsm8k", split=None, count=50, quant="Q8_0", max_tokens=None, rewriter=None, base_url=None,
+        rules="conservative", candidates=1, larger=None, larger_quant=None,
+        numbers=True, max_nll_ratio=1.5, keep_lowest=40,
+    )  # fmt: skip
     assert (recipe.extract.method, recipe.extract.pooling, recipe.extract.quant) == (
         "mean_difference",
         "last",
