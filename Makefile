@@ -16,7 +16,8 @@ real: $(INSTALLED)
 	$(BIN)/python benchmarks/real.py
 
 serve: $(INSTALLED)
-	$(BIN)/edge-steer serve models/abacus --vector export/abacus/dense
+	$(BIN)/edge-steer serve models/abacus --vector export/abacus/dense --temperature 0 \
+		--preset terse='1 dense' --preset step-by-step='-0.5 dense'
 
 test: $(INSTALLED)
 	$(BIN)/edge-steer convert --fetch-converter

@@ -25,6 +25,7 @@ class Visit:
     bodies: list[Json] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
 
     def open(self) -> None:
         self.page.goto(self.url)
@@ -79,10 +80,15 @@ def visit(browser: Any, url: str, **options: object) -> Iterator[Visit]:
 
     page.on("request", note)
     page.on("console", lambda message: opened.problems.append(message.text) if message.type == "error" else None)
+    def failed(response: Any) -> None:
+        if response.status >= 400:
+            opened.refusals.append(response.text())
+
+    page.on("response", failed)
     page.on("pageerror", lambda error: opened.problems.append(str(error)))
     yield opened
     context.close()
-    assert opened.problems == [], opened.problems
+    assert opened.problems == [], (opened.problems, opened.refusals)
     assert opened.elsewhere == [], opened.elsewhere
 
 
