@@ -1,4 +1,4 @@
-"""The commands eval, compare and lm-eval: methods side by side on tasks, two runs on the same problems, the harness.
+"""The commands eval, compare, perplexity and lm-eval: methods side by side, two runs, their texts, the harness.
 
 Takes click's strings and folders of results, prints figures. Rows are on disk before anything is printed.
 """
@@ -6,13 +6,12 @@ Takes click's strings and folders of results, prints figures. Rows are on disk b
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from edge_steer.commands.table import print_scores
 from edge_steer.core.errors import need
 from edge_steer.terminal.group import resumable
 from edge_steer.terminal.options import (
@@ -180,6 +179,40 @@ def compare_command(before: str, after: str, as_json: bool) -> None:
     _print_comparisons(by_task)
 
 
+@click.command()
+@click.argument("model", type=MODEL)
+@click.argument("folder", type=FOLDER)
+@runtime_option
+@quant_option
+@engine_options
+@json_option
+def perplexity(
+    model: str, folder: Path, runtime: "Runtime", quant: str | None, engine: "EngineOptions", as_json: bool
+) -> None:
+    """Log of the mean perplexity of the texts in FOLDER, each alone, under MODEL unsteered.
+
+    FOLDER is of an eval, or of a sweep, of which every dev cell is scored and perplexity.png is drawn. MODEL is the
+    one that made the texts. perplexity.json is written there.
+    """
+    from edge_steer.evaluation.perplexity import draw_perplexities, folder_perplexities, is_sweep
+    from edge_steer.models.load import load
+
+    with (
+        progress_bar() as progress,
+        load(model, quant, runtime=runtime, options=replace(engine, parallel=1), progress=progress) as backend,
+    ):
+        results = folder_perplexities(backend, folder, progress=progress)
+    if as_json:
+        click.echo(json.dumps([asdict(result) for result in results]))
+    else:
+        print_table(
+            ["task", "method", "log of the mean perplexity", "texts"],
+            ([result.task, result.method, f"{result.log_mean:.3f}", str(result.texts)] for result in results),
+        )
+    if is_sweep(folder):
+        click.echo(f"wrote {draw_perplexities(folder, results)}", err=True)
+
+
 @click.command("lm-eval", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[LM_EVAL_ARGUMENTS]...")
 def lm_eval(arguments: tuple[str, ...]) -> None:
@@ -229,7 +262,26 @@ def _print_seeds(scores: "list[MethodScores]", as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(of_method) for of_method in scores]))
         return
-    print_scores(scores)
+    _print_scores(scores)
+
+
+def _print_scores(scores: "list[MethodScores]") -> None:
+    """Accuracies over seeds, with the average over tasks that all count the same."""
+    from edge_steer.evaluation.seeds import tasks_of
+
+    tasks = tasks_of(scores)
+    print_table(
+        ["", *tasks, *(["average"] if len(tasks) > 1 else [])],
+        (
+            [
+                of_method.method,
+                *(str(of_method.score(task) or "") for task in tasks),
+                *([str(of_method.average(tasks) or "")] if len(tasks) > 1 else []),
+            ]
+            for of_method in scores
+        ),
+        "accuracy in percent: mean and population standard deviation over seeds; the average is unweighted",
+    )
 
 
 def _named_methods(sources: Sequence[str]) -> "Iterator[Method]":

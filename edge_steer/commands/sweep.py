@@ -1,11 +1,12 @@
-"""The commands sweep and plot: layers x strengths on a dev split, the choice on a test split; density against size.
+"""The commands sweep, plot and table: layers x strengths on a dev split, the choice on a test split; papers' figures.
 
 Takes click's strings and the folders of results, prints figures. Rows are on disk before anything is printed.
 """
 
 import contextlib
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from edge_steer.core.backend import EngineOptions
     from edge_steer.core.vector import Phase, SteeringVector
     from edge_steer.evaluation.figures import Summary
+    from edge_steer.evaluation.published import Paper, PublishedTable, TableRow
     from edge_steer.evaluation.sweep_cells import Rule, SweepCell
     from edge_steer.evaluation.sweep_results import HeldOutResult, SweepResults
     from edge_steer.evaluation.units import Runner
@@ -178,6 +180,33 @@ def plot(results: tuple[Path, ...], figure: str, output: Path | None) -> None:
     click.echo(f"wrote {output}")
 
 
+@click.command()
+@click.argument("paper", type=click.Choice(["densesteer", "bias-only"]))
+@click.argument("folders", nargs=-1, type=FOLDER)
+@json_option
+def table(paper: "Paper", folders: tuple[Path, ...], as_json: bool) -> None:
+    """Print the main table of PAPER, and beside its figures those of the FOLDERS of eval.
+
+    A measured row stands below the published one of its model and method: unsteered, rewriting-prompt, infamily,
+    dense (densesteer); unsteered, steered (bias-only). What was not published or not measured stays empty.
+    """
+    from edge_steer.evaluation.published import read_published
+    from edge_steer.evaluation.seeds import load_scores
+
+    published, measured = read_published(paper), load_scores(folders)
+    groups = published.beside(measured)
+    if as_json:
+        click.echo(json.dumps([asdict(row) for rows in groups.values() for row in rows]))
+        return
+    click.echo(published.paper)
+    for model, rows in groups.items():
+        _print_rows(published, model, rows)
+    click.echo(f"Avg.: {'weighted by problems' if published.weighted else 'all tasks count the same'}")
+    click.echo(f"published figures: {published.source}")
+    for line in published.partial(measured):
+        click.echo(line)
+
+
 def _vector(source: str) -> "SteeringVector":
     from edge_steer.vectors.read import load
     from edge_steer.vectors.steer import split_strength
@@ -314,3 +343,25 @@ def _figure_texts(summary: "Summary") -> list[str]:
     from edge_steer.evaluation.figures import FIGURES, figure_text
 
     return [figure_text(name, summary.figures[name]) if name in summary.figures else "" for name in FIGURES]
+
+
+def _print_rows(published: "PublishedTable", model: str, rows: "list[TableRow]") -> None:
+    print_table(
+        ["", *published.labels.values(), "Avg."],
+        (
+            [
+                _label(row, model),
+                *(str(row.cells.get(task, "")) for task in published.labels),
+                str(row.average or ""),
+            ]
+            for row in rows
+        ),
+        model,
+    )
+
+
+def _label(row: "TableRow", model: str) -> str:
+    if row.published:
+        return row.name
+    variant = row.model.rpartition("/")[2].removeprefix(model).strip()
+    return f"here: {row.name}" + (f" ({variant})" if variant else "")
