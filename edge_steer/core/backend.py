@@ -6,8 +6,10 @@ tokenised once, by the caller.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 import numpy as np
@@ -21,6 +23,7 @@ from edge_steer.core.vector import Array, ModelIdentity
 Tokens = tuple[int, ...]
 Finish = Literal["stop", "length", "cancelled", "error"]
 MAX_LOGPROBS = 100
+NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 PLAIN = "none"  # in place of a chat template: messages as plain text
 
 
@@ -35,7 +38,8 @@ class EngineOptions:
     context: most positions of one sequence, None is what the model was trained for. parallel: sequences at once.
     threads: None is the cores this process may use. kv_type: of the KV cache. gpu_layers: to offload, -1 is all.
     keep_cache: go on with what earlier requests have cached, for speed; else answers depend on their own call alone.
-    template: a Jinja chat template in place of the model's own, or PLAIN for the messages' plain text.
+    template: a Jinja chat template in place of the model's own, or PLAIN for the messages' plain text. date: as
+    2024-07-26, for templates that write the date; None is today. Errors: RequestError for another date.
     """
 
     context: int | None = None
@@ -46,10 +50,14 @@ class EngineOptions:
     gpu_layers: int = -1
     keep_cache: bool = False
     template: str | None = None
+    date: str | None = None
+
+    def __post_init__(self) -> None:
+        dated("", self.date)
 
     def described(self) -> dict[str, Any]:
-        """The settings that change numbers, for headers of results; a template only if it is not the model's own."""
-        left_out = {"keep_cache"} if self.template else {"keep_cache", "template"}
+        """The settings that change numbers, for headers of results; template and date only where they were set."""
+        left_out = {"keep_cache", *(name for name in ("template", "date") if getattr(self, name) is None)}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
@@ -69,6 +77,22 @@ class Message(TypedDict):
 def plain_text(messages: Sequence[Message]) -> str:
     """The contents of the messages, a blank line between them."""
     return "\n\n".join(message["content"] for message in messages)
+
+
+def dated(template: str, date: str | None) -> str:
+    """A chat template that writes `date`, as 2024-07-26, where it wrote today's; itself for None.
+
+    Its calls of strftime_now are replaced by their text, and date_string is set unless the caller sets it.
+    Errors: RequestError for anything but a day.
+    """
+    if date is None:
+        return template
+    try:
+        day = datetime.strptime(date, "%Y-%m-%d")
+    except ValueError:
+        raise RequestError(f"the date {date!r} is no day such as 2024-07-26") from None
+    known = f"{{%- if date_string is not defined %}}{{%- set date_string = '{day:%d %b %Y}' %}}{{%- endif %}}"
+    return known + NOW.sub(lambda call: repr(day.strftime(call[2])), template)
 
 
 @dataclass(frozen=True)

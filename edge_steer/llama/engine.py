@@ -72,7 +72,7 @@ class Engine(Runtime):
     @classmethod
     def load(cls, path: Path | str, options: EngineOptions = DEFAULTS) -> Self:
         """Load a GGUF file. Errors: ModelError."""
-        return cls(LlamaModel(Path(path), options.gpu_layers, template=options.template), options)
+        return cls(LlamaModel(Path(path), options.gpu_layers, template=options.template, date=options.date), options)
 
     def close(self) -> None:
         self._contexts.close()

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import llama_cpp
 
-from edge_steer.core.backend import PLAIN, KvType, Message, Tokens, plain_text
+from edge_steer.core.backend import PLAIN, KvType, Message, Tokens, dated, plain_text
 from edge_steer.core.errors import ModelError
 from edge_steer.core.vector import ModelIdentity
 from edge_steer.llama.chat_template import render
@@ -23,12 +23,17 @@ class LlamaModel:
     """A GGUF model in memory. Close it (or use it as a context manager) after every context made from it."""
 
     def __init__(
-        self, path: Path, gpu_layers: int = -1, repack: bool | None = None, template: str | None = None
+        self,
+        path: Path,
+        gpu_layers: int = -1,
+        repack: bool | None = None,
+        template: str | None = None,
+        date: str | None = None,
     ) -> None:
         """gpu_layers: how many layers to offload where llama.cpp can; -1 is all.
 
         repack: lay quantised weights out for this CPU; None is wherever that is safe. template: a chat template in
-        place of the file's own, or PLAIN. Errors: ModelError.
+        place of the file's own, or PLAIN. date: what the template takes for today. Errors: ModelError.
         """
         readable(path, "a GGUF model")
         with path.open("rb") as file:
@@ -43,7 +48,7 @@ class LlamaModel:
             if not self.handle:
                 raise ModelError
         self.path = path
-        self.other_template = template
+        self.other_template, self.date = template, date
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
         self.hidden_size: int = llama_cpp.llama_model_n_embd(self.handle)
@@ -133,7 +138,8 @@ class LlamaModel:
         bos, eos = self.bos_eos_text
         if self.template == PLAIN:
             return (bos if llama_cpp.llama_vocab_get_add_bos(self.vocab) else "") + plain_text(messages)
-        return render(self.template, messages, bos=bos, eos=eos, answer=answer, variables=variables)
+        template = dated(self.template, self.date)
+        return render(template, messages, bos=bos, eos=eos, answer=answer, variables=variables)
 
     def chat(self, messages: Sequence[Message]) -> Tokens:
         """Token ids of a conversation by the chat template. Errors: ModelError if it has none or refuses."""

@@ -74,8 +74,8 @@ def load(
     """The model that `source` names, running; close it when done, or use it in a `with` block.
 
     quant: quantise to this type first (cached); PyTorch runs the weights as they are. runtime: "llama" for llama.cpp,
-    "torch" for PyTorch in float32, which takes `threads` and `template` of the options; the weights of a GGUF are
-    dequantised for it. trust_remote_code: let PyTorch run the Python code that comes with the model.
+    "torch" for PyTorch in float32, which takes `threads`, `template` and `date` of the options; a GGUF is dequantised
+    for it. trust_remote_code: let PyTorch run the Python code that comes with the model.
     Errors: ModelError.
     """
     if options.template not in (None, PLAIN):
@@ -138,7 +138,11 @@ def _load_reference(
 
     progress("loading the reference")
     return Reference.load(
-        files, threads=options.threads, trust_remote_code=trust_remote_code, template=options.template
+        files,
+        threads=options.threads,
+        trust_remote_code=trust_remote_code,
+        template=options.template,
+        date=options.date,
     )
 
 
@@ -149,7 +153,9 @@ def _dequantised(path: Path, options: EngineOptions, progress: Progress) -> "Ref
 
     progress(f"dequantising {path.name} for PyTorch")
     with ExitStack() as stack:
-        vocabulary = stack.enter_context(LlamaModel(path, 0, repack=False, template=options.template))
+        vocabulary = stack.enter_context(
+            LlamaModel(path, 0, repack=False, template=options.template, date=options.date)
+        )
         reference = load_dequantised(path, vocabulary, options.threads)
         stack.pop_all()
     return reference

@@ -80,10 +80,11 @@ class Reference(Runtime):
         threads: int | None = None,
         trust_remote_code: bool = False,
         template: str | None = None,
+        date: str | None = None,
     ) -> Self:
         """Load a folder, a hub id at a revision, or files that hub.locate found, from safetensors.
 
-        template: a Jinja chat template in place of the model's own, or PLAIN. The identity's revision is the hub's
+        template, date: as EngineOptions has them. The identity's revision is the hub's
         commit, or for a folder a SHA-256 over its weights' digests. Errors: ModelError for a missing folder, a hub id
         that cannot be reached, a folder that holds no causal language model, weights that are missing or damaged, an
         unknown dtype or device.
@@ -113,7 +114,7 @@ class Reference(Runtime):
                 f"{source} lacks weights its config.json asks for: {lacking[0]} and {len(lacking) - 1} more"
             )
         ends = named_end_tokens(network.generation_config, network.config.get_text_config(decoder=True), tokenizer)
-        vocabulary = HubVocabulary(tokenizer, ends, located.name, template)
+        vocabulary = HubVocabulary(tokenizer, ends, located.name, template, date)
         return cls(network, vocabulary, located.name, located.commit or digests.weights_digest(located.folder))
 
     @property
@@ -134,6 +135,8 @@ class Reference(Runtime):
         }
         if template := self._vocabulary.other_template:
             backend["template"] = template
+        if date := self._vocabulary.date:
+            backend["date"] = date
         return Provenance(
             model={"name": self.model.name, "digest": self.model.revision},
             backend=backend,
@@ -204,6 +207,11 @@ class Reference(Runtime):
             for run in self._complete(runs, on_text):
                 finish(run.index, run.completion())
         return [done[index] for index in range(len(requests))]
+
+    def refusal(self, request: Request) -> str:
+        if names := request.sampling.llama_only:
+            return f"PyTorch has no {', '.join(names)}; only llama.cpp samples so: leave it out, or run the model there"
+        return super().refusal(request)
 
     def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]:
         """See Backend.logit_rows."""

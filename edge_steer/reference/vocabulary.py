@@ -7,7 +7,7 @@ Reference in its place. It runs no model.
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
-from edge_steer.core.backend import PLAIN, Message, Tokens, plain_text
+from edge_steer.core.backend import PLAIN, Message, Tokens, dated, plain_text
 from edge_steer.core.errors import ModelError, first_line
 
 
@@ -21,6 +21,10 @@ class Vocabulary(Protocol):
     @property
     def other_template(self) -> str | None:
         """The chat template in place of the model's own, if there is one; see EngineOptions."""
+
+    @property
+    def date(self) -> str | None:
+        """What the chat template takes for today, if it was set; see EngineOptions."""
 
     def tokenize(self, text: str, *, add_special: bool) -> Tokens:
         """Token ids, special tokens parsed; `add_special` adds a BOS where the model wants one, never a second."""
@@ -38,10 +42,17 @@ class Vocabulary(Protocol):
 class HubVocabulary:
     """The vocabulary of a Hugging Face tokenizer."""
 
-    def __init__(self, tokenizer: Any, end_tokens: Collection[int], name: str, template: str | None = None) -> None:
-        """name: of the model, for errors. template: as EngineOptions has it."""
+    def __init__(
+        self,
+        tokenizer: Any,
+        end_tokens: Collection[int],
+        name: str,
+        template: str | None = None,
+        date: str | None = None,
+    ) -> None:
+        """name: of the model, for errors. template, date: as EngineOptions has them."""
         self.end_tokens = end_tokens
-        self.other_template = template
+        self.other_template, self.date = template, date
         self._tokenizer, self._name = tokenizer, name
         bos: int | None = tokenizer.bos_token_id
         self._bos = bos if bos is not None and tokenizer("").input_ids[:1] == [bos] else None
@@ -60,7 +71,10 @@ class HubVocabulary:
             raise ModelError(f"{self._name} has no chat template; give one, or ask in plain text")
         try:
             ids = self._tokenizer.apply_chat_template(
-                list(messages), chat_template=self.other_template, add_generation_prompt=True, return_dict=False
+                list(messages),
+                chat_template=dated(self._tokenizer.get_chat_template(self.other_template), self.date),
+                add_generation_prompt=True,
+                return_dict=False,
             )
         except Exception as error:  # a template is a program of its own and raises what it likes
             raise ModelError(

@@ -14,6 +14,7 @@
 | `--prompt`, `--system`, `--stop`, `--grade`, `-n, --max-tokens`, `--temperature`, ... | in place of the protocol's |
 | `--subset N`, `--subset-seed S` | so many problems of a task, drawn at random |
 | `--quant`, `--revision`, `--backend` | which form of MODEL runs, and in which runtime |
+| `--date` | what a chat template that writes the date takes for today |
 | `--template` | how a question becomes a prompt: `chat`, `none` or a Jinja file |
 | `--json` | one JSON document on standard output, or one a line |
 
@@ -83,6 +84,9 @@ _ENGINE: dict[str, Any] = {
         "--gpu-layers", type=int, default=-1, show_default=True, help="Layers to offload where possible; -1 is all."
     ),
     "template": template_option,
+    "date": click.option(
+        "--date", metavar="YYYY-MM-DD", help="What a chat template takes for today.  [default: today]"
+    ),
 }  # fmt: skip
 _STEERING: dict[str, Any] = {
     "vectors": click.option(
