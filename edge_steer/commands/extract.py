@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=FILE, required=True, help="Where to write the steering vector (.safetensors).")
 @click.option("--layers", type=LAYERS, metavar="LAYERS", help="Layers to extract.  [default: all blocks]")
 @click.option("--method", default="mean_difference", show_default=True,
-              help="mean_difference, pca, pca_centred or logistic.")  # fmt: skip
+              help="mean_difference, pca, pca_centred, logistic or class_means.")  # fmt: skip
 @click.option("--pooling", default="last", show_default=True,
               help="Tokens of an answer that are averaged: last, last:K, mean or token:I.")  # fmt: skip
 @click.option("--normalise", is_flag=True, help="Scale each direction to norm 1.")

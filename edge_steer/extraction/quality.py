@@ -68,8 +68,9 @@ def measure_layers(states: PairStates, method: str = "mean_difference") -> list[
 def suggest_layers(layers: Sequence[LayerQuality], block_count: int) -> tuple[int, ...]:
     """At most SUGGESTED layers to try first: of those whose score is near the best one's, those nearest the middle.
 
-    Scores alone do not tell layers apart that separate pairs equally well, and DenseSteer found middle layers to steer
-    best. It is a suggestion: only steered answers show which layer steers. No layer if all are at chance.
+    Scores alone do not tell layers apart that separate pairs equally well, and DenseSteer's text, if not its public
+    code, has middle layers steer best. It is a suggestion: only steered answers show which layer steers. No layer if
+    all are at chance.
     """
     best = max(layer.score for layer in layers)
     near = [layer.layer for layer in layers if best and layer.score >= NEAR_BEST * best]
