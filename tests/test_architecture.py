@@ -13,7 +13,7 @@ from paths import ROOT
 PACKAGE = ROOT / "edge_steer"
 MODULES = sorted(path for path in PACKAGE.glob("*/*.py") if path.name != "__init__.py")
 PILLARS = {"vectors", "llama", "reference", "tasks"}
-HANDED_A_MODEL = {"pairs", "extraction", "evaluation", "parity"}
+HANDED_A_MODEL = {"pairs", "extraction", "evaluation", "papers", "parity"}
 LOADERS = {"models/load", "plugins/lm_eval_model"}
 DOORS = {
     "click": {"terminal/", "commands/"},

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from edge_steer.core.backend import EngineOptions
     from edge_steer.evaluation.figures import Comparison, Figure, Summary
     from edge_steer.evaluation.harness import HarnessComparison
-    from edge_steer.evaluation.seeds import MethodScores
     from edge_steer.models.load import Runtime
+    from edge_steer.papers.seeds import MethodScores
     from edge_steer.tasks.rows import Method
 
 ALL_TASKS = "all tasks, weighted by their problems"
@@ -115,9 +115,9 @@ def eval_command(
     """
     from edge_steer.evaluation.evaluate import EvaluationSettings, evaluate_tasks, methods_of
     from edge_steer.evaluation.results import ROWS, SUMMARY, comparisons, default_folder, summaries
-    from edge_steer.evaluation.seeds import evaluate_seeds
     from edge_steer.models.load import load
     from edge_steer.pairs.rules import instruction, read_rules
+    from edge_steer.papers.seeds import evaluate_seeds
 
     numbers = _numbers(seeds) if seeds else []
     steering = steering_from(steering_choice)
@@ -194,8 +194,8 @@ def perplexity(
     FOLDER is of an eval, or of a sweep, of which every dev cell is scored and perplexity.png is drawn. MODEL is the
     one that made the texts. perplexity.json is written there.
     """
-    from edge_steer.evaluation.perplexity import draw_perplexities, folder_perplexities, is_sweep
     from edge_steer.models.load import load
+    from edge_steer.papers.perplexity import draw_perplexities, folder_perplexities, is_sweep
 
     with (
         progress_bar() as progress,
@@ -267,7 +267,7 @@ def _print_seeds(scores: "list[MethodScores]", as_json: bool) -> None:
 
 def _print_scores(scores: "list[MethodScores]") -> None:
     """Accuracies over seeds, with the average over tasks that all count the same."""
-    from edge_steer.evaluation.seeds import tasks_of
+    from edge_steer.papers.seeds import tasks_of
 
     tasks = tasks_of(scores)
     print_table(

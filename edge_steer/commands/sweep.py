@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from edge_steer.core.backend import EngineOptions
     from edge_steer.core.vector import Phase, SteeringVector
     from edge_steer.evaluation.figures import Summary
-    from edge_steer.evaluation.published import Paper, PublishedTable, TableRow
     from edge_steer.evaluation.sweep_cells import Rule, SweepCell
     from edge_steer.evaluation.sweep_results import HeldOutResult, SweepResults
     from edge_steer.evaluation.units import Runner
+    from edge_steer.papers.published import Paper, PublishedTable, TableRow
     from edge_steer.storage.provenance import Provenance
 
 PRINTED_CELLS = 60  # of more than these, only the best of each layer is printed
@@ -171,8 +171,8 @@ def sweep(
 @click.option("-o", "--output", type=FILE, help="Where to write the PNG.  [default: <figure>.png]")
 def plot(results: tuple[Path, ...], figure: str, output: Path | None) -> None:
     """Plot several models against each other, from the RESULTS folders of their sweeps and evals."""
-    from edge_steer.evaluation.families import draw_accuracy
     from edge_steer.evaluation.sweep_plots import plot_sizes
+    from edge_steer.papers.families import draw_accuracy
 
     draw = draw_accuracy if figure == "accuracy" else plot_sizes
     output = output or Path(f"{figure}.png")
@@ -190,8 +190,8 @@ def table(paper: "Paper", folders: tuple[Path, ...], as_json: bool) -> None:
     A measured row stands below the published one of its model and method: unsteered, rewriting-prompt, infamily,
     dense (densesteer); unsteered, steered (bias-only). What was not published or not measured stays empty.
     """
-    from edge_steer.evaluation.published import read_published
-    from edge_steer.evaluation.seeds import load_scores
+    from edge_steer.papers.published import read_published
+    from edge_steer.papers.seeds import load_scores
 
     published, measured = read_published(paper), load_scores(folders)
     groups = published.beside(measured)

@@ -4,8 +4,6 @@ Takes a running model, tasks and steerings; gives rows, figures, comparisons and
 
 evaluate: methods on tasks.  figures: means, intervals, comparisons and their text.  results: a folder of rows.
 sweep: a vector at every layer and strength.  sweep_cells: the grid and the choice.  sweep_results: what a sweep gives.
-seeds: one evaluation with several seeds.  published: the papers' figures, and measured ones beside them.
-units: rows in blocks that survive a kill.  families: accuracy over steps and density.
-perplexity: of texts alone.  harness: two runs of the lm-evaluation-harness.
-plots, sweep_plots: PNG files.  svg: plots inside a page.
+units: rows in blocks that survive a kill.  harness: two runs of the lm-evaluation-harness.  plots, sweep_plots: PNG
+files.  svg: plots inside a page.
 """

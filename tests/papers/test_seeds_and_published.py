@@ -13,11 +13,11 @@ from edge_steer.core.backend import EngineOptions
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.sampling import Sampling
 from edge_steer.evaluation.evaluate import EvaluationSettings
-from edge_steer.evaluation.published import PAPERS, Paper, read_published
 from edge_steer.evaluation.results import load_results
-from edge_steer.evaluation.seeds import MethodScores, Score, evaluate_seeds, load_scores
 from edge_steer.llama.engine import Engine
 from edge_steer.models.load import load
+from edge_steer.papers.published import PAPERS, Paper, read_published
+from edge_steer.papers.seeds import MethodScores, Score, evaluate_seeds, load_scores
 from edge_steer.tasks.load import load_task
 
 TASK = load_task("wordproblems", limit=4).with_settings(sampling=Sampling(temperature=2.0), max_tokens=120, samples=2)

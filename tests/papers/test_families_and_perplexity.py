@@ -17,12 +17,12 @@ from edge_steer.core.sampling import Sampling
 from edge_steer.core.stats import log_softmax
 from edge_steer.core.vector import SteeringVector
 from edge_steer.evaluation.evaluate import evaluate
-from edge_steer.evaluation.families import accuracy_points
-from edge_steer.evaluation.perplexity import folder_perplexities, text_perplexity
 from edge_steer.evaluation.plots import AccuracyPoint, Point, plot_accuracy
 from edge_steer.evaluation.sweep import sweep
 from edge_steer.llama.engine import Engine
 from edge_steer.models.load import load
+from edge_steer.papers.families import accuracy_points
+from edge_steer.papers.perplexity import folder_perplexities, text_perplexity
 from edge_steer.tasks.load import load_task
 from edge_steer.tasks.rows import Row
 

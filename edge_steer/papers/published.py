@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any, Literal, get_args
 
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.evaluation.seeds import MethodScores, Score
+from edge_steer.papers.seeds import MethodScores, Score
 
 Paper = Literal["densesteer", "bias-only"]
 QUANT = r"([ .-](b?f\d\d|i?q\d\w*|gguf))*"
@@ -83,7 +83,7 @@ def read_published(paper: Paper) -> PublishedTable:
     """The main table of a paper. Errors: EdgeSteerError for an unknown one."""
     if paper not in PAPERS:
         raise EdgeSteerError(f"no paper {paper!r}; known are {', '.join(PAPERS)}")
-    file = resources.files("edge_steer.evaluation") / f"published_{paper.replace('-', '_')}.json"
+    file = resources.files("edge_steer.papers") / f"published_{paper.replace('-', '_')}.json"
     table = json.loads(file.read_text("utf-8"))
     return PublishedTable(
         paper=table["paper"],
