@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol, cast
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from edge_steer.core.backend import Completion, Message, OnText, Piece, Request, Tokens
 from edge_steer.core.errors import EdgeSteerError, RequestError, VectorError
@@ -19,6 +19,7 @@ from edge_steer.core.vector import ModelIdentity, Phase
 from edge_steer.storage.files import readable, write_json
 from edge_steer.vectors.named import Applied, NamedVectors
 
+Role = Literal["system", "user", "assistant"]
 MAX_TOKENS = 1024  # of an answer, where nothing else is said
 FORMAT: Literal["edge-steer conversation 1"] = "edge-steer conversation 1"
 
@@ -211,7 +212,7 @@ class Conversation:
         saved = SavedConversation(
             FORMAT,
             self._engine.model.name,
-            tuple(SavedMessage(message["role"], message["content"]) for message in self.messages),  # type: ignore[arg-type]
+            tuple(SavedMessage(cast("Role", message["role"]), message["content"]) for message in self.messages),
             tuple(SavedSteering.of(applied) for applied in self.steering),
             self.sampling,
             self.max_tokens,
@@ -304,7 +305,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class SavedMessage:
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
 
 
@@ -332,7 +333,7 @@ class SavedConversation:
     messages: tuple[SavedMessage, ...]
     steering: tuple[SavedSteering, ...]
     sampling: Sampling
-    max_tokens: int
+    max_tokens: Annotated[int, Field(ge=1)]
 
     def history(self, path: Path) -> tuple[str, list[Exchange]]:
         """The system message and the exchanges. Errors: EdgeSteerError unless user and assistant take turns."""

@@ -268,6 +268,7 @@ def change(key: str, value: object) -> Callable[[dict[str, object]], object]:
         (change("messages", None), "messages"),
         (change("sampling", {"temperature": -1}), "temperature"),
         (change("note", "x"), "note"),
+        (change("max_tokens", 0), "max_tokens"),
         (lambda saved: saved.pop("max_tokens"), "max_tokens"),
         (lambda saved: saved["steering"][0].update(name="gone"), "there are: dense, other"),
         (lambda saved: saved["steering"][0].update(digest="0" * 64), "digest 000000000000"),
