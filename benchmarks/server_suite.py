@@ -60,6 +60,7 @@ def shim(flags: list[str]) -> None:
     command += ["--max-tokens", given.n_predict] if given.n_predict and int(given.n_predict) > 0 else []
     command += [word for alias in (given.alias or "").split(",") if alias for word in ("--alias", alias.strip())]
     command += ["--api-key", given.api_key] if given.api_key else []
+    command += [ours for flag, ours in {"--no-ui": "--no-page", "--no-slots": "--no-slots"}.items() if flag in others]
     os.execv(sys.executable, command)
 
 

@@ -33,10 +33,14 @@ if TYPE_CHECKING:
     from edge_steer.certificates.certificate import Certificate
     from edge_steer.certificates.files import SteeringFile
     from edge_steer.certificates.recheck import RecheckedFigure
+    from edge_steer.certificates.served import ServedReport
     from edge_steer.core.backend import EngineOptions
     from edge_steer.core.progress import Progress
     from edge_steer.core.stats import Interval
+    from edge_steer.parity.findings import Finding, Verdict
     from edge_steer.tasks.task import Task
+
+ADDRESS = ("http://", "https://")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,12 @@ class ParityChoice:
     out: Path | None
     save_reference: Path | None
     saved_reference: Path | None
+    request: str | None
+
+    @property
+    def server(self) -> str | None:
+        """The address of a running server, if that is what is compared."""
+        return next((file for file in self.files if file.startswith(ADDRESS)), None)
 
 
 @click.command()
@@ -81,6 +91,8 @@ class ParityChoice:
 @click.option("-o", "--out", type=FOLDER, help="Write certificate.json, report.html, texts and rows here.")
 @click.option("--save-reference", type=FILE, help="Save what the reference says, for --saved-reference elsewhere.")
 @click.option("--saved-reference", type=FILE, help="Compare with a saved reference in place of --reference.")
+@click.option("--request", metavar="JSON",
+              help='How a server is asked to steer, as {"steering": "2 dense"}.  [default: as it does]')  # fmt: skip
 @click.option("--check", "checked", type=FILE, help="Run a certificate again and compare; status 1 if it differs.")
 @json_option
 @engine_options
@@ -92,6 +104,8 @@ def parity(
     Each is compared on the reference's texts, unsteered and steered, and has a verdict: pass, fail (status 1), or not
     enough data. An F32 file is also checked for the mechanism: every block, both phases, with F32 KV and no flash
     attention. With --out a certificate is written, which --check runs again.
+
+    A MODEL may be the address of a running server, as http://localhost:8080; its key is in $EDGE_STEER_API_KEY.
     """
     choice = ParityChoice(**values)
     if checked:
@@ -100,6 +114,14 @@ def parity(
         print_again(figures, as_json)
         sys.exit(not all(figure.holds for figure in figures))
     _check_choice(choice)
+    if choice.server:
+        with progress_bar() as progress:
+            report = _check_served(choice.server, choice, steering_choice, engine, progress)
+        if as_json:
+            click.echo(json.dumps(report.to_json()))
+        else:
+            print_served(report)
+        sys.exit(report.verdict == "fail")
     with progress_bar() as progress:
         certificate = _certify(choice, steering_choice, engine, progress)
     if certificate is None:
@@ -125,6 +147,10 @@ def _check_choice(choice: ParityChoice) -> None:
         raise click.UsageError("name a MODEL to compare")
     if len(choice.files) > 1 and choice.quants:
         raise click.UsageError("--quants are made of one MODEL; name several without it")
+    if choice.request and not choice.server:
+        raise click.UsageError("--request is what a server is asked; name its address")
+    if choice.server and (len(choice.files) > 1 or not choice.reference or not choice.text_file or choice.out):
+        raise click.UsageError("a server is compared alone, with a --reference, on a --text-file, without --out")
 
 
 def _certify(
@@ -188,6 +214,26 @@ def _check_again(
     )
 
 
+def _check_served(
+    url: str, choice: ParityChoice, steering_choice: SteeringChoice, engine: "EngineOptions", progress: "Progress"
+) -> "ServedReport":
+    from edge_steer.certificates.served import check_served
+
+    assert choice.reference
+    assert choice.text_file
+    try:
+        request = json.loads(choice.request or "{}")
+    except ValueError:
+        request = None
+    if not isinstance(request, dict):
+        raise click.UsageError(f"--request {choice.request!r} is no JSON object")
+    return check_served(
+        url, choice.reference, choice.text_file, steering_from(steering_choice), request=request,
+        most_texts=choice.texts, quant=choice.quants, revision=choice.revision, tolerances=_tolerances(choice),
+        options=engine, progress=progress,
+    )  # fmt: skip
+
+
 def _steering_files(choice: SteeringChoice) -> "list[SteeringFile]":
     from edge_steer.certificates.files import SteeringFile
     from edge_steer.vectors.steer import split_strength
@@ -225,8 +271,6 @@ def _tolerances(choice: ParityChoice) -> dict[str, float]:
 
 def print_certificate(certificate: "Certificate") -> None:
     """Every file with its figures, and what has a tolerance with its verdict."""
-    from edge_steer.parity.findings import VERDICT_WORDS
-
     print_table(
         ["", "texts", "mean", "median", "p99", "p99.9", "max", "same top-1", "RMS dp", "PPL ratio"],
         (
@@ -241,16 +285,39 @@ def print_certificate(certificate: "Certificate") -> None:
     if any(entry.behaviour for entry in certificate.files):
         _print_behaviour(certificate)
     for entry in certificate.files:
-        words = VERDICT_WORDS[entry.verdict]
-        print_table(
-            ["", "value", "95% interval", "allowed", ""],
-            (
-                [finding.name, f"{finding.value:.3g}", _interval(finding.interval),
-                 f"{finding.bound} {finding.tolerance:g}", finding.verdict]
-                for finding in entry.report.findings
-            ),
-            f"{entry.quant}: {words.upper() if entry.verdict == 'fail' else words}",
-        )  # fmt: skip
+        _print_findings(entry.quant, entry.verdict, entry.report.findings)
+
+
+def _print_findings(quant: str, verdict: "Verdict", findings: "Sequence[Finding]") -> None:
+    from edge_steer.parity.findings import VERDICT_WORDS
+
+    words = VERDICT_WORDS[verdict]
+    print_table(
+        ["", "value", "95% interval", "allowed", ""],
+        (
+            [finding.name, f"{finding.value:.3g}", _interval(finding.interval),
+             f"{finding.bound} {finding.tolerance:g}", finding.verdict]
+            for finding in findings
+        ),
+        f"{quant}: {words.upper() if verdict == 'fail' else words}",
+    )  # fmt: skip
+
+
+def print_served(report: "ServedReport") -> None:
+    """A server's figures, and what has a tolerance with its verdict."""
+    sides = [("unsteered", report.unsteered)] + ([("steered", report.steered)] if report.steered else [])
+    print_table(
+        ["", "tokens", "mean |delta logprob|", "KL of the likeliest", "same top-1", "PPL ratio"],
+        (
+            [name, str(side.positions), f"{delta:.2g}", f"{side.kl['mean']:.2g}", f"{side.top1:.1%}",
+             f"{side.perplexity_ratio:.4f}"]
+            for (name, side), delta in zip(sides, report.delta_logprob, strict=True)
+        ),
+        f"{report.url} against the reference",
+    )  # fmt: skip
+    _print_findings(report.quant, report.verdict, report.findings)
+    if not report.stated:
+        say("the server does not say what steers its answers")
 
 
 def _print_behaviour(certificate: "Certificate") -> None:

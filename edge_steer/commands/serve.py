@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 @click.option("--allow-host", "hosts", multiple=True, help="A name that this server is reached by.")
 @click.option("--allow-origin", "origins", multiple=True, help="A page that may use it, as https://chat.example.org.")
 @click.option("--admin", is_flag=True, help="Let whoever has a key load and unload vectors while it runs.")
+@click.option("--page/--no-page", default=True, help="Serve the page at /.  [default: page]")
+@click.option("--slots/--no-slots", default=True, help="Answer /slots.  [default: slots]")
 @click.option("--queue", type=click.IntRange(0), default=256, show_default=True, help="Most requests that wait.")
 @click.option(
     "--stop-seconds",
@@ -78,6 +80,8 @@ def serve(
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
     admin: bool,
+    page: bool,
+    slots: bool,
     queue: int,
     stop_seconds: int,
     max_tokens: int | None,
@@ -108,6 +112,8 @@ def serve(
         queue=queue,
         no_auth=no_auth,
         admin=admin,
+        page=page,
+        slots=slots,
         stop_seconds=stop_seconds,
     )
     server.serve(model, quant, options=options, engine=engine, progress=NOTES)

@@ -12,7 +12,7 @@ from edge_steer.serving.questions import Question, Service, begun, in_thread, sc
 from edge_steer.serving.replies import ApiError, Json, Throughput, chat_logprobs, event_stream
 
 
-def router(service: Service) -> APIRouter:
+def router(service: Service, *, slots: bool = True) -> APIRouter:
     api = APIRouter()
 
     @api.get("/health")
@@ -57,14 +57,16 @@ def router(service: Service) -> APIRouter:
 
     @api.get("/props")
     async def props() -> Json:
-        return _props(service)
+        return {**_props(service), "endpoint_slots": slots}
 
     @api.post("/props")
     async def set_props() -> Response:
         raise ApiError(501, "this server's properties are set when it starts")
 
     @api.get("/slots")
-    async def slots(fail_on_no_slot: bool = False) -> list[Json]:
+    async def list_slots(fail_on_no_slot: bool = False) -> list[Json]:
+        if not slots:
+            raise ApiError(501, "this server was started without its list of slots")
         listed = _slots(service)
         if fail_on_no_slot and all(slot["is_processing"] for slot in listed):
             raise ApiError(503, "no slot is free")
@@ -99,9 +101,9 @@ def _props(service: Service) -> Json:
         },
         "total_slots": engine.parallel,
         "model_alias": service.names[0],
-        "model_path": "",
+        "model_path": service.file.path.name,
+        "model_ftype": service.file.quant,
         "modalities": {"vision": False, "audio": False},
-        "endpoint_slots": True,
         "endpoint_props": False,
         "endpoint_metrics": True,
         "chat_template": engine.vocabulary.template,

@@ -107,6 +107,7 @@ def _model(service: Service, name: str) -> Json:
             "n_embd": service.engine.model.hidden_size,
             "n_layer": service.engine.model.block_count,
             "architecture": service.engine.model.architecture,
+            "ftype": service.file.quant,
         },
     }
     applied = service.vectors.default if preset is None else service.vectors.presets[preset]

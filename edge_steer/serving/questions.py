@@ -20,6 +20,7 @@ from edge_steer.core.errors import RequestError
 from edge_steer.core.sampling import BREAKERS, LINKS, MOST_SEED, Dry, Link, Mirostat, Sampling, Xtc
 from edge_steer.core.stats import logsumexp
 from edge_steer.core.vector import Array
+from edge_steer.models.file import ModelFile
 from edge_steer.serving.bodies import (
     B,
     Bias,
@@ -85,6 +86,7 @@ class Service:
         """
         self._defaults = check_fields(Generating, defaults).model_dump(exclude_unset=True)
         self.engine, self.vectors, self.names, self.access = engine, vectors, tuple(names), access
+        self.file = ModelFile(engine.vocabulary.path)
         self.metrics = Metrics()
         self.worker = Worker(engine, queue, self.metrics.count)
 

@@ -5,8 +5,9 @@ Takes a MODEL's running engine and vectors; serves until it is told to end. It l
 
 import logging
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from edge_steer.models.file import ModelFile
 from edge_steer.models.load import load
 from edge_steer.models.quantize import gguf_for
 from edge_steer.serving import llama_api, ollama_api, openai_api, vectors_api
+from edge_steer.serving.loading import refusing_while_loading
 from edge_steer.serving.questions import Service
 from edge_steer.serving.replies import ApiError
 from edge_steer.serving.security import Access, Gate, check_binding
@@ -35,6 +37,9 @@ TELEMETRY_OFF: TelemetryConfig = {"tracing": False, "metrics": False}
 CONTEXT = 4096  # positions of a sequence where nothing else is said: memory is taken for all sequences at the start
 LARGEST_HEAD = 2**16  # bytes of a request's line and headers
 BACKLOG = 2048
+# How long the engine's thread keeps Python's lock while the event loop wants it. Where requests steer differently it
+# runs Python for every node of the graph, and the answers would wait Python's own 5 ms for each token.
+SWITCH_SECONDS = 0.0002
 PAGE = Path(__file__).parent / "page"
 _LOG = logging.getLogger(__name__)
 
@@ -45,7 +50,8 @@ class ServerOptions:
 
     aliases: what clients call the model. presets: name -> steering in words. defaults: fields of requests that say
     nothing, as {"temperature": 0.2}. no_auth: listen to others without a key.
-    admin: vectors can be loaded and unloaded while it runs, which needs a key. stop_seconds: how long running answers
+    admin: vectors can be loaded and unloaded while it runs, which needs a key. page: the page at /. slots: who asks may
+    see how busy each sequence is. stop_seconds: how long running answers
     may go on when it is told to end.
     """
 
@@ -59,6 +65,8 @@ class ServerOptions:
     queue: int = 256
     no_auth: bool = False
     admin: bool = False
+    page: bool = True
+    slots: bool = True
     stop_seconds: int = 30
 
 
@@ -83,23 +91,33 @@ def serve(
     check_binding(options.host, options.access.keys, no_auth=options.no_auth)
     if options.admin and not options.access.keys:
         raise EdgeSteerError("loading vectors while the server runs needs a key; set one")
-    with _bound(options) as listening:
-        path = gguf_for(model, quant, threads=engine.threads, progress=progress)
-        context = engine.context or min(ModelFile(path).trained_context or CONTEXT, CONTEXT)
-        engine = replace(engine, context=context, keep_cache=True)
-        _serve(path, engine, listening, options, progress)
+    with _bound(options) as listening, ExitStack() as running:
+        with refusing_while_loading(listening):
+            service = running.enter_context(_loaded(model, quant, options, engine, progress))
+        progress.note(announcement(service, listening.getsockname()))
+        _run(service, listening, options)
 
 
-def _serve(
-    path: Path, engine: EngineOptions, listening: socket.socket, options: ServerOptions, progress: Progress
-) -> None:
-    with load(path, options=engine) as loaded:
+@contextmanager
+def _loaded(
+    model: str | Path, quant: str | None, options: ServerOptions, engine: EngineOptions, progress: Progress
+) -> Iterator[Service]:
+    path = gguf_for(model, quant, threads=engine.threads, progress=progress)
+    context = engine.context or min(ModelFile(path).trained_context or CONTEXT, CONTEXT)
+    with load(path, options=replace(engine, context=context, keep_cache=True)) as loaded:
         loaded.reserve()
         vectors = served_vectors(loaded.model, options)
         names = options.aliases or (loaded.model.name,)
-        service = Service(loaded, vectors, names, options.access, queue=options.queue, defaults=options.defaults)
-        progress.note(announcement(service, listening.getsockname()))
+        yield Service(loaded, vectors, names, options.access, queue=options.queue, defaults=options.defaults)
+
+
+def _run(service: Service, listening: socket.socket, options: ServerOptions) -> None:
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
         uvicorn.Server(_config(service, options)).run(sockets=[listening])
+    finally:
+        sys.setswitchinterval(switch)
 
 
 def served_vectors(model: ModelIdentity, options: ServerOptions) -> NamedVectors:
@@ -124,7 +142,7 @@ def announcement(service: Service, address: Sequence[object]) -> str:
     return f"serving {service.names[0]} at http://{shown}:{port}; steered by: {steering or 'nothing'}"
 
 
-def application(service: Service, *, admin: bool = False) -> Gate:
+def application(service: Service, options: ServerOptions) -> Gate:
     """The ASGI application of a service, whose worker it starts and stops."""
 
     @asynccontextmanager
@@ -140,21 +158,23 @@ def application(service: Service, *, admin: bool = False) -> Gate:
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _bug)
     app.include_router(openai_api.router(service))
-    app.include_router(llama_api.router(service))
-    app.include_router(vectors_api.router(service, admin=admin))
+    app.include_router(llama_api.router(service, slots=options.slots))
+    app.include_router(vectors_api.router(service, admin=options.admin))
     app.include_router(ollama_api.router(service))
 
-    @app.api_route("/", methods=["GET", "HEAD"])
-    async def page() -> Response:
-        return FileResponse(PAGE / "index.html")
+    if options.page:
 
-    app.mount("/page", StaticFiles(directory=PAGE))
+        @app.api_route("/", methods=["GET", "HEAD"])
+        async def page() -> Response:
+            return FileResponse(PAGE / "index.html")
+
+        app.mount("/page", StaticFiles(directory=PAGE))
     return Gate(app, service.access)
 
 
 def _config(service: Service, options: ServerOptions) -> uvicorn.Config:
     return uvicorn.Config(
-        application(service, admin=options.admin),
+        application(service, options),
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from edge_steer.core.backend import Completion, Message, Piece, Request, Tokens
@@ -26,7 +27,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class Vocabulary(Protocol):
-    """A model's tokens and its chat template."""
+    """A model's file, its tokens and its chat template."""
+
+    @property
+    def path(self) -> Path: ...
 
     @property
     def end_tokens(self) -> Tokens: ...

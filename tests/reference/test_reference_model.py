@@ -435,3 +435,22 @@ def test_half_precision_is_near_float32(tiny: Reference, tiny_folder: Path) -> N
     half = Reference.load(tiny_folder, dtype="bfloat16").logits(tokens, 5, steering)
     assert half.dtype == np.float32
     assert np.abs(half - tiny.logits(tokens, 5, steering)).mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("sampling", "named"),
+    [
+        (Sampling(typical_p=0.5), "typical_p"),
+        (Sampling(temperature=1, grammar='root ::= "a"', logit_bias=((3, 1.0),)), "logit_bias, grammar"),
+        (Sampling(order=("temperature",)), "order"),
+    ],
+)
+def test_sampling_that_only_llama_cpp_has_is_refused_in_one_line(
+    tiny: Reference, sampling: Sampling, named: str
+) -> None:
+    prompt = tiny.encode("3 + 4")
+    refused, served = tiny.generate([Request(prompt, 4, sampling=sampling), Request(prompt, 4)])
+    assert refused.finish == "error"
+    assert refused.error.startswith(f"PyTorch has no {named};")
+    assert "\n" not in refused.error
+    assert served.finish != "error"

@@ -13,6 +13,8 @@ import pytest
 from paths import ABACUS, DENSE
 from serving_server import KEY, QUESTION, Start
 
+from edge_steer.serving.loading import refusing_while_loading
+
 
 def refused(*arguments: str) -> str:
     """The one line with which a start ends."""
@@ -31,6 +33,34 @@ def test_a_second_start_on_a_used_port_says_so_in_one_line() -> None:
         line = refused("--port", str(port))
     assert f"127.0.0.1:{port}" in line
     assert "in use" in line
+
+
+def test_while_the_model_loads_everyone_is_told_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with refusing_while_loading(listening):
+            for response in (httpx.get(f"{url}/health"), httpx.post(f"{url}/completion", content=b"a" * 2**20)):
+                assert response.status_code == 503
+                assert response.headers["retry-after"] == "1"
+                error = response.json()["error"]
+                assert (error["code"], error["message"], error["type"]) == (503, "Loading model", "unavailable_error")
+            with socket.create_connection(listening.getsockname()) as silent:
+                assert httpx.get(f"{url}/health").status_code == 503
+                silent.close()
+        later = socket.create_connection(listening.getsockname())
+        listening.setblocking(True)
+        listening.accept()[0].close()
+        later.close()
+
+
+def test_page_and_slots_can_be_left_out(start: Start) -> None:
+    with start("--no-page", "--no-slots").client as http:
+        assert http.get("/").status_code == 404
+        assert http.get("/page/style.css").status_code == 404
+        assert http.get("/slots").status_code == 501
+        props = http.get("/props").json()
+        assert props["endpoint_slots"] is False
+        assert (props["model_path"], props["model_ftype"]) == ("abacus-F16.gguf", "F16")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +166,7 @@ def test_a_server_loads_no_torch(tmp_path: Path) -> None:
         f"with load({str(ABACUS)!r}, options=EngineOptions(threads=1, parallel=1)) as engine:\n"
         f"    options = ServerOptions(vectors=(NamedFile('dense', {str(DENSE)!r}),))\n"
         "    vectors = served_vectors(engine.model, options)\n"
-        "    application(Service(engine, vectors, ['m'], options.access, queue=1, defaults={}))\n"
+        "    application(Service(engine, vectors, ['m'], options.access, queue=1, defaults={}), options)\n"
         "print(sorted({'torch', 'transformers', 'opentelemetry.sdk'} & set(sys.modules)))\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
