@@ -164,8 +164,10 @@ def rewrite(
     if (price_in is None) != (price_out is None):
         raise click.UsageError("--price-in and --price-out belong together")
     prices = None if price_in is None or price_out is None else (price_in, price_out)
-    if rewriter and (model or base_url):
-        raise click.UsageError("--rewriter is a model on this machine; leave out --model and --base-url")
+    if rewriter and (model or base_url or sending["reasoning_effort"]):
+        raise click.UsageError(
+            "--rewriter is a model on this machine; leave out --model, --base-url and --reasoning-effort"
+        )
     rules = read_rules(rules_source)
     solutions = read_chosen_solutions(solutions_file)[:count]
     if dry_run:

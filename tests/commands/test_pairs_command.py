@@ -262,6 +262,7 @@ def test_evaluation_problems_are_left_out(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (("rewrite", "{solutions}", "--rewriter", "a.gguf", "--model", "m"), "leave out --model"),
+        (("rewrite", "{solutions}", "--rewriter", "a.gguf", "--reasoning-effort", "low"), "and --reasoning-effort"),
         (("rewrite", "{solutions}", "--price-in", "1"), "belong together"),
         (("rewrite", "{solutions}"), "--dry-run"),
         (("check", "{pairs}", "--nll"), "name it with --model"),
