@@ -24,9 +24,10 @@ from edge_steer.terminal.options import (
 from edge_steer.terminal.progress import NOTES
 
 if TYPE_CHECKING:
+    from edge_steer.chat.conversation import Conversation
+    from edge_steer.chat.figures import ChatFigures
     from edge_steer.core.backend import Completion, EngineOptions
     from edge_steer.core.vector import Phase
-    from edge_steer.serving.conversation import ChatFigures, Conversation
     from edge_steer.vectors.named import Applied
 
 SEQUENCES = 4  # two for a comparison, and what other strengths have cached
@@ -66,9 +67,9 @@ def chat(
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         need("chat")
+    from edge_steer.chat.conversation import Conversation
     from edge_steer.core.sampling import GREEDY
     from edge_steer.models.load import load
-    from edge_steer.serving.conversation import Conversation
     from edge_steer.vectors.named import NamedFile, NamedVectors
 
     engine = replace(engine, parallel=SEQUENCES, keep_cache=True)

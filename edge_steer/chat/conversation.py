@@ -1,4 +1,4 @@
-"""A conversation whose steering can be changed between two answers: history, comparison, files, figures.
+"""A conversation whose steering can be changed between two answers: history, steering, comparison, saving.
 
 Takes messages and vectors by name, gives completions piece by piece. It knows no terminal and no HTTP.
 """
@@ -7,54 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, cast
+from typing import cast
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-
-from edge_steer.core.backend import Completion, Message, OnText, Piece, Request, Tokens
-from edge_steer.core.errors import EdgeSteerError, RequestError, VectorError
+from edge_steer.chat.engine import ChatEngine
+from edge_steer.chat.figures import NO_FIGURES
+from edge_steer.chat.saved import FORMAT, Exchange, Role, SavedConversation, SavedMessage, SavedSteering, read_saved
+from edge_steer.core.backend import Completion, Message, OnText, Piece, Request
+from edge_steer.core.errors import RequestError, VectorError
 from edge_steer.core.sampling import GREEDY, Sampling
 from edge_steer.core.steering import Steering
-from edge_steer.core.vector import ModelIdentity, Phase
-from edge_steer.storage.files import readable, write_json
+from edge_steer.core.vector import Phase
+from edge_steer.storage.files import write_json
 from edge_steer.vectors.named import Applied, NamedVectors
 
-Role = Literal["system", "user", "assistant"]
 MAX_TOKENS = 1024  # of an answer, where nothing else is said
-FORMAT: Literal["edge-steer conversation 1"] = "edge-steer conversation 1"
-
-
-class ChatEngine(Protocol):
-    """What a conversation needs of an engine; one that keeps its cache computes only what is new in each turn."""
-
-    context: int
-
-    @property
-    def model(self) -> ModelIdentity: ...
-
-    def check_steering(self, steering: Sequence[Steering]) -> None: ...
-
-    def chat(self, messages: Sequence[Message]) -> Tokens: ...
-
-    def submit(
-        self,
-        request: Request,
-        *,
-        on_piece: Callable[[Piece], object] | None = None,
-        on_done: Callable[[Completion], object] | None = None,
-    ) -> int: ...
-
-    def cancel(self, ticket: int) -> None: ...
-
-    def step(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """A message of the user and the answer to it."""
-
-    question: str
-    answer: str
 
 
 @dataclass(frozen=True)
@@ -63,39 +29,6 @@ class Comparison:
 
     unsteered: Completion
     steered: Completion
-
-
-@dataclass(frozen=True)
-class ChatFigures:
-    """What answers took, added up: prompt tokens computed and taken from the cache, tokens generated, seconds."""
-
-    answers: int = 0
-    computed: int = 0
-    reused: int = 0
-    generated: int = 0
-    prompt_seconds: float = 0.0
-    generation_seconds: float = 0.0
-
-    def plus(self, request: Request, completion: Completion) -> "ChatFigures":
-        """These figures with those of one more answer."""
-        timings = completion.timings
-        return ChatFigures(
-            self.answers + 1,
-            self.computed + len(request.prompt) - timings.reused,
-            self.reused + timings.reused,
-            self.generated + len(completion.tokens),
-            self.prompt_seconds + timings.prompt,
-            self.generation_seconds + timings.generation,
-        )
-
-    @property
-    def tokens_per_second(self) -> float:
-        """The first token of each answer comes with its prompt and is not counted."""
-        after_first = self.generated - self.answers
-        return after_first / self.generation_seconds if after_first > 0 and self.generation_seconds else 0.0
-
-
-NO_FIGURES = ChatFigures()
 
 
 class Conversation:
@@ -224,8 +157,8 @@ class Conversation:
 
         Errors: EdgeSteerError for another file, a vector that is not here or is another one; nothing is changed then.
         """
-        saved = _read(Path(path))
-        system, exchanges = saved.history(Path(path))
+        saved = read_saved(path)
+        system, exchanges = saved.history(path)
         steering = {name: replace(one, strength=0.0) for name, one in self._steering.items()}
         for one in saved.steering:
             vector = self._vectors.get(one.name).vector
@@ -301,58 +234,3 @@ class Conversation:
     def _take(self, before: Sequence[Exchange], question: str, answer: Completion) -> None:
         if answer.text or answer.finish != "cancelled":
             self.exchanges = [*before, Exchange(question, answer.text)]
-
-
-@dataclass(frozen=True)
-class SavedMessage:
-    role: Role
-    content: str
-
-
-@dataclass(frozen=True)
-class SavedSteering:
-    name: str
-    digest: str
-    strength: float
-    layers: tuple[int, ...]
-    phase: Phase
-
-    @classmethod
-    def of(cls, applied: Applied) -> "SavedSteering":
-        one = applied.steering
-        return cls(applied.name, one.vector.digest, one.strength, one.layers or (), one.phase)
-
-
-@dataclass(frozen=True)
-class SavedConversation:
-    """The file of a conversation. model: whose it was, which another one may go on with."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-    format: Literal["edge-steer conversation 1"]
-    model: str
-    messages: tuple[SavedMessage, ...]
-    steering: tuple[SavedSteering, ...]
-    sampling: Sampling
-    max_tokens: Annotated[int, Field(ge=1)]
-
-    def history(self, path: Path) -> tuple[str, list[Exchange]]:
-        """The system message and the exchanges. Errors: EdgeSteerError unless user and assistant take turns."""
-        messages = list(self.messages)
-        system = messages.pop(0).content if messages and messages[0].role == "system" else ""
-        if [message.role for message in messages] != ["user", "assistant"] * (len(messages) // 2):
-            raise EdgeSteerError(f"{path} is no saved conversation: user and assistant do not take turns")
-        pairs = zip(messages[::2], messages[1::2], strict=True)
-        return system, [Exchange(question.content, answer.content) for question, answer in pairs]
-
-
-def _read(path: Path) -> SavedConversation:
-    text = readable(path, "a saved conversation").read_bytes()
-    try:
-        return TypeAdapter(SavedConversation).validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        where = f"{place}: " if place else ""
-        raise EdgeSteerError(f"{path} is no saved conversation: {where}{first['msg']}") from None
-    except RequestError as error:
-        raise EdgeSteerError(f"{path} is no saved conversation: {error}") from None

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from paths import DENSE
 
+from edge_steer.chat.conversation import Conversation
+from edge_steer.chat.saved import Exchange
 from edge_steer.core.backend import EngineOptions
 from edge_steer.core.errors import EdgeSteerError, RequestError, VectorError
 from edge_steer.core.sampling import Sampling
 from edge_steer.core.steering import Steering
 from edge_steer.llama.engine import Engine
-from edge_steer.serving.conversation import Conversation, Exchange
 from edge_steer.vectors.named import NamedFile, NamedVectors
 
 TOM = "Tom has 12 apples and buys 7 more. How many apples does Tom have?"
