@@ -17,6 +17,7 @@ from edge_steer.pairs.rules import DEFAULT_RULES_NAME
 from edge_steer.recipes.recipe import BUILT_PAIRS, phase_of
 from edge_steer.storage.files import readable
 from edge_steer.storage.toml import TomlTable
+from edge_steer.tasks.protocols import PROTOCOLS, Protocol
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ class BuildRecipe:
     """A vector's recipe with its tables.
 
     layer, strength: chosen by hand or by an earlier build, None while a sweep has not chosen them. pairs: a file, or
-    how to make them. template: in place of the model's chat template, as EngineOptions has it.
+    how to make them. template: in place of the model's chat template, as EngineOptions has it. protocol: how every task
+    is asked.
     """
 
     folder: Path
@@ -110,6 +112,7 @@ class BuildRecipe:
     sweep: SweepTable | None
     parity: ParityTable
     template: str | None = None
+    protocol: Protocol = "densesteer"
 
     @classmethod
     def load(cls, folder: str | Path) -> "BuildRecipe":
@@ -130,6 +133,7 @@ class BuildRecipe:
             sweep=_sweep_table(table.table("sweep")),
             parity=_parity_table(table.table("parity")),
             template=_template(table, folder),
+            protocol=_protocol(table),
         )
         table.text("chosen", optional=True)
         table.finish()
@@ -234,6 +238,13 @@ def _parity_table(table: TomlTable | None) -> ParityTable:
     )
     table.finish()
     return parity
+
+
+def _protocol(table: TomlTable) -> Protocol:
+    name = table.text("protocol", optional=True) or "densesteer"
+    if (protocol := next((known for known in PROTOCOLS if known == name), None)) is None:
+        raise table.error("protocol", f"{name!r} is none of {', '.join(PROTOCOLS)}")
+    return protocol
 
 
 def _template(table: TomlTable, folder: Path) -> str | None:

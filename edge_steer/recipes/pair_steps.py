@@ -110,7 +110,7 @@ def _calibration_task(build: Build, table: PairTable, progress: Progress) -> Tas
 
 def _task(build: Build, table: PairTable) -> Task:
     """The task of [pairs] as it is asked."""
-    task = load_calibration_task(build.recipe.task_name(table.task), split=table.split)
+    task = load_calibration_task(build.recipe.task_name(table.task), protocol=build.recipe.protocol, split=table.split)
     if table.max_tokens:
         task = replace(task, settings=replace(task.settings, max_tokens=table.max_tokens))
     return task
@@ -208,7 +208,7 @@ def _check_inputs(build: Build) -> dict[str, object]:
 
 def _check(build: Build, context: StepContext) -> StepOutput:
     table = _pair_table(build)
-    task = load_calibration_task(build.recipe.task_name(table.task), split=table.split)
+    task = load_calibration_task(build.recipe.task_name(table.task), protocol=build.recipe.protocol, split=table.split)
     pairs = read_pairs(build.folder / REWRITTEN)
     with load(
         build.model.folder, table.quant, revision=build.revision, options=context.engine, progress=context.progress

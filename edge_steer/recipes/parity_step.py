@@ -60,7 +60,12 @@ def _certify(build: Build, context: StepContext) -> StepOutput:
     _forget_other_rows(build)
     task = None
     if table.task:
-        task = load_task(build.recipe.task_name(table.task), split=table.split, limit=table.problems)
+        task = load_task(
+            build.recipe.task_name(table.task),
+            protocol=build.recipe.protocol,
+            split=table.split,
+            limit=table.problems,
+        )
     certificate = certify(
         build.model.folder,
         build.model.folder,

@@ -111,6 +111,10 @@ class Step:
 
 
 def task_inputs(build: Build, task: str) -> object:
-    """What a step depends on of a task: a published one by its name, for it is pinned; a user's own by its problems."""
+    """What a step depends on of a task: a published one by its name, for it is pinned; a user's own by its problems.
+
+    And the protocol, where it is not the usual one.
+    """
     name = build.recipe.task_name(task)
-    return [task, load_task(name).digest] if name.endswith(".toml") or "=" in name else name
+    known = [task, load_task(name).digest] if name.endswith(".toml") or "=" in name else name
+    return known if build.recipe.protocol == "densesteer" else [known, build.recipe.protocol]

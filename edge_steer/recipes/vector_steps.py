@@ -119,7 +119,7 @@ def _sweep_inputs(build: Build) -> dict[str, object]:
 
 def _sweep_task(build: Build) -> Task:
     table = _sweep_table(build)
-    task = load_task(build.recipe.task_name(table.task), split=table.split)
+    task = load_task(build.recipe.task_name(table.task), protocol=build.recipe.protocol, split=table.split)
     if table.max_tokens:
         task = replace(task, settings=replace(task.settings, max_tokens=table.max_tokens))
     return task

@@ -297,6 +297,19 @@ def test_only_the_problems_that_a_sweep_draws_are_left_out(folder: Path) -> None
     assert "3 of 8 problems are among the 3 of mine" in heard.notes
 
 
+def test_every_task_of_a_recipe_is_asked_by_its_protocol(folder: Path) -> None:
+    recipe = FROM_NOTHING.replace("count = 6", "count = 2")
+    inputs = []
+    for line in ("", 'protocol = "bias-only"\n'):
+        (folder / "recipe.toml").write_text(line + recipe)
+        inputs.append(GENERATE.inputs(Build.load(folder)))
+    assert inputs[0] != inputs[1]
+    (folder / "build").mkdir()
+    output = GENERATE.run(Build.load(folder), StepContext(ENGINE, Heard()))
+    settings = records.read(folder / output.files[0])[0]["task"]["settings"]
+    assert (settings["sampling"]["temperature"], settings["grading"]) == (1.0, "boxed")
+
+
 def test_a_model_of_the_hub_is_planned_and_pinned(folder: Path, tmp_path: Path) -> None:
     """Stopped before anything is fetched: the commit is kept, and the next build takes that one."""
     hub = tmp_path / "hub"
@@ -396,6 +409,11 @@ def test_a_sweep_that_finds_nothing_ends_the_build(folder: Path) -> None:
             'phase = "',
             'template = "absent.jinja"\nphase = "',
             r"no such file: .*absent\.jinja; expected a Jinja chat template",
+        ),
+        (
+            'phase = "',
+            'protocol = "mine"\nphase = "',
+            "protocol: 'mine' is none of densesteer, densesteer-code, bias-only",
         ),
     ],
 )
