@@ -1,13 +1,16 @@
 """Programs that people use with such a server: openai, lm-eval, and the calls that Open WebUI makes."""
 
 import json
+import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from paths import DENSE
-from serving_server import QUESTION, Server
+from paths import ABACUS, DENSE, ROOT
+from serving_server import QUESTION, Server, Start
 
 from edge_steer.core.steering import Steering
 from edge_steer.llama.engine import Engine
@@ -75,6 +78,51 @@ def test_lm_evals_local_completions_score_and_generate(server: Server, engine: E
     body = {"model": "abacus", "prompt": QUESTION, "max_tokens": 8, "temperature": 0, "stop": ["\n\n"], "seed": 1234}
     generated = model.parse_generations(httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json())
     assert generated[0]
+
+
+def test_a_whole_run_of_lm_eval_scores_a_steered_server(start: Start, engine: Engine, tmp_path: Path) -> None:
+    """With `local-completions`: each choice has the log-probability that the steered engine gives it."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    url = start("--vector", f"dense={DENSE}:0", "--preset", "strong=2 dense", "--alias", "abacus").url
+    rows: Any = [{"context": f"3 + {n} =", "choices": [f" {3 + n}", " cups"], "gold": 0} for n in (1, 2, 4)]
+    data = tmp_path / "sums.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "sums.yaml").write_text(
+        f"task: local_sums\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
+        'output_type: multiple_choice\ndoc_to_text: "{{context}}"\ndoc_to_choice: "{{choices}}"\n'
+        'target_delimiter: ""\ndoc_to_target: gold\nmetric_list: [{metric: acc}]\n'
+    )
+    for name, steering in (("abacus", []), ("abacus+strong", [Steering.of(load(DENSE), 2.0)])):
+        run = lm_eval.simple_evaluate(
+            "local-completions",
+            model_args={"base_url": f"{url}/v1/completions", "model": name, "tokenizer": str(ABACUS)},
+            tasks=["local_sums"],
+            task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+        assert run
+        samples = sorted(run["samples"]["local_sums"], key=lambda sample: sample["doc_id"])
+        for row, sample in zip(rows, samples, strict=True):
+            for choice, (logprob, _) in zip(row["choices"], sample["filtered_resps"], strict=True):
+                context, tokens = engine.encode(row["context"]), engine.encode(row["context"] + choice)
+                nll, _ = engine.score(tokens, 1, steering)
+                assert logprob == pytest.approx(-float(nll[len(context) - 1 :].sum()), abs=0.05)
+
+
+def test_the_curl_lines_of_the_docs_run(start: Start) -> None:
+    url = start("--vector", f"dense={DENSE}").url
+    page = (ROOT / "docs" / "serve.md").read_text()
+    commands = re.findall(r"^    (curl (?:[^\n']|'[^']*')*)$", page, re.MULTILINE)
+    assert len(commands) == page.count("    curl ") >= 4
+    for command in commands:
+        line = command.replace("http://127.0.0.1:8080", url).replace("curl", "curl --silent --fail-with-body", 1)
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stdout)
+        answer = json.loads(done.stdout)
+        assert "error" not in answer, (command, answer)
 
 
 def test_open_webuis_calls(server: Server, http: httpx.Client) -> None:
