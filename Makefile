@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+PYTEST_WORKERS ?= 2
 
 # GCC before 13 drops stores that llama.cpp's AMX kernels need, which then fault; without these two passes it keeps them.
 OLD_GCC := $(shell c++ --version 2>/dev/null | grep -q 'Free Software' && [ "$$(c++ -dumpversion | cut -d. -f1)" -lt 13 ] && echo yes)
@@ -21,7 +22,7 @@ serve: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/edge-steer convert --fetch-converter
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

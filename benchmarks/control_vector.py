@@ -37,7 +37,7 @@ from edge_steer.llama.engine import Engine
 from edge_steer.models import quantize
 from edge_steer.recipes.recipe import VectorRecipe
 from edge_steer.tasks import wordproblems
-from edge_steer.vectors import gguf_writer
+from edge_steer.vectors import read
 
 Floats = npt.NDArray[np.float64]
 
@@ -64,7 +64,7 @@ def main(
         layer = recipe.layer if layer is None else layer
         strength = recipe.strength if strength is None else strength
     path = quantize.gguf_for(model, quant)
-    steered = Steering(gguf_writer.load(vector), strength, (layer,))
+    steered = Steering(read.load(vector), strength, (layer,))
     flags = ("--control-vector-scaled", f"{vector}:{strength}", "--control-vector-layer-range", layer, layer)
     result: dict[str, object] = {"model": path.name, "layer": layer, "strength": strength}
     with (
@@ -205,7 +205,7 @@ def refusals(engine: Engine, path: Path, file: Path) -> dict[str, str]:
     )
     said = {"llama-completion": f"{complaint[0]}; runs on unsteered, status 0" if complaint else "taken"}
     try:
-        gguf_writer.load(file)
+        read.load(file)
         said["edge-steer"] = "taken"
     except EdgeSteerError as error:
         said["edge-steer"] = f"refused: {str(error).removeprefix(str(file))}"

@@ -86,6 +86,6 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
     ):
         with pytest.raises(VectorError, match=words), steer(llama, vector):
             pass
-    with pytest.raises(ModelError, match=r"give a llama_cpp\.Llama"), steer("model.gguf", None):  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"give a llama_cpp\.Llama"), steer("model.gguf", None):
         pass
     assert greedy(llama, prompt) == plain
