@@ -146,7 +146,10 @@ def test_a_wing_is_a_few_short_files_behind_one_docstring(wing: str) -> None:
         lines = len(path.read_text().splitlines())
         assert lines <= 400, f"{place(path)} has {lines} lines"
     tree = ast.parse((PACKAGE / wing / "__init__.py").read_text())
-    assert ast.get_docstring(tree) and len(tree.body) == 1
+    docstring = ast.get_docstring(tree)
+    assert docstring and len(tree.body) == 1
+    for path in files:
+        assert re.search(rf"^(\w+, )*{path.stem}(, \w+)* {{3,}}", docstring, re.MULTILINE), f"{path.stem} is not named"
 
 
 @pytest.mark.parametrize("package", DOORS)

@@ -2,6 +2,8 @@
 
 Takes folders of results and a running model; gives scores over seeds, rows of tables, plots. It loads no model.
 
-seeds: one evaluation with several seeds, joined.  published: the main tables.  families: accuracy over steps and
-density.  perplexity: of texts without their prompt.
+seeds        one evaluation with several seeds, joined
+published    the main tables
+families     accuracy over steps and density
+perplexity   of texts without their prompt
 """

@@ -1,1 +1,11 @@
-"""The model in PyTorch."""
+"""The model in PyTorch.
+
+Takes Hugging Face files or a GGUF, gives completions, logits and states in float32. It knows nothing of llama.cpp.
+
+model          the door: a causal language model as a Backend and a Recorder
+gguf_weights   the weights of a GGUF, dequantised
+vocabulary     text to tokens, conversations, where texts end
+hooks          forward hooks that read and steer the blocks
+packing        answers that share a prompt in one row
+decoding       rows being answered token by token
+"""
