@@ -204,8 +204,7 @@ class LlamaContext:
     def read(self, layers: Sequence[int]) -> None:
         """Read the residual stream after `layers` of all that is decoded next; only a hooked context can. () ends it.
 
-        Nothing beyond the last of them is computed: there are no logits, and what is cached meanwhile is of no use
-        after it ends. A batch must be of one sequence.
+        Nothing beyond the last is computed: no logits, and no cache of use later. A batch must be of one sequence.
         """
         assert self._hook
         self._hook.read(layers)
@@ -224,8 +223,16 @@ class LlamaContext:
         """Drop what is cached for the sequence from position `start` on; False where the model can only drop all."""
         return bool(llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, -1))
 
+    def finish_copies(self) -> None:
+        """Have llama.cpp do the copies that it puts off until it decodes: decode a token and forget it. Ends `add`."""
+        if self._hook:
+            self._hook.add({})
+        ends = [llama_cpp.llama_memory_seq_pos_max(self._memory, one) + 1 for one in range(self.sequences)]
+        self.decode([0], [min(ends)], ends.index(min(ends)), 0)
+        self.forget(ends.index(min(ends)), min(ends))
+
     def save(self, sequence: int) -> "ctypes.Array[ctypes.c_uint8]":
-        """All that is cached for the sequence, for `restore` of another context of the model."""
+        """All that is cached for the sequence, for `restore` of another context; after `finish_copies`."""
         size = llama_cpp.llama_state_seq_get_size(self.handle, sequence)
         state: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * size)()
         # size_t llama_state_seq_get_data(ctx, uint8_t * dst, size_t size, llama_seq_id seq_id)
@@ -286,9 +293,8 @@ class GrowingContext:
     def fit(self, length: int, sequences: int, *, hooked: bool, keep: Sequence[int] = ()) -> LlamaContext:
         """The context if it is large enough, else a larger one: memory is taken for what is asked, not the most.
 
-        Where memory is short it gets fewer sequences. keep: sequences that move to a new one with what they have
-        cached; it has as many then, for llama.cpp moves a cache only so. Errors: OutOfMemory if there is none even for
-        one sequence; those to keep stay where they are.
+        Where memory is short it gets fewer sequences. keep: sequences that move to a new one with their cache; it has
+        as many then, for llama.cpp moves a cache only so. Errors: OutOfMemory if there is none even for one.
         """
         before = self.current
         assert self._options.context
@@ -303,6 +309,7 @@ class GrowingContext:
             self.close()
             self.current = self._make(length, sequences, hooked, fewest=self._fewest)
             return self.current
+        before.finish_copies()
         states = {sequence: before.save(sequence) for sequence in keep}
         self.close()
         try:
@@ -329,8 +336,7 @@ class GrowingContext:
                 context.decode([0], [0], 0, 1)
                 logits.append(context.logits().copy())
         if np.array_equal(logits[0], logits[1]):
-            name = self._model.identity.architecture
-            raise ModelError(f"llama.cpp ignores control vectors in the architecture {name}")
+            raise ModelError(f"llama.cpp ignores control vectors in architecture {self._model.identity.architecture}")
         self._probed = True
 
     def _make(self, length: int, sequences: int, hooked: bool, *, fewest: int) -> LlamaContext:
@@ -380,9 +386,7 @@ class RowSteering:
         rows: dict[int, Array] = {}
         for row, added in enumerate(offsets):
             for layer, offset in added.by_layer.items() if added else ():
-                if layer not in rows:
-                    rows[layer] = np.zeros((len(offsets), len(offset)), dtype=np.float32)
-                rows[layer][row] = offset
+                rows.setdefault(layer, np.zeros((len(offsets), len(offset)), dtype=np.float32))[row] = offset
         self._context.add(rows)
 
 

@@ -216,3 +216,27 @@ def test_ten_thousand_strengths_leave_nothing_behind(keeping: Engine, bundled_ve
     assert len(done) == 10_000 and sum(completion.finish == "length" for completion in done) == 100
     gc.collect()
     assert len(keeping._steerings) <= keeping.parallel
+
+
+def test_copies_that_wait_for_a_decode_move_to_a_new_context(
+    keeping: Engine, prompts: list[tuple[int, ...]], bundled_vector: SteeringVector
+) -> None:
+    """A request takes what another sequence has cached, and before anything is decoded the next one, steered
+    otherwise, needs another context."""
+    keeping.reserve()
+    steered = (Steering(bundled_vector, 0.5, (3,)),)
+    requests = [Request(prompts[0], 40, steered), Request(prompts[0], 40)]
+    alone = [answer(keeping, request) for request in requests]
+
+    def both(prompt: tuple[int, ...]) -> list[Completion]:
+        done: dict[int, Completion] = {}
+        for i, steering in enumerate((steered, ())):
+            keeping.submit(Request(prompt, 40, steering), on_done=partial(done.__setitem__, i))
+            keeping.step()
+        run(keeping)
+        return [done[0], done[1]]
+
+    for _ in range(3):
+        for prompt in prompts[1:3]:
+            both(prompt)
+            assert [completion.text for completion in both(prompts[0])] == [completion.text for completion in alone]
