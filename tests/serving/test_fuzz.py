@@ -31,6 +31,13 @@ VALUES: tuple[Any, ...] = (
     {"$ref": "#/definitions/a"}, {"type": "array", "minItems": 10**9}, {"pattern": "^(((a+)+)+)$", "type": "string"},
     'root ::= "a"*', "root ::= [^\\x00-\\U0010ffff]", "{{ messages }}", {"temperature": 2, "steer": "2 dense"},
 )  # fmt: skip
+RAW_PARTS = (
+    b"GET / HTTP/1.1\r\n", b"POST /completion HTTP/1.1\r\n", b"Host: localhost\r\n", b"Content-Length: 5\r\n",
+    b"Content-Length: -1\r\n", b"Transfer-Encoding: chunked\r\n", b"\r\n", b"5\r\nhello\r\n",
+    b"ffffffffffffffff\r\n",
+    b"0\r\n\r\n", b"\0\xff", b"GET /%00%ff%2e%2e/%2e%2e HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\n", b"{" * 50,
+    b"Expect: 100-continue\r\n", b"Upgrade: websocket\r\nConnection: Upgrade\r\n",
+)  # fmt: skip
 SMALL = {"max_tokens": 4, "num_predict": 4}
 
 
@@ -65,16 +72,9 @@ def test_no_body_is_a_defect(server: Server, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_no_bytes_end_the_server(server: Server, http: httpx.Client, seed: int) -> None:
     draw = random.Random(seed)
-    parts = (
-        b"GET / HTTP/1.1\r\n", b"POST /completion HTTP/1.1\r\n", b"Host: localhost\r\n", b"Content-Length: 5\r\n",
-        b"Content-Length: -1\r\n", b"Transfer-Encoding: chunked\r\n", b"\r\n", b"5\r\nhello\r\n",
-        b"ffffffffffffffff\r\n",
-        b"0\r\n\r\n", b"\0\xff", b"GET /%00%ff%2e%2e/%2e%2e HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\n", b"{" * 50,
-        b"Expect: 100-continue\r\n", b"Upgrade: websocket\r\nConnection: Upgrade\r\n",
-    )  # fmt: skip
     for _ in range(100):
         with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
-            connection.sendall(b"".join(draw.choice(parts) for _ in range(draw.randint(1, 8))))
+            connection.sendall(b"".join(draw.choice(RAW_PARTS) for _ in range(draw.randint(1, 8))))
             connection.settimeout(0.02)
             with suppress(TimeoutError, ConnectionResetError):
                 connection.recv(4096)

@@ -3,11 +3,10 @@
 import json
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -17,12 +16,14 @@ from serving_server import Json, Server, launch
 
 from edge_steer.core.backend import EngineOptions, Request
 from edge_steer.core.steering import Steering
+from edge_steer.core.vector import Phase
 from edge_steer.llama.engine import Engine
 from edge_steer.vectors.read import load
 
 CLIENTS = 16
 REQUESTS = 160
 EXACT = EngineOptions(threads=1, parallel=8, kv_type="f32", flash_attention="off")
+PHASES: tuple[Phase, ...] = ("all", "generated")
 STRENGTHS = (None, -1.0, 0.5, 2.0)
 
 
@@ -32,7 +33,7 @@ class Call:
 
     question: str
     strength: float | None
-    phase: str
+    phase: Phase
     stream: bool
     leaves: bool
 
@@ -55,7 +56,7 @@ def calls(count: int) -> list[Call]:
         Call(
             f"Tom has {draw.randint(2, 5)} apples and buys {draw.randint(2, 5)} more. How many apples does Tom have?",
             draw.choice(STRENGTHS),
-            draw.choice(("all", "generated")),
+            draw.choice(PHASES),
             draw.random() < 0.5,
             draw.random() < 0.2,
         )
@@ -91,8 +92,8 @@ def exact(bundled_f32: Path) -> Iterator[Server]:
     server.process.wait()
 
 
-def soak(server: Server, asked: list[Call]) -> dict[Call, list[str | None]]:
-    """What each call got, asked by CLIENTS at once."""
+def soak(server: Server, asked: list[Call], clients: int = CLIENTS) -> dict[Call, list[str | None]]:
+    """What each call got, asked by so many clients at once."""
     waiting = iter(asked)
     answers: dict[Call, list[str | None]] = {call: [] for call in asked}
     lock = threading.Lock()
@@ -113,7 +114,7 @@ def soak(server: Server, asked: list[Call]) -> dict[Call, list[str | None]]:
                 with lock:
                     answers[call].append(text)
 
-    threads = [threading.Thread(target=client) for _ in range(CLIENTS)]
+    threads = [threading.Thread(target=client) for _ in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -122,18 +123,26 @@ def soak(server: Server, asked: list[Call]) -> dict[Call, list[str | None]]:
     return answers
 
 
+def expected_answers(engine: Engine, asked: Iterable[Call]) -> dict[Call, str]:
+    """What each call has to get: the answer computed alone."""
+    vector = load(DENSE)
+    alone: dict[Request, str] = {}
+    expected = {}
+    for call in asked:
+        steering = () if call.strength is None else (Steering(vector, call.strength, None, call.phase),)
+        request = Request(engine.chat([{"role": "user", "content": call.question}]), 32, steering)
+        if request not in alone:
+            alone[request] = engine.generate([request])[0].text
+        expected[call] = alone[request]
+    return expected
+
+
 def test_each_answer_is_the_one_computed_alone_and_no_sequence_is_left(exact: Server, bundled_f32: Path) -> None:
     answers = soak(exact, calls(REQUESTS))
-    vector = load(DENSE)
-    expected: dict[Any, str] = {}
     with Engine.load(bundled_f32, EXACT) as engine:
-        for call, texts in answers.items():
-            key = (call.question, call.strength, call.phase if call.strength is not None else "")
-            if key not in expected:
-                steering = () if call.strength is None else (Steering(vector, call.strength, None, call.phase),)  # type: ignore[arg-type]
-                prompt = engine.chat([{"role": "user", "content": call.question}])
-                expected[key] = engine.generate([Request(prompt, 32, steering)])[0].text
-            assert {text for text in texts if text is not None} <= {expected[key]}, call
+        expected = expected_answers(engine, answers)
+    for call, texts in answers.items():
+        assert {text for text in texts if text is not None} <= {expected[call]}, call
     assert sum(text is not None for texts in answers.values() for text in texts) > REQUESTS / 2
     with exact.client as http:
         for _ in range(100):
