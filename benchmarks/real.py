@@ -37,7 +37,7 @@ MODEL = Path("models/smollm2-135m-instruct")
 TYPES = ("F32", "Q8_0", "Q4_K_M")
 LAYER, STRENGTH, POOLING = 16, 1.0, "mean"
 MAX_TOKENS = 160
-TEXTS = 4
+TEXTS = 8
 PROBLEMS = {  # and a dense solution of each
     "A baker makes 24 rolls in the morning and 18 in the afternoon. She sells 30 of them. How many rolls are left?": (
         "24 + 18 = 42, and 42 - 30 = 12. The answer is 12 rolls."
