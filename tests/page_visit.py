@@ -80,6 +80,7 @@ def visit(browser: Any, url: str, **options: object) -> Iterator[Visit]:
 
     page.on("request", note)
     page.on("console", lambda message: opened.problems.append(message.text) if message.type == "error" else None)
+
     def failed(response: Any) -> None:
         if response.status >= 400:
             opened.refusals.append(response.text())
