@@ -9,10 +9,32 @@ from test_architecture import loaded_by
 
 import edge_steer as es
 
-PROMISED = set(
-    "read_pairs extract load_vector save_vector load ask evaluate summarise compare sweep check_parity certify convert "
-    "quantize steer SteeringVector Steering Pair Request Sampling Completion Task Row EdgeSteerError".split()
-)
+PROMISED = {
+    "read_pairs",
+    "extract",
+    "load_vector",
+    "save_vector",
+    "load",
+    "ask",
+    "evaluate",
+    "summarise",
+    "compare",
+    "sweep",
+    "check_parity",
+    "certify",
+    "convert",
+    "quantize",
+    "steer",
+    "SteeringVector",
+    "Steering",
+    "Pair",
+    "Request",
+    "Sampling",
+    "Completion",
+    "Task",
+    "Row",
+    "EdgeSteerError",
+}
 
 QUESTION = "Tom has 20 pears. Tom finds 11 pears. Tom loses 25 pears. How many pears does Tom have now?"
 

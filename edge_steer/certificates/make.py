@@ -2,7 +2,7 @@
 
 Takes files, a reference, a steering and texts or a task; leaves in a folder certificate.json, the texts that were
 compared on, the rows of both sides, a Markdown summary and report.html. What a stopped run has measured lies there and
-is not measured again. docs/certificate.md describes the files.
+is not measured again. docs/reading-a-certificate.md describes the files.
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,8 +2,8 @@
 
 KL: three times the mean that llama.cpp publishes for Llama-3-8B on wikitext-2 (tools/quantize/README.md), since
 smaller models suffer more; float types by what rounding costs. The effect of steering on logits and on the last block:
-what quantising the bundled model changes of it when a middle layer is steered (docs/certificate.md), with room beyond
-the end of the interval that is further off. What is added where steering begins is the same in every type.
+what quantising the bundled model changes of it when a middle layer is steered (docs/reading-a-certificate.md), with
+room beyond the end of the interval that is further off. What is added where steering begins is the same in every type.
 It only states what is allowed; findings.py holds figures against it.
 """
 

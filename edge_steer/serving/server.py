@@ -5,7 +5,6 @@ Takes a MODEL's running engine and vectors; serves until it is told to end. It l
 
 import logging
 import socket
-import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -37,9 +36,6 @@ TELEMETRY_OFF: TelemetryConfig = {"tracing": False, "metrics": False}
 CONTEXT = 4096  # positions of a sequence where nothing else is said: memory is taken for all sequences at the start
 LARGEST_HEAD = 2**16  # bytes of a request's line and headers
 BACKLOG = 2048
-# How long the engine's thread keeps Python's lock while the event loop wants it. Where requests steer differently it
-# runs Python for every node of the graph, and the answers would wait Python's own 5 ms for each token.
-SWITCH_SECONDS = 0.0002
 PAGE = Path(__file__).parent / "page"
 _LOG = logging.getLogger(__name__)
 
@@ -95,7 +91,7 @@ def serve(
         with refusing_while_loading(listening):
             service = running.enter_context(_loaded(model, quant, options, engine, progress))
         progress.note(announcement(service, listening.getsockname()))
-        _run(service, listening, options)
+        uvicorn.Server(_config(service, options)).run(sockets=[listening])
 
 
 @contextmanager
@@ -109,15 +105,6 @@ def _loaded(
         vectors = served_vectors(loaded.model, options)
         names = options.aliases or (loaded.model.name,)
         yield Service(loaded, vectors, names, options.access, queue=options.queue, defaults=options.defaults)
-
-
-def _run(service: Service, listening: socket.socket, options: ServerOptions) -> None:
-    switch = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_SECONDS)
-    try:
-        uvicorn.Server(_config(service, options)).run(sockets=[listening])
-    finally:
-        sys.setswitchinterval(switch)
 
 
 def served_vectors(model: ModelIdentity, options: ServerOptions) -> NamedVectors:

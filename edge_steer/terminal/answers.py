@@ -66,8 +66,6 @@ def _columns(headings: Sequence[str], texts: Sequence[str]) -> "Table":
     """Columns of one width, whatever is in them."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
-
-    from edge_steer.core.backend import OnText
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, expand=True, padding=(0, 1))

@@ -234,7 +234,7 @@ def test_a_larger_model_gives_the_positives(folder: Path) -> None:
     assert {(pair.negative, pair.positive) for pair in pairs} <= {(own[q], solved.get(q)) for q in own}
     assert all(pair.negative != pair.positive for pair in pairs)
     (folder / "recipe.toml").write_text(recipe.replace("[pairs]", "[pairs]\ncandidates = 2"))
-    with pytest.raises(EdgeSteerError, match="pairs.larger: solves instead of a rewriter"):
+    with pytest.raises(EdgeSteerError, match=r"pairs\.larger: solves instead of a rewriter"):
         Build.load(folder)
     (folder / "recipe.toml").write_text(recipe.replace('larger = "abacus"', 'larger = "none"'))
     with pytest.raises(EdgeSteerError, match=r"no models/none/recipe.toml"):

@@ -138,6 +138,8 @@ def test_killed_while_it_answers_it_starts_again(start: Start) -> None:
         server.process.wait()
     with start("--port", str(server.port)).client as http:
         assert http.get("/health").status_code == 200
+        answer = http.post("/completion", json={"prompt": QUESTION, "n_predict": 4, "ignore_eos": True})
+        assert answer.json()["tokens_predicted"] == 4
 
 
 def test_a_full_queue_says_when_to_come_again(start: Start) -> None:
