@@ -35,7 +35,6 @@ PROMISED = {
     "Row",
     "EdgeSteerError",
 }
-
 QUESTION = "Tom has 20 pears. Tom finds 11 pears. Tom loses 25 pears. How many pears does Tom have now?"
 
 
