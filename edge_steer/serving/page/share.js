@@ -26,7 +26,7 @@ export function openShare(body) {
   );
 }
 
-/** One line for a POSIX shell. */
+/** A command for a POSIX shell. */
 export function curlLine(body) {
   const key = hasKey() ? ` -H "Authorization: Bearer $EDGE_STEER_KEY"` : "";
   const quoted = JSON.stringify(body, null, 2).replaceAll("'", `'\\''`);

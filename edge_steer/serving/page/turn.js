@@ -10,6 +10,7 @@ export class Turn {
   #columns = Object.fromEntries(SIDES.map((side) => [side, new Column(side)]));
   #question = el("div", { class: "question" });
   #seed = randomSeed();
+  #actions;
 
   /** actions: `ask(turn)` asks again with the settings as they are then. */
   constructor(question, actions) {
@@ -23,8 +24,6 @@ export class Turn {
     this.#actions = actions;
     this.#showQuestion();
   }
-
-  #actions;
 
   /** Ask both sides at once. history: earlier messages of each side. fresh: draw another seed, where none is set. */
   async ask(server, settings, history, signal, { fresh, announcer }) {
