@@ -75,14 +75,14 @@ PROBLEMS = {  # and a dense solution of each
     "A garden is 9 metres long and 4 metres wide. What is its area?": ("9 * 4 = 36. The answer is 36 square metres."),
 }
 HELD_OUT = (
-    "A shop has 50 apples, sells 17 and gets 25 more. How many apples does it have?",
-    "A book has 120 pages. Ida reads 30 pages a day. In how many days has she read it?",
-    "Two tickets cost 14 dollars. What do 5 tickets cost?",
-    "A rope of 36 metres is cut into 4 equal pieces. How long is each piece?",
-    "A class of 28 children is joined by 4 more. They form groups of 8. How many groups are there?",
-    "A cyclist rides 18 kilometres an hour. How far does she ride in 5 hours?",
-    "A jar holds 90 sweets. A third of them are red. How many are not red?",
-    "A parking lot has 6 rows of 15 cars, and 12 cars leave. How many cars stay?",
+    "A library has 340 books and buys 25 more. Then 40 are given away. How many books does it have?",
+    "Nina walks 3 kilometres every day. How far does she walk in 12 days?",
+    "Six cups of tea cost 18 dollars. What do 4 cups cost?",
+    "A ribbon of 48 metres is cut into pieces of 6 metres. How many pieces are there?",
+    "A team of 14 players is joined by 10 more. They form teams of 6. How many teams are there?",
+    "A printer prints 25 pages a minute. How many pages does it print in 8 minutes?",
+    "A basket holds 64 plums. A quarter of them are green. How many are not green?",
+    "A cinema has 9 rows of 20 seats, and 35 seats are taken. How many seats are free?",
 )
 
 
