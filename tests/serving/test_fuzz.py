@@ -42,7 +42,7 @@ SMALL = {"max_tokens": 4, "num_predict": 4}
 
 
 def body(draw: random.Random) -> bytes:
-    fields = {draw.choice(FIELDS): draw.choice(VALUES) for _ in range(draw.randint(0, 5))}
+    fields = {draw.choice(FIELDS): draw.choice(VALUES) for _ in range(draw.randint(0, draw.choice((1, 5))))}
     if draw.random() < 0.7:
         fields |= {"messages": [{"role": "user", "content": "hi"}]} if draw.random() < 0.5 else {"prompt": "hi"}
     fields.setdefault("max_tokens", 3)
