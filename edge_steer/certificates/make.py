@@ -14,7 +14,15 @@ from tempfile import TemporaryDirectory
 from pydantic import TypeAdapter
 
 from edge_steer.certificates.behaviour import DOSES, Behaviour, Dose, accuracy_findings, compare_doses
-from edge_steer.certificates.certificate import ROWS, Certificate, Conditions, FileEntry, TaskEntry, write_texts
+from edge_steer.certificates.certificate import (
+    ROWS,
+    Certificate,
+    Conditions,
+    FileEntry,
+    TaskEntry,
+    write_summary,
+    write_texts,
+)
 from edge_steer.certificates.files import (
     CertifiedFile,
     CertifiedSteer,
@@ -34,7 +42,6 @@ from edge_steer.certificates.reference_side import (
     saved_reference_side,
 )
 from edge_steer.certificates.reports import Comparison
-from edge_steer.certificates.summary import write_summary
 from edge_steer.core.backend import Backend, EngineOptions
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.progress import SILENT, Progress

@@ -9,9 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 from paths import ROOT
 
-from edge_steer.certificates.certificate import FORMAT, read_certificate, read_certified_texts
+from edge_steer.certificates.certificate import FORMAT, read_certificate, read_certified_texts, summary
 from edge_steer.certificates.recheck import RECHECK_TOLERANCES
-from edge_steer.certificates.summary import summary
 from edge_steer.commands.main import main
 from edge_steer.core.vector import SteeringVector
 from edge_steer.storage import records as storage_records
