@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from paths import ROOT
+from paths import ABACUS, DENSE, ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "models" / "abacus" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
@@ -26,9 +26,9 @@ def name_of(page: Path) -> str:
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A folder that looks like a clone to the commands of the docs: the bundled model and its vector are there."""
-    for name in ("models", "export"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "abacus").symlink_to(ROOT / name / "abacus", target_is_directory=True)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "abacus").symlink_to(ABACUS, target_is_directory=True)
+    shutil.copytree(DENSE, tmp_path / "export" / "abacus" / "dense")
     return tmp_path
 
 
@@ -65,7 +65,6 @@ def test_the_python_of_the_docs_runs(page: Path, clone: Path) -> None:
 
 
 def test_the_tutorial_runs(clone: Path) -> None:
-    shutil.copy(ROOT / "models" / "abacus" / "pairs.jsonl", clone / "unused.jsonl")
     output = run(["bash", "-euo", "pipefail", "-c", "\n".join(blocks(TUTORIAL, "sh"))], clone)
     for line in re.findall(r"^> (.+)$", TUTORIAL.read_text(), re.MULTILINE):
         assert line in output, f"the tutorial promises {line!r}"
