@@ -1,5 +1,6 @@
 """The llama.cpp library itself: how it was built, what this machine offers it, what it complains of."""
 
+import atexit
 import contextlib
 import ctypes
 import signal
@@ -31,6 +32,9 @@ def _keep_complaints(level: int, text: bytes, _user_data: object) -> None:
 
 
 llama_cpp.llama_log_set(_keep_complaints, ctypes.c_void_p(0))
+# A Llama freed while Python ends would log into a callback that is gone; llama_time_us ignores its arguments.
+_SILENCE = ctypes.cast(llama_cpp.llama_cpp._lib.llama_time_us, llama_cpp.llama_log_callback)
+atexit.register(llama_cpp.llama_log_set, _SILENCE, ctypes.c_void_p(0))
 
 
 def system_info() -> dict[str, str]:

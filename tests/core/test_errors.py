@@ -39,7 +39,9 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(tmp_path: Pat
         "except errors.EdgeSteerError as error: print(error)"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "no-such-wing not installed; run: pip install 'edge-steer[all]'\n"
 
 

@@ -206,7 +206,7 @@ def test_the_command_refuses_it_before_the_reference_is_asked(
     known = tiny_models.vector(reference)
     native.save(replace(known, model=replace(known.model, architecture="nanbeige")), tmp_path / "v.safetensors")
     texts = VOCABULARY / "pairs.jsonl"
-    given = ["parity", str(looped), "--reference", str(tmp_path / "absent"), "--texts", str(texts)]
+    given = ["parity", str(looped), "--reference", str(tmp_path / "absent"), "--text-file", str(texts)]
     done = CliRunner().invoke(main, [*given, "--vector", str(tmp_path / "v.safetensors"), "--threads", "1"])
     assert done.exit_code == 1
     assert "can neither steer nor read the layers of nanbeige: it runs its blocks more than once" in done.output
