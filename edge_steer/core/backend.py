@@ -162,6 +162,7 @@ class Completion:
 
     finish: "stop" at an end token or stop string, "length" at max_tokens or the end of the context, "cancelled", or
     "error" if this request could not be served, which `error` says in one line. logprobs: one entry a token, if asked.
+    ending: the end token with its log-probability, if those were asked and one ended the text.
     Two completions are equal whatever time they took.
     """
 
@@ -171,6 +172,7 @@ class Completion:
     logprobs: tuple[TokenLogprobs, ...] = ()
     error: str = ""
     timings: Timings = field(default=Timings(), compare=False)
+    ending: TokenLogprobs | None = None
 
     def __str__(self) -> str:
         return self.text

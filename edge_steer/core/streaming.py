@@ -70,6 +70,7 @@ class GrowingCompletion:
         """room: how many tokens it may become. characters: None if nobody reads along and nothing stops the text."""
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
+        self.ending: TokenLogprobs | None = None
         self.finish: Finish | None = None
         self.reused = 0
         self._room, self._decode, self._characters = room, decode, characters
@@ -81,7 +82,9 @@ class GrowingCompletion:
         """Take the next token, or learn that it `ended` the text; give the text that can be shown by now."""
         if not self._first_token:
             self._first_token = time.perf_counter()
-        if not ended:
+        if ended:
+            self.ending = logprobs
+        else:
             self.tokens.append(token)
             if logprobs:
                 self.logprobs.append(logprobs)
@@ -100,7 +103,13 @@ class GrowingCompletion:
         first = self._first_token or end
         timings = Timings(first - self._started, end - first, self.reused)
         return Completion(
-            text, tuple(self.tokens), finish or self.finish or "cancelled", tuple(self.logprobs), error, timings
+            text,
+            tuple(self.tokens),
+            finish or self.finish or "cancelled",
+            tuple(self.logprobs),
+            error,
+            timings,
+            self.ending,
         )
 
     def _grow(self, token: int, ended: bool, full: bool) -> str:
