@@ -1,17 +1,15 @@
 """One file a command: parse, call, print.
 
-Takes click's values, calls the library, prints. What a command does, a function of the other wings does.
+Takes click's values, calls the library, prints. What a command does, a function of the other wings does. Commands that
+keep a model answering are in `frontends`.
 
 main      the door: edge-steer, its groups
-run       run
-chat      chat
-serve     serve
 build     demo, build
 pairs     pairs generate, rewrite, check, show, contrast
 extract   extract
 sweep     sweep, plot, table
 vectors   import, export, vector
-eval      eval, compare, perplexity, lm-eval
+eval      eval, compare, perplexity
 parity    parity
 models    convert, quantize, info
 """

@@ -1,4 +1,4 @@
-"""The commands eval, compare, perplexity and lm-eval: methods side by side, two runs, their texts, the harness.
+"""The commands eval, compare and perplexity: methods side by side, two runs, their texts.
 
 Takes click's strings and folders of results, prints figures. Rows are on disk before anything is printed.
 """
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_steer.core.errors import need
 from edge_steer.terminal.group import resumable
 from edge_steer.terminal.options import (
     FOLDER,
@@ -211,20 +210,6 @@ def perplexity(
         )
     if is_sweep(folder):
         click.echo(f"wrote {draw_perplexities(folder, results)}", err=True)
-
-
-@click.command("lm-eval", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[LM_EVAL_ARGUMENTS]...")
-def lm_eval(arguments: tuple[str, ...]) -> None:
-    """Run the lm-evaluation-harness on a steered GGUF; `edge-steer lm-eval run --help` shows its options.
-
-    edge-steer lm-eval run --model_args model=FILE.gguf,vector=FILE.gguf,strength=2,layers=3,phase=generated
-    --tasks gsm8k
-    """
-    need("lm-eval")
-    from edge_steer.plugins import lm_eval_model
-
-    lm_eval_model.run(arguments)
 
 
 def _print_harness(comparisons: "Sequence[HarnessComparison]", as_json: bool) -> None:

@@ -6,16 +6,17 @@ Heavy packages are imported inside the commands, so that --help answers at once.
 import click
 
 from edge_steer.commands.build import build, demo
-from edge_steer.commands.chat import chat
-from edge_steer.commands.eval import compare_command, eval_command, lm_eval, perplexity
+from edge_steer.commands.eval import compare_command, eval_command, perplexity
 from edge_steer.commands.extract import extract
 from edge_steer.commands.models import convert, info, quantize
 from edge_steer.commands.pairs import pairs_group
 from edge_steer.commands.parity import parity
-from edge_steer.commands.run import run
-from edge_steer.commands.serve import serve
 from edge_steer.commands.sweep import plot, sweep, table
 from edge_steer.commands.vectors import export, import_command, vector_group
+from edge_steer.frontends.chat import chat
+from edge_steer.frontends.lm_eval import lm_eval
+from edge_steer.frontends.run import run
+from edge_steer.frontends.serve import serve
 from edge_steer.terminal.group import Group
 
 

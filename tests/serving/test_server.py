@@ -158,7 +158,7 @@ def test_a_full_queue_says_when_to_come_again(start: Start) -> None:
 def test_a_server_loads_no_torch(tmp_path: Path) -> None:
     script = (
         "import sys\n"
-        "from edge_steer.commands.serve import serve\n"
+        "from edge_steer.frontends.serve import serve\n"
         "from edge_steer.serving import server\n"
         "from edge_steer.core.backend import EngineOptions\n"
         "from edge_steer.serving.server import ServerOptions, application, served_vectors\n"
