@@ -5,7 +5,7 @@ Takes click's strings and folders of results, prints figures. Rows are on disk b
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -294,10 +294,14 @@ def _print_summaries(summaries: "Mapping[tuple[str, str], Summary]") -> None:
         print_table(
             ["", *(kind.label for kind in FIGURES.values()), "cut off", "errors"],
             (
-                [method, *_figure_texts(summary.figures), str(summary.truncated), str(summary.errors)]
+                [method, *_figure_texts(summary.figures, FIGURES), str(summary.truncated), str(summary.errors)]
                 for method, summary in by_method.items()
             ),
             f"{task or ALL_TASKS}, {next(iter(by_method.values())).samples} problems: means with 95% intervals",
+        )
+        _print_wording(
+            [(method, summary.figures) for method, summary in by_method.items()],
+            f"{task or ALL_TASKS}: what line breaks do not change",
         )
     for (task, method), summary in summaries.items():
         if summary.boxed is not None and summary.lenient is not None and summary.boxed != summary.lenient:
@@ -307,6 +311,17 @@ def _print_summaries(summaries: "Mapping[tuple[str, str], Summary]") -> None:
             )
     if any(figure.interval is None for summary in summaries.values() for figure in summary.figures.values()):
         click.echo("where an interval is missing there are too few problems to bootstrap one")
+
+
+def _print_wording(columns: "Sequence[tuple[str, Mapping[str, Figure]]]", title: str, *, signed: bool = False) -> None:
+    """The figures that line breaks cannot move."""
+    from edge_steer.evaluation.figures import WORDING
+
+    print_table(
+        ["", *(kind.label for kind in WORDING.values())],
+        ([name, *_figure_texts(figures, WORDING, signed=signed)] for name, figures in columns),
+        title,
+    )
 
 
 def _print_comparisons(comparisons: "Sequence[tuple[str, Comparison]]") -> None:
@@ -319,13 +334,18 @@ def _print_comparisons(comparisons: "Sequence[tuple[str, Comparison]]") -> None:
             (
                 [
                     f"{c.after}\n- {c.before}",
-                    *_figure_texts(c.differences, signed=True),
+                    *_figure_texts(c.differences, FIGURES, signed=True),
                     "" if c.lost is None else f"{c.lost} / {c.gained}",
                     "" if c.p_value is None else f"{c.p_value:.2g}",
                 ]
                 for c in of_task
             ),
             f"{task or ALL_TASKS}: differences on the same {of_task[0].problems} problems; p: McNemar's exact test",
+        )
+        _print_wording(
+            [(f"{c.after}\n- {c.before}", c.differences) for c in of_task],
+            f"{task or ALL_TASKS}: differences in what line breaks do not change",
+            signed=True,
         )
         for c in of_task:
             if c.lost is not None and c.gained is not None and c.lost + c.gained < MIN_DISCORDANT:
@@ -336,13 +356,13 @@ def _print_comparisons(comparisons: "Sequence[tuple[str, Comparison]]") -> None:
                 click.echo(f"{c.after} - {c.before}: left out {c.left_out} problems that only one of them has")
 
 
-def _figure_texts(figures: "Mapping[str, Figure]", *, signed: bool = False) -> list[str]:
+def _figure_texts(figures: "Mapping[str, Figure]", names: "Iterable[str]", *, signed: bool = False) -> list[str]:
     """Each figure's mean, and its interval in a second line; "" for one that is not there."""
-    from edge_steer.evaluation.figures import FIGURES, interval_text, mean_text
+    from edge_steer.evaluation.figures import interval_text, mean_text
 
     return [
         f"{mean_text(name, figures[name], signed=signed)}\n{interval_text(name, figures[name], signed=signed)}".rstrip()
         if name in figures
         else ""
-        for name in FIGURES
+        for name in names
     ]

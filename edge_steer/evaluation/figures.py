@@ -10,8 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.core.stats import MIN_VALUES, Interval, bootstrap, combined, mcnemar, wilson
+from edge_steer.core.stats import (
+    MIN_VALUES,
+    Floats,
+    Interval,
+    bootstrap,
+    bootstrap_groups,
+    combined,
+    mcnemar,
+    wilson,
+)
 from edge_steer.tasks.rows import Row
+from edge_steer.tasks.task import count_calculations, count_sentences
 
 MIN_DISCORDANT = 6  # with fewer McNemar's exact p stays above 0.05, whichever way they fall
 
@@ -21,13 +31,15 @@ class FigureKind:
     """What one figure measures and how it is written.
 
     label: the name in a table. unit: "" for a share, which is written in percent. digits: after the point.
-    value: a row's part in the figure; None where it has none.
+    value: a row's part in the figure; None where it has none. per: the figure is the ratio of the two over all rows,
+    else the mean over problems of the value.
     """
 
     label: str
     unit: str
     value: Callable[[Row], float | None]
     digits: int = 1
+    per: Callable[[Row], float] | None = None
 
     @property
     def share(self) -> bool:
@@ -47,13 +59,34 @@ FIGURES: dict[str, FigureKind] = {
     "density": FigureKind("density", "tokens per step", lambda row: row.density if row.answered else None),
     "nll": FigureKind("NLL", "nats per token", lambda row: row.nll, digits=3),
 }
+# How much a text says with its tokens, wherever its lines break.
+WORDING: dict[str, FigureKind] = {
+    "sentence": FigureKind(
+        "tokens per sentence",
+        "tokens per sentence",
+        lambda row: row.tokens / max(count_sentences(row.text), 1) if row.answered else None,
+    ),
+    "calculations": FigureKind(
+        "calculations per 100 tokens",
+        "calculations per 100 tokens",
+        lambda row: 100 * count_calculations(row.text) / max(row.tokens, 1) if row.answered else None,
+        digits=2,
+    ),
+    "right_answer": FigureKind(
+        "tokens per right answer",
+        "tokens per right answer",
+        lambda row: row.tokens if row.answered else None,
+        per=lambda row: float(row.correct),
+    ),
+}
+KINDS = FIGURES | WORDING
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean over problems of the mean over a problem's completions, with its 95% interval.
+    """A mean over problems of the mean over a problem's completions, or a ratio of two, with its 95% interval.
 
-    interval: None for fewer than MIN_VALUES problems, unless it is Wilson's.
+    interval: None for fewer than MIN_VALUES problems, unless it is Wilson's, and where a ratio may be without bound.
     """
 
     mean: float
@@ -62,7 +95,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of one method: accuracy, steps, tokens, density and, if any row is scored, nll.
+    """The figures of one method: those of KINDS; nll if any row is scored, right_answer if any is right.
 
     The interval of the accuracy is Wilson's over problems for one completion of each, and where all completions are
     right or all wrong; else it is bootstrapped over problems as all others are. samples: problems. errors: rows with
@@ -136,9 +169,12 @@ def summarise(rows: Sequence[Row]) -> Summary:
     if not any(row.answered for row in rows):
         raise EdgeSteerError(f"{rows[0].task}, {rows[0].method}: no completion succeeded; the first: {rows[0].error}")
     figures = {}
-    for name, kind in FIGURES.items():
+    for name, kind in KINDS.items():
         values = by_problem(rows, kind.value)
-        if values:
+        if kind.per:
+            if any(map(kind.per, rows)):
+                figures[name] = _ratio(np.array([*_sums(rows, kind).values()]), _first_over_second)
+        elif values:
             figures[name] = _figure(values.values())
     problems = len({(row.task, row.id) for row in rows})
     accuracy = figures["accuracy"].mean
@@ -158,7 +194,7 @@ def summarise(rows: Sequence[Row]) -> Summary:
 def weighted(summaries: Sequence[Summary]) -> Summary:
     """The average over tasks, each weighted by its number of problems, as in DenseSteer's main table.
 
-    Only figures that every task has; intervals are combined as those of independent tasks, None if one is missing.
+    Only means that every task has; intervals are combined as those of independent tasks, None if one is missing.
     Errors: EdgeSteerError for no summaries.
     """
     if not summaries:
@@ -166,7 +202,7 @@ def weighted(summaries: Sequence[Summary]) -> Summary:
     samples = sum(summary.samples for summary in summaries)
     weights = [summary.samples / samples for summary in summaries]
     figures = {}
-    for name in FIGURES:
+    for name in (name for name, kind in KINDS.items() if not kind.per):
         parts = [summary.figures[name] for summary in summaries if name in summary.figures]
         if len(parts) == len(summaries):
             means = [part.mean for part in parts]
@@ -191,13 +227,9 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> Comparison:
     if not shared:
         raise EdgeSteerError("the two have no problem in common; compare results of the same task")
     first, second = ([row for row in rows if (row.task, row.id) in shared] for rows in (before, after))
-    differences = {}
-    for name, kind in FIGURES.items():
-        a, b = by_problem(first, kind.value), by_problem(second, kind.value)
-        changes = [b[key] - a[key] for key in a if key in b]
-        if changes:
-            figure = _figure(changes)
-            differences[name] = Difference(figure.mean, figure.interval, len(changes))
+    differences = {
+        name: difference for name, kind in KINDS.items() if (difference := _difference(first, second, kind)) is not None
+    }
     lost = gained = None
     if len(first) == len(second) == len(shared):
         right = {(row.task, row.id): row.correct for row in second}
@@ -217,7 +249,7 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> Comparison:
 
 def mean_text(name: str, figure: Figure, *, signed: bool = False) -> str:
     """The mean of the figure `name` as text: "83.0%", "12.1", or signed "+0.3"."""
-    return _number(name, figure.mean, signed) + ("%" if FIGURES[name].share else "")
+    return _number(name, figure.mean, signed) + ("%" if KINDS[name].share else "")
 
 
 def interval_text(name: str, figure: Figure, *, signed: bool = False) -> str:
@@ -232,7 +264,7 @@ def figure_text(name: str, figure: Figure, *, signed: bool = False) -> str:
 
 
 def _number(name: str, value: float, signed: bool) -> str:
-    kind = FIGURES[name]
+    kind = KINDS[name]
     return f"{value * (100 if kind.share else 1):{'+' if signed else ''}.{kind.digits}f}"
 
 
@@ -255,6 +287,46 @@ def _graded(rows: Sequence[Row], value: Callable[[Row], bool | None]) -> float |
 def _dot(weights: Sequence[float], values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.dot(weights, known)) if len(known) == len(values) else None
+
+
+def _difference(first: Sequence[Row], second: Sequence[Row], kind: FigureKind) -> Difference | None:
+    """A figure of the second minus that of the first, paired by problem; None where they share no value."""
+    if kind.per:
+        before, after = _sums(first, kind), _sums(second, kind)
+        sums = np.array([(*before[key], *after[key]) for key in before if key in after])
+        if not len(sums) or not (sums.sum(axis=0)[1::2] > 0).all():
+            return None
+        figure = _ratio(sums, lambda sums: _first_over_second(sums[..., 2:]) - _first_over_second(sums[..., :2]))
+        return Difference(figure.mean, figure.interval, len(sums))
+    a, b = by_problem(first, kind.value), by_problem(second, kind.value)
+    changes = [b[key] - a[key] for key in a if key in b]
+    if not changes:
+        return None
+    figure = _figure(changes)
+    return Difference(figure.mean, figure.interval, len(changes))
+
+
+def _sums(rows: Sequence[Row], kind: FigureKind) -> dict[tuple[str, str], tuple[float, float]]:
+    """What each problem adds to both sides of a ratio."""
+    assert kind.per
+    values, divisors = by_problem(rows, kind.value), by_problem(rows, kind.per)
+    return {key: (value, divisors[key]) for key, value in values.items()}
+
+
+def _ratio(sums: Floats, statistic: Callable[[Floats], Floats]) -> Figure:
+    """A statistic of sums over problems. Where draws of problems have no right answer, it has no bound."""
+    interval = None
+    if len(sums) >= MIN_VALUES:
+        with np.errstate(invalid="ignore"):
+            low, high = bootstrap_groups(sums, statistic)
+        interval = (low, high) if np.isfinite([low, high]).all() else None
+    return Figure(float(statistic(sums.sum(axis=0))), interval)
+
+
+def _first_over_second(sums: Floats) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio: Floats = sums[..., 0] / sums[..., 1]
+    return ratio
 
 
 def _figure(values: Iterable[float]) -> Figure:

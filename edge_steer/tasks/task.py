@@ -16,6 +16,9 @@ from edge_steer.core.sampling import Sampling
 from edge_steer.tasks import answers
 
 BLANK_LINE = re.compile(r"\n[ \t]*\n")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][*\"')\]])\s+")
+LIST_NUMBER = re.compile(r"[\W_]*\d{1,2}[.)]")
+RESULT = re.compile(r"(?:=|≈|\\approx)[\s$({*]*(?:\\[a-z]*\{)?-?[\s$]*\.?\d")
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,20 @@ def grade(text: str, answer: str) -> bool:
 def count_steps(text: str) -> int:
     """N_steps: paragraphs of a text, split at blank lines (DenseSteer, section on the reasoning density)."""
     return sum(bool(part.strip()) for part in BLANK_LINE.split(text))
+
+
+def count_sentences(text: str) -> int:
+    """Sentences of a text, ended by . ! or ? before white space; where its lines break makes no difference.
+
+    The number of a list's item is no sentence of its own.
+    """
+    pieces = SENTENCE_END.split(" ".join(text.split()))
+    return sum(bool(piece) and not LIST_NUMBER.fullmatch(piece) for piece in pieces)
+
+
+def count_calculations(text: str) -> int:
+    """How often a text states a result: an equals sign, or one for about, before a number."""
+    return len(RESULT.findall(text))
 
 
 def density(tokens: int, steps: int) -> float:

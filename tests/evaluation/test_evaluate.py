@@ -217,7 +217,7 @@ def made_up(
     rng = np.random.default_rng(seed)
     return [
         Row(
-            task=task, id=str(i), repeat=k, method=method, prompt="", text="", tokens=int(rng.integers(50, 90)) + shift,
+            task=task, id=str(i), repeat=k, method=method, prompt="", text="1 + 1 = 2. " * (1 + i % 4), tokens=int(rng.integers(50, 90)) + shift,
             steps=int(rng.integers(0, 9)), correct=bool(grade), extracted="", finish="stop", error="", seconds=0.0,
             nll=float(rng.random()),
         )
@@ -306,3 +306,29 @@ def test_a_comparison_takes_the_problems_both_have() -> None:
     several = compare(made_up([[1, 0]] * 5), made_up([[1, 1]] * 5, method="b"))
     assert (several.lost, several.gained, several.p_value) == (None, None, None)
     assert several.differences["accuracy"].mean == 0.5
+
+
+def test_what_line_breaks_do_not_change() -> None:
+    text = "First, 3 * 4 = 12.\n\nThen 12 + 1 = 13. So there are 13!"
+    rows = [replace(row, text=text, tokens=24) for row in made_up([[1], [1], [0], [1], [1], [1], [0], [1]])]
+    reflowed = [replace(row, text=" ".join(text.split()), steps=1, method="reflowed") for row in rows]
+    before, after = summarise(rows), summarise(reflowed)
+    assert before.density != after.density
+    for name, mean in (("sentence", 24 / 3), ("calculations", 100 * 2 / 24), ("right_answer", 8 * 24 / 6)):
+        assert before.figures[name].mean == after.figures[name].mean == pytest.approx(mean)
+        assert compare(rows, reflowed).differences[name].mean == 0
+
+
+def test_tokens_per_right_answer_is_a_ratio_of_sums() -> None:
+    before, after = made_up([[1], [0]] * 20), made_up([[1], [1], [1], [0]] * 10, method="b", shift=-20)
+    first, second = (summarise(rows).figures["right_answer"] for rows in (before, after))
+    assert first.mean == pytest.approx(sum(row.tokens for row in before) / 20)
+    assert first.interval is not None
+    assert first.interval[0] < first.mean < first.interval[1]
+    change = compare(before, after).differences["right_answer"]
+    assert change.mean == pytest.approx(second.mean - first.mean)
+    assert change.interval is not None
+    assert change.interval[1] < 0
+    few = summarise(made_up([[1], *[[0]] * 7])).figures["right_answer"]
+    assert few.interval is None, "draws without a right answer have no bound"
+    assert "right_answer" not in summarise(made_up([[0]] * 8)).figures

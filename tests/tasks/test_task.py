@@ -254,3 +254,23 @@ def test_steps_are_paragraphs() -> None:
     assert tasks_task.density(30, 3) == 10
     with pytest.raises(EdgeSteerError, match="empty text"):
         tasks_task.density(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("", 0),
+        ("Mia has 3.5 apples. She buys 4!\n\nHow many? (She has 7.5.) Done", 5),
+        ("1. Add them.\n2. The answer is 12.", 2),
+        ("The answer is\n\n12.", 1),
+        ("no end", 1),
+    ],
+)
+def test_sentences_end_where_a_sentence_ends_not_where_a_line_breaks(text: str, sentences: int) -> None:
+    assert tasks_task.count_sentences(text) == sentences
+    assert tasks_task.count_sentences(text.replace("\n", " ")) == sentences
+
+
+def test_a_calculation_is_a_result_that_is_stated() -> None:
+    text = r"3 * 4 = 12, x = y, 12 + 1 = $13, \frac{1}{3} \approx 0.33 and 2 * 2 = \boxed{4}; **7 + 1 = 8**, 5 - 6 = -1"
+    assert tasks_task.count_calculations(text) == 6
