@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edge_steer.core.errors import RequestError
 from edge_steer.core.sampling import GREEDY, Sampling
-from edge_steer.core.steering import Steering, steerings
+from edge_steer.core.steering import Offsets, Steering, steerings
 from edge_steer.core.vector import Array, ModelIdentity
 
 Tokens = tuple[int, ...]
@@ -195,6 +195,9 @@ class Backend(Protocol):
 
     def check_steering(self, steering: Sequence[Steering]) -> None:
         """Errors: VectorError for a steering that does not fit, ModelError for a model that cannot be steered here."""
+
+    def offsets(self, steering: Sequence[Steering]) -> Offsets | None:
+        """What a request steered so adds to the residual stream; None for nothing. Errors: see `check_steering`."""
 
     def check_comparable(self, longest: int) -> None:
         """Errors: ModelError where llama.cpp computes otherwise than this model on texts of up to `longest` tokens."""

@@ -6,6 +6,7 @@ neither runtime.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -19,10 +20,10 @@ from edge_steer.core.backend import (
     Request,
     Tokens,
 )
-from edge_steer.core.errors import RequestError
+from edge_steer.core.errors import RequestError, VectorError
 from edge_steer.core.sampling import GREEDY, Sampling
 from edge_steer.core.stats import logsumexp
-from edge_steer.core.steering import Steer, Steering, steerings
+from edge_steer.core.steering import Offsets, Steer, Steering, steerings
 from edge_steer.core.vector import Array, ModelIdentity
 
 
@@ -48,6 +49,11 @@ class Runtime(ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def delimiters(self) -> Tokens:
+        """Every token whose text holds a blank line."""
 
     @abstractmethod
     def chat(self, messages: Sequence[Message]) -> Tokens: ...
@@ -116,6 +122,20 @@ class Runtime(ABC):
     def log_sum(self, logits: Array) -> npt.NDArray[np.float64]:
         """log(sum(exp(logits))) of each row, as exact as this runtime's logits deserve."""
         return logsumexp(logits)
+
+    def offsets(self, steering: Sequence[Steering]) -> Offsets | None:
+        """What such a request adds to the residual stream; None for nothing.
+
+        Errors: VectorError for a steering that does not fit, or phase "delimiter" of a model without delimiters.
+        """
+        offsets = Offsets.of(steering, self.model)
+        if offsets is None or offsets.phase != "delimiter":
+            return offsets
+        if not self.delimiters:
+            raise VectorError(
+                f"no token of {self.model.name} holds a blank line; phase 'delimiter' would steer nothing"
+            )
+        return replace(offsets, delimiters=self.delimiters)
 
     def check_text(self, tokens: Sequence[int], prompt: int) -> None:
         """Errors: RequestError unless 1 <= prompt <= tokens <= context and each token is in the vocabulary."""

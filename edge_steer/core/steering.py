@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_steer.core.errors import VectorError
 from edge_steer.core.vector import (
@@ -28,9 +29,10 @@ class Steering:
     """A vector put to use: `strength` (lambda in DenseSteer) times the vector, added at `layers` in `phase`.
 
     layers: one or several; None is every layer of the vector. phase: "all" steers every position, prompt included;
-    "generated" steers from the last prompt token on, that is every position whose logits choose a new token.
-    The vector's own tuning plays no part here: see `Steering.of`. Errors: VectorError for what is no SteeringVector,
-    a layer it has not, a strength that is not finite, an unknown phase.
+    "generated" steers from the last prompt token on, that is every position whose logits choose a new token;
+    "delimiter" steers of these the tokens that hold a blank line, where the next thought is chosen (SEAL). The vector's
+    own tuning plays no part here: see `Steering.of`. Errors: VectorError for what is no SteeringVector, a layer it has
+    not, a strength that is not finite, an unknown phase.
     """
 
     vector: SteeringVector
@@ -99,10 +101,14 @@ def steerings(steer: Steer) -> tuple[Steering, ...]:
 
 @dataclass(frozen=True)
 class Offsets:
-    """Several steerings added up: what one request adds to the residual stream, layer by layer, and when."""
+    """Several steerings added up: what one request adds to the residual stream, layer by layer, and when.
+
+    delimiters: the tokens that phase "delimiter" steers.
+    """
 
     by_layer: Mapping[int, Array]
     phase: Phase
+    delimiters: Sequence[int] = ()
 
     @classmethod
     def of(cls, steerings: Sequence[Steering], model: ModelIdentity) -> Self | None:
@@ -115,12 +121,25 @@ class Offsets:
             steering.vector.check_fits(model)
             if steering.phase != steerings[0].phase:
                 raise VectorError(
-                    "one request cannot mix the phases 'all' and 'generated'; give all its vectors one phase"
+                    f"one request cannot mix the phases '{steerings[0].phase}' and '{steering.phase}'; "
+                    "give all its vectors one phase"
                 )
             for layer, offset in steering.offsets().items():
                 total[layer] = total[layer] + offset if layer in total else offset
         total = {layer: offset for layer, offset in total.items() if offset.any()}
         return cls(total, steerings[0].phase) if total else None
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether llama.cpp's own control vector cannot do it: it begins at layer 1, and steers whatever the token."""
+        return 0 in self.by_layer or self.phase == "delimiter"
+
+    def steered(self, tokens: Sequence[int], first: int, prompt: int) -> npt.NDArray[np.bool_]:
+        """Which of these tokens are steered. first: position of the first; prompt: how many tokens the prompt has."""
+        if self.phase == "all":
+            return np.ones(len(tokens), dtype=np.bool_)
+        generated = np.arange(first, first + len(tokens)) >= prompt - 1
+        return generated if self.phase == "generated" else generated & np.isin(tokens, self.delimiters)
 
     @property
     def key(self) -> str:

@@ -22,7 +22,7 @@ from edge_steer.core.errors import VectorError
 
 Array = npt.NDArray[np.float32]
 Number = int | float | np.floating | np.integer  # what multiplies a vector
-Phase = Literal["all", "generated"]
+Phase = Literal["all", "generated", "delimiter"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 UNKNOWN = "unknown"  # name of a model that a vector's file does not tell
 FORMAT = "edge-steer vector 1"

@@ -64,7 +64,7 @@ class Engine(Runtime):
         self._model = model
         self._contexts = GrowingContext(model, self.options)
         self._scheduler = Scheduler(model, self._contexts, keep_cache=options.keep_cache)
-        self._steerings = LiveSteerings(self.model)
+        self._steerings = LiveSteerings(self.offsets)
         self._tickets = itertools.count()
         self._scored = NO_KEYS
         self._scored_steering: LiveSteering | None = None  # held, so that its number in `_scored` stays its own
@@ -95,6 +95,10 @@ class Engine(Runtime):
     @property
     def vocab_size(self) -> int:
         return self._model.vocab_size
+
+    @property
+    def delimiters(self) -> Tokens:
+        return self._model.delimiters
 
     @property
     def vocabulary(self) -> LlamaModel:
@@ -212,7 +216,7 @@ class Engine(Runtime):
         if live:
             check_architecture(self.model.architecture)
             self._contexts.check_steerable()
-        context = self._context_alone(len(tokens), hooked=offsets is not None and 0 in offsets.by_layer)
+        context = self._context_alone(len(tokens), hooked=offsets is not None and offsets.needs_rows)
         chunk = self._rows_at_once(context)
         keys = cache_keys(tokens, prompt, live)
         start = common_prefix(self._scored, keys[: prompt - 1])
@@ -223,9 +227,9 @@ class Engine(Runtime):
         steer = steering_of(context)
         steer.before_prompt(offsets)
         context.prefill(tokens[start : prompt - 1], start, 0)
-        steer.before_step([offsets])
         for first in range(prompt - 1, len(tokens), chunk):
             part = tokens[first : first + chunk]
+            steer.before_step(_by_row(offsets, part, first, prompt))
             context.decode(part, np.arange(first, first + len(part)), 0, 1)
             self._scored, self._scored_steering = keys[: first + len(part)], live
             yield context.logits()
@@ -247,21 +251,19 @@ class Engine(Runtime):
         self.check_positions(chosen.tolist(), tokens)
         wanted = np.zeros(len(tokens), dtype=np.bool_)
         wanted[chosen] = True
-        offsets = _up_to(Offsets.of(steering, self.model), max(layers))
+        offsets = _up_to(self.offsets(steering), max(layers))
         context = self._context_alone(len(tokens), hooked=True)
         step = self._rows_at_once(context)
         steer = steering_of(context)
         self._scored = NO_KEYS
         context.forget(0)
         states = []
-        steer.before_prompt(offsets)
         context.read(layers)
         try:
             for first, last in ((0, prompt - 1), (prompt - 1, len(tokens))):
-                if first == prompt - 1:
-                    steer.before_step([offsets])
                 for begin in range(first, last, step):
                     end = min(begin + step, last)
+                    steer.before_step(_by_row(offsets, tokens[begin:end], begin, prompt))
                     context.decode(tokens[begin:end], np.arange(begin, end), 0, wanted[begin:end])
                     states.append(context.states())
         finally:
@@ -329,4 +331,12 @@ class Engine(Runtime):
 def _up_to(offsets: Offsets | None, layer: int) -> Offsets | None:
     """What of the offsets is added at or before `layer`."""
     added = {at: offset for at, offset in offsets.by_layer.items() if at <= layer} if offsets else {}
-    return Offsets(added, offsets.phase) if offsets and added else None
+    return replace(offsets, by_layer=added) if offsets and added else None
+
+
+def _by_row(offsets: Offsets | None, tokens: Sequence[int], first: int, prompt: int) -> list[Offsets | None]:
+    """What steers each token of a batch of one sequence, from position `first` on; one entry where all are alike."""
+    if offsets is None:
+        return [None]
+    steered = offsets.steered(tokens, first, prompt)
+    return [offsets] if steered.all() else [offsets if one else None for one in steered]

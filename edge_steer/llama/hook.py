@@ -103,6 +103,8 @@ class ResidualHook:
         size = libggml.ggml_nbytes(tensor)
         states = np.empty((size // (4 * self._hidden_size), self._hidden_size), dtype=np.float32)
         added = self._rows.get(layer)
+        if added is not None and len(added) == len(self._marked) and len(states) == self._marked.sum():
+            added = added[self._marked]
         if states.nbytes != size or (size and added is not None and len(added) not in (1, len(states))):
             expected = "" if added is None else f"{len(added)} "
             raise ModelError(f"l_out-{layer} has {size} bytes; expected {expected}rows of {self._hidden_size} floats")

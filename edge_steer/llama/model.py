@@ -131,6 +131,11 @@ class LlamaModel:
         """Every token that ends a generation."""
         return tuple(filter(self.ends, range(self.vocab_size)))
 
+    @cached_property
+    def delimiters(self) -> Tokens:
+        """Every token whose text holds a blank line."""
+        return tuple(token for token in range(self.vocab_size) if b"\n\n" in self.piece(token))
+
     def conversation(
         self, messages: Sequence[Message], *, answer: bool = True, variables: Mapping[str, Any] | None = None
     ) -> str:

@@ -7,7 +7,7 @@ It decodes nothing.
 
 import itertools
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from edge_steer.core.steering import Offsets, Steering
 from edge_steer.core.streaming import common_prefix
-from edge_steer.core.vector import ModelIdentity
 from edge_steer.llama.context import LlamaContext
 
 CacheKeys = npt.NDArray[np.int64]
@@ -35,8 +34,9 @@ class LiveSteering:
 class LiveSteerings:
     """One LiveSteering for equal steerings, for as long as a request or a cache entry holds it. Any thread may ask."""
 
-    def __init__(self, model: ModelIdentity) -> None:
-        self._model = model
+    def __init__(self, offsets: Callable[[Sequence[Steering]], Offsets | None]) -> None:
+        """offsets: see Runtime.offsets."""
+        self._offsets = offsets
         self._live: WeakValueDictionary[tuple[Steering, ...], LiveSteering] = WeakValueDictionary()
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class LiveSteerings:
         key = tuple(steering)
         with self._lock:
             live = self._live.get(key)
-            if live is None and (offsets := Offsets.of(key, self._model)):
+            if live is None and (offsets := self._offsets(key)):
                 live = self._live[key] = LiveSteering(offsets, next(self._numbers))
         return live
 
@@ -61,7 +61,7 @@ def cache_keys(tokens: Sequence[int], prompt: int, steering: LiveSteering | None
     """
     keys = np.array(tokens, dtype=np.int64)
     if steering:
-        keys[prompt - 1 if steering.offsets.phase == "generated" else 0 :] += steering.number << 32
+        keys[steering.offsets.steered(tokens, 0, prompt)] += steering.number << 32
     return keys
 
 

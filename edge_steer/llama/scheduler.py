@@ -232,8 +232,8 @@ class Scheduler:
         try:
             if not self._step_is_steered:
                 assert self._steering
-                self._steering.before_step([sequence.job.offsets for sequence in running])
-                self._step_is_steered = True
+                self._steering.before_step([sequence.offsets for sequence in running])
+                self._step_is_steered = not any(sequence.job.steers_by_token for sequence in running)
             logits = self._context.decode_next([s.next_token for s in running], [s.position for s in running])
         except EdgeSteerError as error:
             for slot, sequence in enumerate(running):

@@ -46,8 +46,13 @@ class Job:
 
     @property
     def needs_rows(self) -> bool:
-        """Layer 0 can only be steered by rows: llama.cpp's control vectors begin at layer 1."""
-        return self.offsets is not None and 0 in self.offsets.by_layer
+        """See Offsets.needs_rows."""
+        return self.offsets is not None and self.offsets.needs_rows
+
+    @property
+    def steers_by_token(self) -> bool:
+        """Whether each token decides anew if it is steered."""
+        return self.offsets is not None and self.offsets.phase == "delimiter"
 
 
 @dataclass
@@ -78,6 +83,14 @@ class RunningSequence:
         return self.position == len(self.job.request.prompt) - 1
 
     @property
+    def offsets(self) -> Offsets | None:
+        """What steers its next token."""
+        offsets = self.job.offsets
+        if offsets and not offsets.steered([self.next_token], self.position, len(self.job.request.prompt)).all():
+            return None
+        return offsets
+
+    @property
     def keys(self) -> CacheKeys:
         """Of all positions computed so far."""
         prompt = self.job.request.prompt
@@ -89,7 +102,7 @@ class RunningSequence:
         self.next_token = token
         ended = self._model.ends(token)
         count = self.job.request.logprobs
-        logprobs = None if ended or count is None else _logprobs(token, logits, count)
+        logprobs = None if count is None else _logprobs(token, logits, count)
         text = self.answer.take(token, ended, logprobs)
         if ended:
             return Piece(text, None) if text else None

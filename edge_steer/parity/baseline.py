@@ -5,7 +5,7 @@ a file. It compares nothing.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edge_steer.core.backend import Backend
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.stats import Floats, logsumexp
-from edge_steer.core.steering import Steering
+from edge_steer.core.steering import Offsets, Steering
 from edge_steer.core.vector import Array, ModelIdentity, Phase
 from edge_steer.parity.texts import TokenisedText
 
@@ -100,6 +100,7 @@ class LiveReference:
         Errors: EdgeSteerError if none is left, ModelError where llama.cpp computes otherwise than the backend's model.
         """
         self.unsteered, self.steered = ([t for t in texts if len(t.following)] for texts in (unsteered, steered))
+        self.steered = _with_delimiters(self.steered, backend.offsets(steering))
         if not self.unsteered:
             raise EdgeSteerError("no texts to compare on; at least one with a token after its prompt is needed")
         backend.check_comparable(max(len(text.tokens) for text in (*self.unsteered, *self.steered)))
@@ -137,6 +138,18 @@ def steering_effect(
     change = {block: states[0][block] - states[1][block] for block in blocks}
     of_effect = np.isin(positions, effect_rows + text.prompt - 1)
     return SteeringEffect(logits[0] - logits[1], change[last_block][of_effect], change[first_block])
+
+
+def _with_delimiters(texts: Sequence[TokenisedText], offsets: Offsets | None) -> list[TokenisedText]:
+    """The texts, and where phase "delimiter" steers them. Errors: EdgeSteerError if it steers none."""
+    if offsets is None or offsets.phase != "delimiter":
+        return list(texts)
+    steered = [offsets.steered(text.tokens[:-1], 0, text.prompt) for text in texts]
+    if texts and not any(at.any() for at in steered):
+        raise EdgeSteerError("phase 'delimiter' steers none of the texts; compare on answers with blank lines")
+    return [
+        replace(text, delimiters=tuple(np.flatnonzero(at).tolist())) for text, at in zip(texts, steered, strict=True)
+    ]
 
 
 def _rows(pieces: Iterator[Array], indices: npt.NDArray[np.int64]) -> Array:

@@ -29,7 +29,7 @@ from edge_steer.parity.findings import (
     mechanism_findings,
     overall,
 )
-from edge_steer.parity.mechanism import EXACT, MechanismRow, check_exact, everywhere, mechanism
+from edge_steer.parity.mechanism import EXACT, OF_EVERY_TEXT, MechanismRow, check_exact, everywhere, mechanism
 from edge_steer.parity.texts import TokenisedText
 from edge_steer.parity.tolerances import KL_FLOOR, Tolerance
 
@@ -152,11 +152,14 @@ def _mechanism(
 ) -> tuple[MechanismRow, ...]:
     """At every block of the model; none without a steering or a running reference.
 
-    A layer the vector lacks is steered by the direction of its nearest.
+    A layer the vector lacks is steered by the direction of its nearest. Phase "delimiter" is checked where it is used.
     """
     if baseline.exact_backend is None:
         return ()
-    text = (baseline.steered or baseline.unsteered)[0].shortened(MECHANISM_PROMPT, MECHANISM_FOLLOWING)
+    texts = baseline.steered or baseline.unsteered
+    checks = [(texts[0].shortened(MECHANISM_PROMPT, MECHANISM_FOLLOWING), OF_EVERY_TEXT)]
+    if delimited := next((text for text in texts if text.delimiters), None):
+        checks.append((delimited.to_delimiters, ("delimiter",)))
     blocks = range(baseline.model.block_count)
     rows: list[MechanismRow] = []
     for one in steering:
@@ -164,7 +167,10 @@ def _mechanism(
         strengths = sorted({0.0, one.strength, -one.strength})
         for block in progress.counted("checking the mechanism", blocks):
             here = strengths if block == 0 else [strength for strength in strengths if strength]
-            rows += mechanism(baseline.exact_backend, other, vector, [text], layers=[block], strengths=here)
+            for text, phases in checks:
+                rows += mechanism(
+                    baseline.exact_backend, other, vector, [text], layers=[block], strengths=here, phases=phases
+                )
     return tuple(rows)
 
 

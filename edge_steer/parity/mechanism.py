@@ -15,10 +15,11 @@ from edge_steer.core.backend import Backend, EngineOptions
 from edge_steer.core.errors import ModelError
 from edge_steer.core.stats import Floats
 from edge_steer.core.steering import Steering
-from edge_steer.core.vector import PHASES, Array, Phase, SteeringVector
+from edge_steer.core.vector import Array, Phase, SteeringVector
 from edge_steer.parity.texts import TokenisedText
 
 EXACT = "F32"  # the type whose mechanism is checked
+OF_EVERY_TEXT: tuple[Phase, ...] = ("all", "generated")  # the phases that steer whatever the tokens
 
 
 def options_for(quant: str, options: EngineOptions) -> EngineOptions:
@@ -40,7 +41,7 @@ def check_exact(quant: str, architecture: str | None) -> None:
 
 @dataclass(frozen=True)
 class MechanismRow:
-    """max|delta logit| of each position, with the vector at `layer` in both: its median and its maximum over positions.
+    """max|delta logit| with the vector at `layer` in both: its median over steered positions, its maximum over all.
 
     residual: max|delta| of the residual stream of each position relative to the root mean square of the stream there,
     its median over positions, the largest over all blocks. neighbour: the median with the vector one layer off in
@@ -64,11 +65,11 @@ def mechanism(
     *,
     layers: Iterable[int],
     strengths: Sequence[float],
-    phases: Sequence[Phase] = PHASES,
+    phases: Sequence[Phase] = OF_EVERY_TEXT,
 ) -> list[MechanismRow]:
     """Every layer, phase and strength; of an unsteered pair (strength 0) the phase makes no difference.
 
-    The verdict is on the median over positions: a misplaced vector moves them all, while float32 rounding alone
+    The verdict is on the median over steered positions: a misplaced vector moves them all, while float32 rounding alone
     is amplified a hundredfold at the few positions where the model is undecided.
     """
     return [
@@ -96,22 +97,23 @@ def _row(
 ) -> MechanismRow:
     right = [Steering(vector, strength, (layer,), phase)]
     off = [Steering(_moved(vector, layer), strength, phase=phase)]
-    deltas, neighbours, residuals = [], [], []
+    deltas, steered, neighbours, residuals = [], [], [], []
     for text in texts:
-        theirs = other.logits(text.tokens, text.prompt, right)
+        theirs, offsets = other.logits(text.tokens, text.prompt, right), other.offsets(right)
         deltas.append(_delta(reference.logits(text.tokens, text.prompt, right), theirs))
-        if strength:
-            neighbours.append(_delta(reference.logits(text.tokens, text.prompt, off), theirs))
+        if offsets:
+            steered.append(offsets.steered(text.tokens, 0, text.prompt)[text.prompt - 1 :])
+            neighbours.append(_delta(reference.logits(text.tokens, text.prompt, off), theirs)[steered[-1]])
         residuals.append(_residual(reference, other, text, right))
     joined = np.concatenate(deltas)
     return MechanismRow(
         layer=layer,
         phase=phase,
         strength=strength,
-        median=float(np.median(joined)),
+        median=float(np.median(joined[np.concatenate(steered)] if steered else joined)),
         max=float(joined.max()),
         residual=float(np.median(np.concatenate(residuals, axis=1), axis=1).max()),
-        neighbour=float(np.median(np.concatenate(neighbours))) if strength else None,
+        neighbour=float(np.median(np.concatenate(neighbours))) if neighbours else None,
     )
 
 

@@ -7,7 +7,8 @@ a block of bytes for each text: its length as int64, and inside it, all little-e
     in the highest bit), then float32 logits of the tokens whose bit is set
     for each of the first steered texts: what steering changes in the logits (float32 positions x vocabulary) and in the
     residual stream after the last block (float32 positions x hidden), at EFFECT_POSITIONS positions, and in that after
-    the first steered block (float32 positions x hidden), at these and the first and a middle one of the prompt
+    the first steered block (float32 positions x hidden), at these, the first and a middle one of the prompt, and the
+    first delimiters of a text that names any
 
 It holds the token that follows and those whose log-probability is above -16, which are those llama-perplexity counts.
 """
@@ -60,8 +61,7 @@ class SavedReference:
                 self.answers: dict[str, list[dict[str, Any]]] = head["answers"]
                 self._vocabulary = int(head["vocabulary"])
                 self.unsteered, self.steered = (
-                    [TokenisedText(tuple(map(int, text["tokens"])), int(text["prompt"])) for text in head[name]]
-                    for name in ("unsteered", "steered")
+                    [_text(text) for text in head[name]] for name in ("unsteered", "steered")
                 )
             except (ValueError, KeyError, TypeError) as error:
                 raise self._damaged(f"its header: {error}") from None
@@ -158,6 +158,11 @@ def save(
             with _Block(file) as block:
                 for part in (effect.logits, effect.states, effect.at_first_block):
                     block.write(part.astype("<f4").tobytes())
+
+
+def _text(saved: Mapping[str, Any]) -> TokenisedText:
+    tokens, delimiters = (tuple(map(int, saved.get(key, ()))) for key in ("tokens", "delimiters"))
+    return TokenisedText(tokens, int(saved["prompt"]), delimiters)
 
 
 class _Block:

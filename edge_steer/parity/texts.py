@@ -4,7 +4,7 @@ Takes what a user compares on and the Backend that tokenises it, gives Tokenised
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -17,14 +17,19 @@ from edge_steer.pairs.pair import Pair, read_pairs
 from edge_steer.storage.files import read_lines
 
 EFFECT_POSITIONS = 8  # of each text, evenly spaced
+FEW_DELIMITERS = 3
 
 
 @dataclass(frozen=True)
 class TokenisedText:
-    """Token ids to compare on; the first `prompt` of them are the prompt."""
+    """Token ids to compare on; the first `prompt` of them are the prompt.
+
+    delimiters: for a steering of phase "delimiter" the positions it steers.
+    """
 
     tokens: Tokens
     prompt: int
+    delimiters: tuple[int, ...] = ()
 
     @property
     def following(self) -> npt.NDArray[np.int64]:
@@ -41,9 +46,16 @@ class TokenisedText:
     def first_block_positions(self) -> npt.NDArray[np.int64]:
         """Positions at which the residual stream after the first steered block is compared.
 
-        They are the effect's and two of the prompt. Those two tell the phases apart.
+        They are the effect's, two of the prompt, which tell the phases apart, and the first delimiters.
         """
-        return np.unique([0, (self.prompt - 1) // 2, *(self.effect_rows + self.prompt - 1)])
+        effect = self.effect_rows + self.prompt - 1
+        delimiters = [at for at in self.delimiters[:EFFECT_POSITIONS] if at <= effect[-1]]
+        return np.unique([0, (self.prompt - 1) // 2, *effect, *delimiters])
+
+    @property
+    def to_delimiters(self) -> Self:
+        """The text as far as the first few of its delimiters."""
+        return replace(self, tokens=self.tokens[: self.delimiters[:FEW_DELIMITERS][-1] + 1])
 
     def shortened(self, prompt: int, following: int) -> Self:
         """The text's first tokens: at most `prompt` of the prompt and `following` behind them."""

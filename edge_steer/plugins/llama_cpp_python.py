@@ -25,17 +25,17 @@ def steer(llama: llama_cpp.Llama, vector: Steer) -> Iterator[llama_cpp.Llama]:
 
     vector: a SteeringVector, a Steering, a list of them, or None for no steering. What is cached of earlier prompts
     was computed under another steering: the object starts from an empty context on the way in and out, and its
-    `set_cache` cache rests inside the block. Errors: VectorError for a vector of
-    another model, layer 0 or phase "generated", which llama.cpp's own control vector cannot honour; ModelError for an
-    object that is no Llama, or an architecture that llama.cpp cannot steer.
+    `set_cache` cache rests inside the block. Errors: VectorError for another model's vector, layer 0 or another phase
+    than "all", which llama.cpp's own control vector cannot honour; ModelError for an object that is no Llama, or an
+    architecture that llama.cpp cannot steer.
     """
     if not isinstance(llama, llama_cpp.Llama):
         raise ModelError(f"a {type(llama).__name__} cannot be steered here; give a llama_cpp.Llama")
     model = _identity(llama)
     offsets = Offsets.of(steerings(vector), model)
     if offsets:
-        if offsets.phase == "generated":
-            raise VectorError("a Llama steers prompt and answer alike; use phase 'all', or edge_steer.load's model")
+        if offsets.phase != "all":
+            raise VectorError("a Llama steers every token alike; use phase 'all', or edge_steer.load's model")
         check_steerable(offsets.by_layer, model)
     outer, cache = _in_force.get(llama), llama.cache
     _set(llama, offsets, model)

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,11 +25,11 @@ class StopForward(Exception):
 class SteeringRows:
     """What is added to the residual stream of each row of a batch. `column` is where the next forward pass starts."""
 
-    def __init__(self, rows: Sequence[Offsets | None], generated_from: int, hidden: int, device: torch.device) -> None:
-        """generated_from: the column from which rows of phase "generated" are steered."""
+    def __init__(self, rows: Sequence[Offsets | None], prompt: int, hidden: int, device: torch.device) -> None:
+        """prompt: columns of the prompts, the padding before them included."""
         self.column = 0
-        starts = [generated_from if offsets and offsets.phase == "generated" else 0 for offsets in rows]
-        self._starts = torch.tensor(starts, device=device)[:, None, None]
+        self._rows, self._prompt = list(rows), prompt
+        self._steered = torch.empty(0, device=device)
         self._by_layer: dict[int, Tensor] = {}
         for row, offsets in enumerate(rows):
             for layer, offset in offsets.by_layer.items() if offsets else ():
@@ -39,16 +40,23 @@ class SteeringRows:
     def hooks(self) -> dict[int, Hook]:
         return {layer: self._hook(layer) for layer in self._by_layer}
 
-    def keep(self, rows: Tensor) -> None:
-        self._starts = self._starts[rows]
-        self._by_layer = {layer: added[rows] for layer, added in self._by_layer.items()}
+    def before(self, ids: Tensor) -> None:
+        """Settle which of these tokens (rows, columns), those of the next forward pass, are steered."""
+        if self._by_layer:
+            steered = [
+                offsets.steered(tokens, self.column, self._prompt) if offsets else np.zeros(len(tokens), dtype=np.bool_)
+                for offsets, tokens in zip(self._rows, ids.tolist(), strict=True)
+            ]
+            self._steered = torch.from_numpy(np.stack(steered)).to(ids.device)[:, :, None]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._rows = [self._rows[row] for row in rows]
+        self._by_layer = {layer: added[list(rows)] for layer, added in self._by_layer.items()}
 
     def _hook(self, layer: int) -> Hook:
         def add(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
             stream = states(output)
-            columns = torch.arange(self.column, self.column + stream.shape[1], device=stream.device)[:, None]
-            added = self._by_layer[layer] * (columns >= self._starts)
-            steered = (stream + added).to(stream.dtype)
+            steered = (stream + self._by_layer[layer] * self._steered).to(stream.dtype)
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
         return add

@@ -122,8 +122,22 @@ class Reference(Runtime):
         return self._model
 
     @property
+    def network(self) -> Any:
+        """The Hugging Face network itself, for gradients through it."""
+        return self._network
+
+    @property
+    def blocks(self) -> list[torch.nn.Module]:
+        """The decoder blocks: block N gives layer N."""
+        return self._blocks
+
+    @property
     def vocab_size(self) -> int:
         return self._vocab_size
+
+    @property
+    def delimiters(self) -> Tokens:
+        return self._vocabulary.delimiters
 
     @cached_property
     def provenance(self) -> Provenance:
@@ -149,7 +163,7 @@ class Reference(Runtime):
         self._vocabulary.close()
 
     def check_steering(self, steering: Sequence[Steering]) -> None:
-        Offsets.of(steering, self.model)
+        self.offsets(steering)
 
     def check_comparable(self, longest: int) -> None:
         """See Backend.check_comparable."""
@@ -185,7 +199,7 @@ class Reference(Runtime):
         Each row has its own steering, sampling and seed, so its answer does not depend on its batch.
         max_tokens is cut to the room the context leaves.
         """
-        offsets = [Offsets.of(request.steering, self.model) for request in requests]
+        offsets = [self.offsets(request.steering) for request in requests]
         done: dict[int, Completion] = {}
 
         def finish(index: int, completion: Completion) -> None:
@@ -241,9 +255,11 @@ class Reference(Runtime):
         def see(layer: int, states: Tensor) -> None:
             seen[layer] = states[0, list(chosen)].float().cpu().numpy()
 
-        steering_rows = self._steering_rows([Offsets.of(steering, self.model)], prompt - 1)
+        steering_rows = self._steering_rows([self.offsets(steering)], prompt)
+        ids = self._tensor([tokens])
+        steering_rows.before(ids)
         with hooked(self._blocks, steering_rows.hooks()):
-            self._visit(layers, see, input_ids=self._tensor([tokens]))
+            self._visit(layers, see, input_ids=ids)
         return seen
 
     def pooled(
@@ -291,7 +307,7 @@ class Reference(Runtime):
         padding = [width - len(run.request.prompt) for run in runs]
         ids = self._tensor([[0] * pad + list(run.request.prompt) for pad, run in zip(padding, runs, strict=True)])
         left = self._tensor(padding)[:, None]
-        steering_rows = self._steering_rows([run.offsets for run in runs], width - 1)
+        steering_rows = self._steering_rows([run.offsets for run in runs], width)
         cache = None
         while runs:
             end = steering_rows.column + ids.shape[1]
@@ -315,7 +331,7 @@ class Reference(Runtime):
                 runs = [runs[i] for i in going]
                 rows = self._tensor(going)
                 left = left[rows]
-                steering_rows.keep(rows)
+                steering_rows.keep(going)
                 if runs:
                     cache.batch_select_indices(rows)
             ids = self._tensor([[tokens[i]] for i in going])
@@ -324,7 +340,7 @@ class Reference(Runtime):
     def _logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering]) -> Iterator[Tensor]:
         """Logits from position prompt - 1 on, in pieces of at most LOGITS_BYTES that share a KV cache."""
         self.check_text(tokens, prompt)
-        steering_rows = self._steering_rows([Offsets.of(steering, self.model)], prompt - 1)
+        steering_rows = self._steering_rows([self.offsets(steering)], prompt)
         ids = self._tensor([tokens])
         chunk = max(1, LOGITS_BYTES // (4 * self.vocab_size)) if self.batchable else len(tokens)
         ends = [*range(prompt - 1 + chunk, len(tokens), chunk), len(tokens)]
@@ -342,6 +358,7 @@ class Reference(Runtime):
             raise ModelError(f"{self.model.name} keeps its state otherwise than in a KV cache; run it as a GGUF")
         if self._keeps_logits:
             inputs["logits_to_keep"] = keep
+        steering_rows.before(ids)
         with hooked(self._blocks, steering_rows.hooks()):
             return self._network(input_ids=ids, **inputs)
 
@@ -360,8 +377,8 @@ class Reference(Runtime):
         with hooked(self._blocks, {layer: hook(layer) for layer in layers}), contextlib.suppress(StopForward):
             self._network(use_cache=False, **inputs)
 
-    def _steering_rows(self, rows: Sequence[Offsets | None], generated_from: int) -> SteeringRows:
-        return SteeringRows(rows, generated_from, self.model.hidden_size, self._network.device)
+    def _steering_rows(self, rows: Sequence[Offsets | None], prompt: int) -> SteeringRows:
+        return SteeringRows(rows, prompt, self.model.hidden_size, self._network.device)
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(np.asarray(values, dtype=np.int64), device=self._network.device)

@@ -5,6 +5,7 @@ Reference in its place. It runs no model.
 """
 
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 from edge_steer.core.backend import PLAIN, Message, Tokens, dated, plain_text
@@ -17,6 +18,10 @@ class Vocabulary(Protocol):
     @property
     def end_tokens(self) -> Collection[int]:
         """Every token that ends a generation."""
+
+    @property
+    def delimiters(self) -> Tokens:
+        """Every token whose text holds a blank line."""
 
     @property
     def other_template(self) -> str | None:
@@ -62,6 +67,12 @@ class HubVocabulary:
         if not add_special or self._bos is None or tokens[:1] == (self._bos,):
             return tokens
         return (self._bos, *tokens)
+
+    @cached_property
+    def delimiters(self) -> Tokens:
+        tokens = [[token] for token in range(len(self._tokenizer))]
+        texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return tuple(token for token, text in enumerate(texts) if "\n\n" in text)
 
     def chat(self, messages: Sequence[Message]) -> Tokens:
         if self.other_template == PLAIN:

@@ -85,7 +85,7 @@ def test_a_mixed_batch_is_what_torch_computes(exact: Engine, mixture: list[Reque
     assert max(map(max, found)) < 1e-3
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", ["all", "generated"])
 def test_rows_equal_the_native_control_vector(
     exact: Engine, requests: list[Request], bundled_vector: SteeringVector, phase: Phase
 ) -> None:
@@ -99,7 +99,8 @@ def test_rows_equal_the_native_control_vector(
 
 def test_layer_0_alone_and_teacher_forced(exact: Engine, requests: list[Request], bundled: Reference) -> None:
     offset = np.random.default_rng(0).normal(size=256).astype(np.float32)
-    for phase in PHASES:
+    phases: tuple[Phase, ...] = ("all", "generated")
+    for phase in phases:
         steering = (Steering(SteeringVector({0: offset}, exact.model), 1.0, None, phase),)
         request = Request(requests[0].prompt, 24, steering)
         completion = exact.generate([request])[0]

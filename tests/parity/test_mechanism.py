@@ -28,6 +28,7 @@ from edge_steer.llama.sequence import Usage
 from edge_steer.models import convert
 from edge_steer.parity.baseline import LiveReference
 from edge_steer.parity.compare import compare_backend
+from edge_steer.parity.mechanism import OF_EVERY_TEXT
 from edge_steer.parity.texts import TokenisedText
 from edge_steer.parity.tolerances import RESIDUAL, tolerance_of
 from edge_steer.reference.model import Reference
@@ -88,7 +89,7 @@ def test_steering_acts_alike_at_every_layer_in_every_phase(family: str, made: Ma
     assert {(row.layer, row.phase, row.strength) for row in rows} == {
         (layer, phase, strength)
         for layer in range(reference.model.block_count)
-        for phase in PHASES
+        for phase in OF_EVERY_TEXT
         for strength in (0.0, 1.0, -1.0)
     }
     assert max(row.max for row in rows) <= TOLERANCE
