@@ -1,0 +1,189 @@
+"""The policy in PyTorch: log-probabilities of sampled answers, and the gradient of the loss in the trained vector.
+
+Takes a Reference, an adapter and a graded batch, gives figures of the step; the gradient is left in the adapter's
+parameters. The network's own weights are frozen. It draws no answers and makes no step.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.utils.checkpoint
+from torch import Tensor
+
+from edge_steer.core.stats import Floats
+from edge_steer.reference.hooks import hooked
+from edge_steer.training.adapter import VectorAdapter
+from edge_steer.training.advantages import normaliser
+from edge_steer.training.rollouts import Rollout
+from edge_steer.training.settings import RlooSettings
+
+if TYPE_CHECKING:
+    from edge_steer.reference.model import Reference
+
+IGNORED = -100  # a target that is no token of an answer
+
+
+@dataclass(frozen=True)
+class GradientOptions:
+    """What a gradient may cost: it does not change what it is.
+
+    batch_tokens: positions that go through the network at once, or one answer where that is longer. checkpointing:
+    compute each block again for the gradient, and keep only what goes in: less memory, a third more time.
+    """
+
+    batch_tokens: int = 2048
+    checkpointing: bool = False
+
+
+DEFAULTS = GradientOptions()
+
+
+@dataclass(frozen=True)
+class GradientFigures:
+    """How a gradient came about, over the tokens it is of: all, or those of answers that differ in reward.
+
+    loss: its value. apart: log-probability under PyTorch less that under the engine, of each token. kl: divergence
+    from the untrained model, nats a token (estimator k3); None where it has no part in the loss.
+    """
+
+    loss: float
+    apart: Floats
+    kl: float | None = None
+
+    @property
+    def gap(self) -> dict[str, float] | None:
+        """How far the sampler is from the policy: mean |difference|, k3 divergence, share of ratios beyond 1/2 to 2."""
+        if not self.apart.size:
+            return None
+        size = np.abs(self.apart)
+        return {
+            "mean": float(size.mean()),
+            "kl": float((np.exp(self.apart) - 1 - self.apart).mean()),
+            "outside": float((size > np.log(2)).mean()),
+        }
+
+
+class Policy:
+    """A network steered by an adapter."""
+
+    def __init__(self, reference: "Reference", adapter: VectorAdapter, options: GradientOptions = DEFAULTS) -> None:
+        self._reference, self._adapter, self._options = reference, adapter, options
+        self._network = reference.network.requires_grad_(False)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(self._network.forward).parameters
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self._network.device
+        return device
+
+    @property
+    def vocab_size(self) -> int:
+        return self._reference.vocab_size
+
+    @property
+    def parameters(self) -> Iterator[Tensor]:
+        """Of the network, none of them trained."""
+        parameters: Iterator[Tensor] = self._network.parameters()
+        return parameters
+
+    def logprobs(self, rollouts: Sequence[Rollout], *, adapted: bool = True) -> list[Floats]:
+        """Of each token of each answer, in nats. adapted: False is the untrained model."""
+        result: dict[int, Floats] = {}
+        with torch.no_grad():
+            for places in self._batches(rollouts):
+                rows = [rollouts[place] for place in places]
+                flat = self.token_logprobs(rows, adapted=adapted).double().cpu().numpy()
+                ends = np.cumsum([len(row.tokens) for row in rows])[:-1]
+                result.update(zip(places, np.split(flat, ends), strict=True))
+        return [result[place] for place in range(len(rollouts))]
+
+    def gradient(self, rollouts: Sequence[Rollout], advantages: Floats, settings: RlooSettings) -> GradientFigures:
+        """Leave the gradient of the loss in the adapter's parameters.
+
+        loss = -1/Z sum_i a_i sum_t w_t log pi(y_t) + kl/Z sum_t k3(y_t), with Z as `advantages.normaliser` has it and
+        w_t = min(pi(y_t) / pi_engine(y_t), importance_cap), through which no gradient goes. advantages: float64
+        (rollouts,). Answers without an advantage are left out unless kl has a part.
+        """
+        self._adapter.values.grad = torch.zeros_like(self._adapter.values)
+        divisor = normaliser([len(rollout.tokens) for rollout in rollouts], settings.loss)
+        useful = [place for place in range(len(rollouts)) if advantages[place] or settings.kl]
+        losses, divergences, apart = [0.0], [], [np.empty(0)]
+        for batch in self._batches([rollouts[place] for place in useful]):
+            places = [useful[index] for index in batch]
+            rows = [rollouts[place] for place in places]
+            logprobs = self.token_logprobs(rows)
+            sampled = self._flat([row.logprobs for row in rows])
+            weights = self._flat([[advantages[place]] * len(rollouts[place].tokens) for place in places])
+            difference = logprobs.detach() - sampled
+            if settings.importance_cap is not None:
+                weights = weights * difference.exp().clamp(max=settings.importance_cap)
+            loss = -(weights * logprobs).sum() / divisor
+            if settings.kl:
+                with torch.no_grad():
+                    base = self.token_logprobs(rows, adapted=False)
+                ratio = base - logprobs
+                divergence = ratio.exp() - ratio - 1
+                loss = loss + settings.kl * divergence.sum() / divisor
+                divergences.append(divergence.detach())
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.item())
+            apart.append(difference.double().cpu().numpy())
+        kl = float(torch.cat(divergences).mean()) if divergences else None
+        return GradientFigures(sum(losses), np.concatenate(apart), kl)
+
+    def token_logprobs(self, rows: Sequence[Rollout], *, adapted: bool = True) -> Tensor:
+        """Log-probabilities of the rows' tokens, one row behind the other, to be derived: float32 (tokens,).
+
+        Rows are filled up on the right, which what comes before does not see. adapted: as `logprobs` has it.
+        """
+        width = max(row.length for row in rows)
+        first = min(len(row.prompt) for row in rows) - 1
+        ids = np.array([[*row.prompt, *row.tokens][:-1] + [row.prompt[0]] * (width - row.length) for row in rows])
+        targets = np.full((len(rows), width - first), IGNORED)
+        for target, row in zip(targets, rows, strict=True):
+            start = len(row.prompt) - 1 - first
+            target[start : start + len(row.tokens)] = row.tokens
+        wanted = torch.from_numpy(targets).to(self._network.device)
+        hooks = self._adapter.hooks() if adapted else {}
+        with hooked(self._reference.blocks, hooks), self._checkpointed():
+            inputs: dict[str, Any] = {"logits_to_keep": width - first} if self._keeps_logits else {}
+            logits = self._network(torch.from_numpy(ids).to(wanted.device), use_cache=False, **inputs).logits
+        used = wanted.flatten() != IGNORED
+        of_answers = logits[:, first - width :].flatten(0, 1)[used].float()
+        return -torch.nn.functional.cross_entropy(of_answers, wanted.flatten()[used], reduction="none")
+
+    @contextlib.contextmanager
+    def _checkpointed(self) -> Iterator[None]:
+        """Blocks that are computed again for the gradient. What a hook adds comes behind that."""
+        if not (self._options.checkpointing and torch.is_grad_enabled()):
+            yield
+            return
+        blocks = self._reference.blocks
+        for block in blocks:
+            block.forward = functools.partial(torch.utils.checkpoint.checkpoint, block.forward, use_reentrant=False)
+        try:
+            yield
+        finally:
+            for block in blocks:
+                del block.forward
+
+    def _batches(self, rollouts: Sequence[Rollout]) -> Iterator[list[int]]:
+        """Answers of like length, the longest first, so that too little memory shows at once."""
+        batch: list[int] = []
+        for place in sorted(range(len(rollouts)), key=lambda place: -rollouts[place].length):
+            size = (len(batch) + 1) * rollouts[(batch or [place])[0]].length
+            if batch and (size > self._options.batch_tokens or not self._reference.batchable):
+                yield batch
+                batch = []
+            batch.append(place)
+        if batch:
+            yield batch
+
+    def _flat(self, rows: Sequence[Sequence[float]]) -> Tensor:
+        return torch.tensor(np.concatenate(rows), dtype=torch.float32, device=self._network.device)

@@ -1,0 +1,122 @@
+"""The log of a training: a record a step, and what a reader makes of many.
+
+Takes batches, figures and updates, gives records as they stand in log.jsonl. It runs nothing.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.vector import SteeringVector
+from edge_steer.storage.records import read
+from edge_steer.training.advantages import zero_variance
+from edge_steer.training.optimiser import Update
+from edge_steer.training.policy import GradientFigures
+from edge_steer.training.rollouts import Batch
+
+LOG = "log.jsonl"
+FORMAT = "edge-steer training 1"
+SMOOTHED = 10  # steps that a smoothed figure is the mean of
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step. The answers are those of the vector before it, the norms those after it.
+
+    reward: mean of the batch. boxed, finished: shares of answers with a box, and that an end token ended. length: mean
+    tokens of an answer. surprise: mean -log p of a token under the engine, nats, which is its entropy on average.
+    zero_variance: problems whose answers were all rewarded alike. kl, gap: see GradientFigures. norms: of the vector by
+    layer. seconds: of each part; not compared.
+    """
+
+    step: int
+    reward: float
+    boxed: float
+    finished: float
+    length: float
+    surprise: float
+    zero_variance: int
+    loss: float
+    gradient_norm: float
+    clipped: bool
+    rate: float
+    kl: float | None
+    gap: Mapping[str, float] | None
+    norms: Mapping[str, float]
+    seconds: Mapping[str, float] = field(compare=False)
+
+    @classmethod
+    def make(
+        cls,
+        step: int,
+        batch: Batch,
+        figures: GradientFigures,
+        update: Update,
+        vector: SteeringVector,
+        seconds: Mapping[str, float],
+    ) -> Self:
+        """vector: after the step."""
+        rollouts = batch.rollouts
+        surprise = -sum(sum(rollout.logprobs) for rollout in rollouts) / batch.tokens
+        return cls(
+            step=step,
+            reward=float(batch.rewards.mean()),
+            boxed=statistics.fmean(rollout.boxed for rollout in rollouts),
+            finished=statistics.fmean(rollout.finished for rollout in rollouts),
+            length=batch.tokens / len(rollouts),
+            surprise=surprise,
+            zero_variance=zero_variance(batch.rewards),
+            loss=figures.loss,
+            gradient_norm=update.gradient_norm,
+            clipped=update.clipped,
+            rate=update.rate,
+            kl=figures.kl,
+            gap=figures.gap,
+            norms={str(layer): norm for layer, norm in vector.norms.items()},
+            seconds=seconds,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """What a store keeps."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """The inverse of `record`. Errors: EdgeSteerError for anything else."""
+        try:
+            return cls(**record)
+        except TypeError as error:
+            raise EdgeSteerError(f"{str(dict(record))[:80]} is no step of a training: {error}") from None
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """What a folder of a training tells. header: all that its steps depend on."""
+
+    header: Mapping[str, Any]
+    steps: tuple[StepRecord, ...]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Self:
+        """Of a training that may be going on. Errors: EdgeSteerError for a folder without one."""
+        header, records = read(Path(folder) / LOG)
+        if header.get("format") != FORMAT:
+            raise EdgeSteerError(f"{Path(folder) / LOG} is no log of a training that this edge-steer reads")
+        return cls(header, tuple(map(StepRecord.of, records)))
+
+    @property
+    def title(self) -> str:
+        """Model, task and settings in one line."""
+        settings = self.header["settings"]
+        return (
+            f"{self.header['sampler']['model']['name']}, {self.header['task']['name']}: {settings['prompts']} x "
+            f"{settings['generations']} answers a step, learning rate {settings['learning_rate']:g}"
+        )
+
+
+def smoothed(values: Sequence[float], width: int = SMOOTHED) -> list[float]:
+    """At each step the mean of the last `width` values up to it."""
+    return [statistics.fmean(values[max(0, end - width) : end]) for end in range(1, len(values) + 1)]

@@ -1,0 +1,190 @@
+"""RLOO on one vector a block: answers by llama.cpp, rewards, a gradient in PyTorch, Adam, the vector swapped in place.
+
+Takes a running engine, the same model in PyTorch, a task and settings; gives the trained SteeringVector. In a folder
+every step is logged, and a killed training goes on where it was. It loads no model and writes no vector file.
+"""
+
+import contextlib
+import gzip
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.progress import SILENT, Progress
+from edge_steer.core.vector import SteeringVector
+from edge_steer.storage.digests import digest
+from edge_steer.storage.files import replacing
+from edge_steer.storage.provenance import RunningModel, versions
+from edge_steer.storage.records import Store
+from edge_steer.tasks.grading import Graders
+from edge_steer.tasks.task import Task
+from edge_steer.training.adapter import METHOD, VectorAdapter
+from edge_steer.training.advantages import advantages, shuffled, zero_variance
+from edge_steer.training.memory import check_memory
+from edge_steer.training.optimiser import Optimiser
+from edge_steer.training.policy import DEFAULTS, GradientOptions, Policy
+from edge_steer.training.records import FORMAT, LOG, StepRecord
+from edge_steer.training.rollouts import Batch, Sampler, problems_of
+from edge_steer.training.settings import RlooSettings
+
+if TYPE_CHECKING:
+    from edge_steer.reference.model import Reference
+
+STATE = "state.npz"
+ROLLOUTS = "rollouts"
+MOST_GAP = 1.0  # nats; files of different models are further apart, quants of one are not
+OnVector = Callable[[int, SteeringVector], None]  # steps made, the vector by then
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model in both runtimes: `engine` answers in llama.cpp, `reference` has the gradient in PyTorch."""
+
+    engine: RunningModel
+    reference: "Reference"
+
+
+def train_vector(
+    trainee: Trainee,
+    task: Task,
+    settings: RlooSettings,
+    folder: str | Path,
+    *,
+    layers: tuple[int, ...] | None = None,
+    gradient: GradientOptions = DEFAULTS,
+    on_vector: OnVector | None = None,
+    progress: Progress = SILENT,
+) -> SteeringVector:
+    """Train one vector a block on a task whose reward is a right answer in the last box.
+
+    folder: keeps the log, the state and the answers of each step; the same call goes on from there. layers: None is
+    every block, layer 0 included. on_vector: called after each step. Errors: EdgeSteerError for a folder of another
+    training, answers of the first step that are all rewarded alike, gradient weights that are not the engine's model,
+    too little memory; VectorError or ModelError for a model that cannot be steered.
+    """
+    folder = Path(folder)
+    adapter = VectorAdapter(trainee.reference.model, layers, trainee.reference.network.device)
+    trainee.engine.check_steering(adapter.steering())
+    header = _header(trainee, task, settings, adapter.layers)
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(Store.open(folder / LOG, header))
+        optimiser = Optimiser(adapter, settings)
+        if (folder / STATE).exists():
+            optimiser.restore(folder / STATE)
+        if log.records[optimiser.step :]:  # logged, but killed before the state was on disk
+            log.replace(log.records[: optimiser.step])
+        if optimiser.step < settings.steps:
+            sampler = Sampler(trainee.engine, stack.enter_context(Graders()), task, settings)
+            policy = Policy(trainee.reference, adapter, gradient)
+            prompts = [trainee.engine.chat(task.messages(one)) for one in problems_of(task, settings, optimiser.step)]
+            check_memory(policy, prompts, settings.max_tokens, gradient)
+            (folder / ROLLOUTS).mkdir(exist_ok=True)
+            steps = _Steps(sampler, policy, adapter, optimiser, settings, folder, progress)
+        while optimiser.step < settings.steps:
+            log.append(steps.make().record())
+            optimiser.save(folder / STATE)
+            if on_vector:
+                on_vector(optimiser.step, adapter.vector())
+            progress("training", optimiser.step, settings.steps)
+    return adapter.vector(_provenance(trainee, task, settings, optimiser.step, folder / LOG))
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """All that a step needs."""
+
+    sampler: Sampler
+    policy: Policy
+    adapter: VectorAdapter
+    optimiser: Optimiser
+    settings: RlooSettings
+    folder: Path
+    progress: Progress
+
+    def make(self) -> StepRecord:
+        """One step: answers, their gradient, an update. Errors: EdgeSteerError, as `train_vector`."""
+        step, settings = self.optimiser.step, self.settings
+        began = time.perf_counter()
+        steering = self.adapter.steering()
+        swapped = time.perf_counter()
+        batch = self.sampler.batch(step, steering, self.progress)
+        if step == 0:
+            _check_variance(batch)
+        rewards = shuffled(batch.rewards, settings.seed + step) if settings.shuffle_rewards else batch.rewards
+        sampled = time.perf_counter()
+        figures = self.policy.gradient(batch.rollouts, advantages(rewards, settings.baseline).ravel(), settings)
+        if figures.gap and figures.gap["mean"] > MOST_GAP:
+            raise EdgeSteerError(
+                f"log-probabilities in PyTorch and llama.cpp are {figures.gap['mean']:.2g} nats apart at step "
+                f"{step + 1}; these are not the weights of one model"
+            )
+        derived = time.perf_counter()
+        update = self.optimiser.update()
+        seconds = {
+            "swap": swapped - began,
+            "rollouts": batch.decoding_seconds,
+            "grading": batch.grading_seconds,
+            "gradient": derived - sampled,
+            "update": time.perf_counter() - derived,
+        }
+        _keep_rollouts(batch, self.folder / ROLLOUTS / f"step-{step + 1:05}.jsonl.gz")
+        return StepRecord.make(step + 1, batch, figures, update, self.adapter.vector(), seconds)
+
+
+def _header(trainee: Trainee, task: Task, settings: RlooSettings, layers: tuple[int, ...]) -> dict[str, Any]:
+    """All that the steps depend on."""
+    sampler, policy = trainee.engine.provenance, trainee.reference.provenance
+    return {
+        "format": FORMAT,
+        "method": METHOD,
+        "settings": settings.described(),
+        "layers": list(layers),
+        "task": task.described(),
+        "sampler": {"model": {**sampler.model}, "backend": {**sampler.backend}},
+        "policy": {"model": {**policy.model}, "backend": {**policy.backend}},
+        "versions": {**sampler.versions, **policy.versions, **versions("math-verify", "sympy")},
+    }
+
+
+def _provenance(trainee: Trainee, task: Task, settings: RlooSettings, steps: int, log: Path) -> list[str]:
+    """The training record of the vector, in lines."""
+    sampler, policy = trainee.engine.provenance.model, trainee.reference.provenance.model
+    warmup = f"learning rate {settings.learning_rate:g} after {settings.warmup_steps} steps of warm-up"
+    return [
+        f"trained by RLOO: {steps} steps of {settings.prompts} problems x {settings.generations} answers, {warmup}, "
+        f"{settings.loss} loss, {settings.baseline} baseline, kl {settings.kl:g}, seed {settings.seed}",
+        f"rewards: {'shuffled, a control' if settings.shuffle_rewards else 'right in the last box'}; task {task.name}, "
+        f"{len(task.samples)} problems {task.digest[:12]}",
+        f"answers by {sampler['name']} {sampler['quant']} {sampler['digest']}",
+        f"gradient weights {policy['name']} {policy['digest']}",
+        f"log {digest(log)}",
+    ]
+
+
+def _check_variance(batch: Batch) -> None:
+    """Errors: EdgeSteerError where no problem of the first batch has both right and wrong answers."""
+    if zero_variance(batch.rewards) < len(batch.rewards):
+        return
+    boxed = sum(rollout.boxed for rollout in batch.rollouts)
+    raise EdgeSteerError(
+        f"the rewards of the first batch have no variance: {batch.rewards.mean():.0%} of {len(batch.rollouts)} answers "
+        f"are right and {boxed} have a box, alike for each problem; take other problems, or more of them or of answers"
+    )
+
+
+def _keep_rollouts(batch: Batch, path: Path) -> None:
+    """The answers of a step, a line of JSON each; the whole file or none."""
+    with replacing(path) as temporary, gzip.open(temporary, "wt", encoding="utf-8") as file:
+        for rollout in batch.rollouts:
+            line = {
+                "problem": rollout.problem,
+                "text": rollout.text,
+                "tokens": len(rollout.tokens),
+                "finished": rollout.finished,
+                "reward": rollout.reward,
+            }
+            file.write(json.dumps(line) + "\n")

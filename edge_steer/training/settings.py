@@ -1,0 +1,121 @@
+"""How a vector is trained: the settings of a laptop, and those of the paper.
+
+Values only. Source: "Bias-Only Adaptation", appendices C, H and Table 6, and the configurations published with its
+code. It runs nothing.
+"""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+from edge_steer.core.errors import EdgeSteerError
+
+Loss = Literal["token", "sequence"]
+Baseline = Literal["leave-one-out", "mean"]
+Preset = Literal["laptop", "paper"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+WARM_UP_SHARE = 0.03  # of the steps
+
+
+@dataclass(frozen=True)
+class RlooSettings:
+    """How a vector is trained by RLOO; the defaults are a laptop's.
+
+    steps: of the optimiser, one for each batch of answers. prompts, generations: problems of a batch, and answers to
+    each. max_tokens: of an answer. learning_rate: constant behind a linear warm-up of `warmup` steps (None is 3% of
+    the steps). loss: the mean over all tokens of a batch ("token", as the paper's models were trained) or over its
+    answers ("sequence", the paper's formula). baseline: the mean of the other answers to a problem, or of all. kl: the
+    coefficient of the divergence from the untrained model. clip: the most norm of a gradient. importance_cap: the most
+    a token weighs because PyTorch holds it likelier than llama.cpp did; None leaves all weights at 1.
+    shuffle_rewards: deal the rewards of a batch out at random: a control, which must teach nothing.
+    Errors: EdgeSteerError for a number out of range.
+    """
+
+    steps: int = 100
+    prompts: int = 8
+    generations: int = 8
+    max_tokens: int = 512
+    learning_rate: float = 1e-3
+    warmup: int | None = None
+    loss: Loss = "token"
+    baseline: Baseline = "leave-one-out"
+    kl: float = 0.0
+    clip: float = 2.0
+    importance_cap: float | None = 2.0
+    seed: int = 0
+    shuffle_rewards: bool = False
+
+    def __post_init__(self) -> None:
+        if self.generations < 2:
+            raise EdgeSteerError(f"{self.generations} answers to a problem; a baseline needs at least 2")
+        counts = {"steps": self.steps, "prompts": self.prompts, "max_tokens": self.max_tokens}
+        for name, count in counts.items():
+            if count < 1:
+                raise EdgeSteerError(f"{name} is {count}; it must be at least 1")
+        rates = {"learning_rate": self.learning_rate, "kl": self.kl, "warmup": self.warmup or 0, "seed": self.seed}
+        for name, rate in rates.items():
+            if not (math.isfinite(rate) and rate >= 0):
+                raise EdgeSteerError(f"{name} is {rate:g}; it must be 0 or more")
+        for name, limit in (("clip", self.clip), ("importance_cap", self.importance_cap)):
+            if limit is not None and not limit > 0:
+                raise EdgeSteerError(f"{name} is {limit:g}; it must be more than 0")
+        if self.loss not in LOSSES or self.baseline not in BASELINES:
+            raise EdgeSteerError(
+                f"loss {self.loss!r}, baseline {self.baseline!r}; allowed are {', '.join(LOSSES)} and "
+                f"{', '.join(BASELINES)}"
+            )
+
+    @property
+    def warmup_steps(self) -> int:
+        return math.ceil(WARM_UP_SHARE * self.steps) if self.warmup is None else self.warmup
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, which counts from 0; that of the first is not 0."""
+        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+    def described(self) -> dict[str, Any]:
+        """What the numbers of every step depend on: a run may be given more steps later."""
+        described = asdict(self) | {"warmup": self.warmup_steps}
+        del described["steps"]
+        return described
+
+
+@dataclass(frozen=True)
+class PaperModel:
+    """A model of the paper's Table 1. steering: the learning rate of its vector. generations: answers to a problem.
+    context: most tokens of a problem with its answer."""
+
+    steering: float
+    generations: int = 16
+    context: int = 8192
+
+
+PAPER = RlooSettings(steps=314, prompts=128, generations=16, max_tokens=8192)
+PAPER_MODELS = {
+    "qwen2.5-1.5b": PaperModel(1e-3, generations=64),
+    "qwen2.5-7b": PaperModel(1e-3),
+    "qwen2.5-14b": PaperModel(5e-4),
+    "qwen2.5-math-1.5b": PaperModel(1e-3, context=4096),
+    "qwen2.5-math-7b": PaperModel(1e-3, context=4096),
+    "llama-3.1-8b": PaperModel(3e-4, generations=64),
+    "llama-3.1-8b-instruct": PaperModel(8e-5),
+}
+
+
+def preset_settings(preset: Preset, model: str) -> RlooSettings:
+    """The settings of a preset; the paper's have the learning rate, answers and length of its models.
+
+    model: its name, a folder or hub id included; one that the paper does not train gets the commonest settings.
+    Errors: EdgeSteerError for an unknown preset.
+    """
+    if preset == "laptop":
+        return RlooSettings()
+    if preset != "paper":
+        raise EdgeSteerError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
+    name = model.rstrip("/").rsplit("/", 1)[-1].lower()
+    known = PAPER_MODELS.get(name.removeprefix("meta-"))
+    if known is None:
+        return PAPER
+    return replace(PAPER, learning_rate=known.steering, generations=known.generations, max_tokens=known.context)
