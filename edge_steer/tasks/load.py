@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from edge_steer.core.errors import EdgeSteerError
@@ -10,10 +11,10 @@ from edge_steer.tasks import answers
 from edge_steer.tasks.protocols import PROTOCOLS, Protocol, protocol_settings
 from edge_steer.tasks.published import BENCHMARKS, read_rows
 from edge_steer.tasks.task import Sample, Task
-from edge_steer.tasks.wordproblems import WORD_PROBLEMS, word_problems
+from edge_steer.tasks.wordproblems import DIFFICULTIES, word_problems
 
 WORD_PROBLEM_COUNT = 500  # where no number is asked
-TASKS: tuple[str, ...] = (*BENCHMARKS, WORD_PROBLEMS)
+TASKS: tuple[str, ...] = (*BENCHMARKS, *DIFFICULTIES)
 
 
 def load_task(
@@ -40,8 +41,8 @@ def load_task(
         return load_task(known, protocol=protocol, file=named_file, split=split, limit=limit)
     if file is not None and split is not None:
         raise EdgeSteerError(f"{file} is the split to ask; leave out the split {split!r}")
-    if name == WORD_PROBLEMS:
-        task = _load_word_problems(protocol, file, split, limit)
+    if name in DIFFICULTIES:
+        task = _load_word_problems(name, protocol, file, split, limit)
     elif name in BENCHMARKS:
         task = _load_benchmark(name, protocol, file, split)
     elif name.endswith(".toml"):
@@ -53,14 +54,15 @@ def load_task(
     return task if limit is None else task.limit(limit)
 
 
-def _load_word_problems(protocol: Protocol, file: Path | None, split: str | None, limit: int | None) -> Task:
+def _load_word_problems(name: str, protocol: Protocol, file: Path | None, split: str | None, limit: int | None) -> Task:
     """Asked plainly in every protocol: the bundled model knows the bare question alone."""
     if file is not None:
-        raise EdgeSteerError(f"{WORD_PROBLEMS} are generated, not read from {file}; leave out the file")
-    samples = word_problems("test" if split is None else split, WORD_PROBLEM_COUNT if limit is None else limit)
-    settings = protocol_settings(protocol, WORD_PROBLEMS, "math")
+        raise EdgeSteerError(f"{name} are generated, not read from {file}; leave out the file")
+    draw = partial(word_problems, difficulty=DIFFICULTIES[name])
+    samples = draw("test" if split is None else split, WORD_PROBLEM_COUNT if limit is None else limit)
+    settings = protocol_settings(protocol, name, "math")
     settings = replace(settings, prompt="{question}", system=None, max_tokens=400, stop=(), context=None)
-    return Task(WORD_PROBLEMS, samples, settings, "math", draw=word_problems)
+    return Task(name, samples, settings, "math", draw=draw)
 
 
 def _load_benchmark(name: str, protocol: Protocol, file: Path | None, split: str | None) -> Task:

@@ -1,4 +1,4 @@
-"""Generated multi-step word problems with solutions of any density: the task of the bundled model.
+"""Generated multi-step word problems with solutions of any density: the task of the bundled model, and two harder ones.
 
 Takes a split name and a seed, gives problems whose splits can never overlap, and tells each solution with a
 density between 0 (one small step per paragraph) and 1 (one paragraph). It knows nothing of models or grading.
@@ -15,7 +15,7 @@ from typing import Literal
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.tasks.task import Sample
 
-WORD_PROBLEMS = "wordproblems"  # the task's name
+WORD_PROBLEMS = "wordproblems"  # the name of the task that the bundled model was trained on
 Split = Literal["train", "calibration", "dev", "test"]
 Kind = Literal["gain", "loss", "pack", "hand", "double", "share"]
 Part = Literal["start", "event", "product", "update", "state", "short", "answer", "closing"]
@@ -67,6 +67,24 @@ CLOSING_RATE = 1 / 3
 
 
 @dataclass(frozen=True)
+class Difficulty:
+    """How hard problems are. events: numbers of operations, drawn evenly. most, least: the bounds of the largest amount
+    on the way."""
+
+    events: tuple[int, ...]
+    most: int
+    least: int = 1
+
+
+PLAIN = Difficulty((2, 3, 3, 4), 99)
+DIFFICULTIES = {  # the tasks, of which no two have a problem in common
+    WORD_PROBLEMS: PLAIN,
+    "wordproblems-long": Difficulty((5,), 99),
+    "wordproblems-large": Difficulty((3, 4), 199, least=100),
+}
+
+
+@dataclass(frozen=True)
 class Operation:
     """One event of a problem: `groups` times `amount` for the kinds that multiply first, else `amount` alone."""
 
@@ -93,7 +111,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Problem:
-    """A start amount and two to four operations on it, with its question text, equations and answer."""
+    """A start amount and operations on it, with its question text, equations and answer."""
 
     name: str
     item: str
@@ -110,6 +128,11 @@ class Problem:
         return self.operations[-1].after
 
     @property
+    def largest(self) -> int:
+        """The largest amount on the way."""
+        return max(self.start, *(operation.after for operation in self.operations))
+
+    @property
     def equations(self) -> tuple[str, ...]:
         """Every computation of the solution in order, whatever density it is told with."""
         return tuple(
@@ -123,7 +146,7 @@ class Problem:
         return next(split for split, buckets in SPLITS.items() if bucket in buckets)
 
 
-def word_problems(split: str, count: int, seed: int = 0) -> tuple[Sample, ...]:
+def word_problems(split: str, count: int, seed: int = 0, difficulty: Difficulty = PLAIN) -> tuple[Sample, ...]:
     """The first `count` problems of a split, as a task asks them.
 
     Errors: EdgeSteerError for an unknown split or a count below 1.
@@ -133,11 +156,11 @@ def word_problems(split: str, count: int, seed: int = 0) -> tuple[Sample, ...]:
     known = next((known for known in SPLITS if known == split), None)
     if known is None:
         raise EdgeSteerError(f"no split {split!r}; {WORD_PROBLEMS} have {', '.join(SPLITS)}")
-    drawn = enumerate(islice(problems(known, seed), count))
+    drawn = enumerate(islice(problems(known, seed, difficulty), count))
     return tuple(Sample(f"{split}-{seed}-{i}", problem.question, str(problem.answer)) for i, problem in drawn)
 
 
-def problems(split: Split, seed: int = 0) -> Iterator[Problem]:
+def problems(split: Split, seed: int = 0, difficulty: Difficulty = PLAIN) -> Iterator[Problem]:
     """Endless distinct problems of one split; the same split and seed give the same problems.
 
     Errors: EdgeSteerError for an unknown split.
@@ -147,19 +170,19 @@ def problems(split: Split, seed: int = 0) -> Iterator[Problem]:
     rng = random.Random(f"{split}-{seed}")
     seen: set[str] = set()
     while True:
-        problem = draw(rng)
-        if problem.split == split and problem.question not in seen:
+        problem = draw(rng, difficulty)
+        if problem.largest >= difficulty.least and problem.split == split and problem.question not in seen:
             seen.add(problem.question)
             yield problem
 
 
-def draw(rng: random.Random) -> Problem:
-    """One random problem of any split; every amount on the way lies between 1 and 99."""
+def draw(rng: random.Random, difficulty: Difficulty = PLAIN) -> Problem:
+    """One random problem of any split; every amount on the way is at least 1."""
     start = amount = rng.randint(2, 60)
     operations: list[Operation] = []
-    for _ in range(rng.choice((2, 3, 3, 4))):
+    for _ in range(rng.choice(difficulty.events)):
         previous = operations[-1].kind if operations else None
-        operation = _draw_operation(rng, amount, previous)
+        operation = _draw_operation(rng, amount, previous, difficulty.most)
         operations.append(operation)
         amount = operation.after
     return Problem(rng.choice(NAMES), rng.choice(ITEMS), start, tuple(operations))
@@ -211,7 +234,7 @@ def _event(problem: Problem, operation: Operation) -> str:
     )
 
 
-def _draw_operation(rng: random.Random, before: int, previous: Kind | None) -> Operation:
+def _draw_operation(rng: random.Random, before: int, previous: Kind | None, most: int) -> Operation:
     while True:
         kind = rng.choices(list(EVENTS), weights=(3, 3, 3, 3, 1, 1))[0]
         groups = rng.randint(2, 5 if kind == "share" else 8)
@@ -224,6 +247,6 @@ def _draw_operation(rng: random.Random, before: int, previous: Kind | None) -> O
             "double": 2 * before,
             "share": before // groups,
         }[kind]
-        if (kind == "share" and before % groups) or kind == previous or not 1 <= after <= 99:
+        if (kind == "share" and before % groups) or kind == previous or not 1 <= after <= most:
             continue
         return Operation(kind, amount, groups, rng.randrange(len(EVENTS[kind])), before, after)

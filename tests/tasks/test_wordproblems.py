@@ -10,6 +10,7 @@ import pytest
 
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.tasks import wordproblems
+from edge_steer.tasks.load import load_task
 from edge_steer.tasks.task import count_steps
 from edge_steer.tasks.wordproblems import Split
 
@@ -55,3 +56,22 @@ def test_density_merges_paragraphs_and_keeps_every_computation() -> None:
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(EdgeSteerError, match="no split 'validation'; word problems have train"):
         next(wordproblems.problems("validation"))  # type: ignore[arg-type]
+
+
+def test_harder_problems_are_none_that_the_bundled_model_knows() -> None:
+    plain, long, large = (
+        list(islice(wordproblems.problems("train", difficulty=wordproblems.DIFFICULTIES[name]), 200))
+        for name in ("wordproblems", "wordproblems-long", "wordproblems-large")
+    )
+    assert {len(problem.operations) for problem in plain} == {2, 3, 4}
+    assert max(problem.largest for problem in plain) <= 99
+    assert {len(problem.operations) for problem in long} == {5}
+    assert all(100 <= problem.largest <= 199 for problem in large)
+
+
+def test_a_harder_task_is_drawn_as_the_plain_one() -> None:
+    task = load_task("wordproblems-long", split="train", limit=3)
+    dev, test = task.split(2, 2)
+    assert task.samples[0].id == "train-0-0"
+    assert not {sample.question for sample in dev.samples} & {sample.question for sample in test.samples}
+    assert all(sample.question.count(".") == 6 for sample in (*task.samples, *dev.samples, *test.samples))
