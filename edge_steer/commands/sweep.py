@@ -30,6 +30,7 @@ from edge_steer.terminal.options import (
     revision_option,
     task_options,
 )
+from edge_steer.terminal.parameters import PHASE
 from edge_steer.terminal.progress import progress_bar, say
 from edge_steer.terminal.tables import print_table
 
@@ -78,9 +79,9 @@ class Place:
     help="With --choose density: how much accuracy may be lost on dev.",
 )  # fmt: skip
 @click.option(
-    "--phase", type=click.Choice(["all", "generated"]), default="all", show_default=True,
-    help="Steer every position, or from the last prompt token on. With 'generated' each prompt is computed once for "
-    "all cells, which saves most where prompts are long; llama.cpp's own tools know only 'all'.",
+    "--phase", type=PHASE, default="all", show_default=True,
+    help="Steer every position, from the last prompt token on, or of these only the tokens with a blank line. "
+    "Except with 'all', each prompt is computed once for all cells; llama.cpp's own tools know only 'all'.",
 )  # fmt: skip
 @nll_option
 @quant_option
@@ -250,8 +251,8 @@ def _write_recipe(results: "SweepResults", folder: Path | None, vector_file: Pat
     folder = folder or Path("export") / folder_name(results.header["model"]["name"]) / vector_file.stem
     path = write_recipe(results, folder)
     say(f"recipe: {path}, beside the vector tuned to {results.tuned_vector.tuning}")
-    if results.header["phase"] == "generated":
-        say("llama.cpp's own tools know only phase 'all': there this vector steers the prompt too")
+    if results.header["phase"] != "all":
+        say("llama.cpp's own tools know only phase 'all': there this vector steers every token")
 
 
 def _show(folder: Path) -> None:

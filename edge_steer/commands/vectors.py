@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edge_steer.terminal.options import FILE, LAYERS, PATH
+from edge_steer.terminal.parameters import PHASE
 from edge_steer.terminal.progress import NOTES, say
 from edge_steer.terminal.tables import print_vector
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-phase_choice = click.Choice(["all", "generated"])
 
 
 def output_options(command: F) -> F:
@@ -77,7 +77,7 @@ def import_command(
 @click.option("-o", "--output", type=FILE, required=True, help="The GGUF control vector to write.")
 @click.option("--layers", type=LAYERS, metavar="LAYERS", help="Layers to keep.  [default: all but layer 0]")
 @click.option("--strength", type=float, default=1.0, show_default=True, help="Bake this strength into the values.")
-@click.option("--phase", type=phase_choice, help="The phase it is meant to be used in.  [default: VECTOR's]")
+@click.option("--phase", type=PHASE, help="The phase it is meant to be used in.  [default: VECTOR's]")
 @click.option(
     "--format",
     "target",
@@ -117,8 +117,8 @@ def export(
     if 0 in written.vector.layers:
         say("layer 0 is in the file: repeng reads it, llama.cpp's own tools skip such a file and run unsteered")
     tuning = written.vector.tuning
-    if tuning and tuning.phase == "generated":
-        say("the vector is tuned for phase generated, which llama.cpp's own tools have not: they steer the prompt too")
+    if tuning and tuning.phase != "all":
+        say(f"the vector is tuned for phase {tuning.phase}; llama.cpp's own tools have none: they steer every token")
     click.echo(f"wrote {output}: layers {spans(written.vector.layers)}, strength {strength:g} baked in")
     if tuning:
         click.echo(f"to be used at {tuning}")
@@ -183,7 +183,7 @@ def vector_project(vector: Path, other: Path, output: Path, layers: tuple[int, .
 @click.argument("vector", type=PATH)
 @click.option("--layers", type=LAYERS, metavar="LAYERS", help="Layers to steer.  [default: all of VECTOR's]")
 @click.option("--strength", type=float, default=1.0, show_default=True)
-@click.option("--phase", type=phase_choice, default="all", show_default=True)
+@click.option("--phase", type=PHASE, default="all", show_default=True)
 @click.option("-o", "--output", type=FILE, required=True, help="The vector file to write (.safetensors or .gguf).")
 def vector_tune(
     vector: Path, layers: tuple[int, ...] | None, strength: float, phase: "Phase", output: Path

@@ -21,6 +21,7 @@ from edge_steer.terminal.options import (
     quant_option,
     sampling_options,
 )
+from edge_steer.terminal.parameters import PHASE
 from edge_steer.terminal.progress import NOTES
 
 if TYPE_CHECKING:
@@ -235,11 +236,12 @@ class ChatCommand:
     takes_file: bool = False
 
 
+_PHASES = tuple(PHASE.choices)
 COMMANDS = {
     "strength": ChatCommand(_strength, "[NUMBER]", "How strongly the vector steers; 0 is not at all."),
     "vector": ChatCommand(_vector, "[NAME [NUMBER]]", "Put a vector to use, as tuned or so strongly; alone: list all."),
     "layers": ChatCommand(_layers, "[LAYERS]", "Which layers are steered, as 3 or 10-14 or 1,2,7-9."),
-    "phase": ChatCommand(_phase, "[all|generated]", "Steer the prompt too, or answers alone.", ("all", "generated")),
+    "phase": ChatCommand(_phase, "[PHASE]", "Steer the prompt too (all), answers, or their blank lines.", _PHASES),
     "compare": ChatCommand(_compare, "[MESSAGE]", "Answer unsteered and steered; alone: the last message again."),
     "system": ChatCommand(_system, "[TEXT|off]", "The system message.", ("off",)),
     "clear": ChatCommand(_clear, "", "Begin a new conversation; the steering stays."),

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from edge_steer.terminal.parameters import FILE, FOLDER, LAYERS, MODEL, PATH, TASK, TEMPLATE, VECTOR
+from edge_steer.terminal.parameters import FILE, FOLDER, LAYERS, MODEL, PATH, PHASE, TASK, TEMPLATE, VECTOR
 from edge_steer.terminal.progress import NOTES
 
 if TYPE_CHECKING:
@@ -101,8 +101,9 @@ _STEERING: dict[str, Any] = {
         "--strength", type=float, help="Strength of the vectors given without one.  [default: the file's, else 1]"
     ),
     "phase": click.option(
-        "--phase", type=click.Choice(["all", "generated"]),
-        help="Steer every position, or from the last prompt token on.  [default: the file's, else all]",
+        "--phase", type=PHASE,
+        help="Steer every position, from the last prompt token on, or of these only the tokens with a blank line.  "
+        "[default: the file's, else all]",
     ),
 }  # fmt: skip
 _SAMPLING: dict[str, Any] = {

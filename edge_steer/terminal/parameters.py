@@ -1,4 +1,4 @@
-"""What a command's arguments may be: files, folders, a MODEL, a vector, layers; and how a shell completes them.
+"""What a command's arguments may be: files, folders, a MODEL, a vector, its use; and how a shell completes them.
 
 Takes click's strings, gives the library's values. Heavy packages are imported when a value is converted.
 """
@@ -58,4 +58,5 @@ MODEL = _PathText()  # a GGUF file, a Hugging Face folder, a recipe's folder or 
 VECTOR = _PathText()  # FILE[:STRENGTH]
 TASK = _PathText()  # a task's name, NAME=FILE or a task.toml
 LAYERS = _Layers()
+PHASE = click.Choice(["all", "generated", "delimiter"])  # core.vector's PHASES
 TEMPLATE = _Template()  # chat, none or a file

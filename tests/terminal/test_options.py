@@ -9,6 +9,7 @@ from edge_steer.core.backend import EngineOptions
 from edge_steer.core.errors import RequestError
 from edge_steer.core.sampling import GREEDY, Sampling
 from edge_steer.core.steering import Steering
+from edge_steer.core.vector import PHASES
 from edge_steer.tasks.load import load_task
 from edge_steer.terminal.options import (
     SamplingChanges,
@@ -20,6 +21,7 @@ from edge_steer.terminal.options import (
     steering_options,
     task_options,
 )
+from edge_steer.terminal.parameters import PHASE
 from edge_steer.vectors.read import load
 
 
@@ -53,6 +55,10 @@ def test_what_is_typed_arrives() -> None:
     assert lines[1] == str(SteeringChoice(("a.gguf:2", "b"), (1, 2, 3), -4.0, "generated"))
     choice = TaskChoice("densesteer", system="", max_tokens=7, sampling=SamplingChanges(temperature=0.5))
     assert lines[2] == str(choice)
+
+
+def test_every_phase_can_be_typed() -> None:
+    assert tuple(PHASE.choices) == PHASES
 
 
 def test_sampling_changes_stand_over_a_protocols_own() -> None:

@@ -239,7 +239,7 @@ def test_export_carries_the_tuning_and_says_what_llama_cpp_cannot(tmp_path: Path
     result = edge_steer("export", source, "-o", out, "--strength", "0.75")
     assert "to be used at layers 1, 3, strength 1, phase generated" in result.stdout
     [line] = result.stderr.splitlines()
-    assert "llama.cpp's own tools have not: they steer the prompt too" in line
+    assert "llama.cpp's own tools have none: they steer every token" in line
     result = edge_steer("export", source, "-o", out, "--phase", "all")
     assert read.load(out).tuning == Tuning((1, 3), 0.75, "all")
     assert not result.stderr

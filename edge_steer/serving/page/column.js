@@ -1,7 +1,7 @@
 // One answer as a card: its text as it comes, its figures, and what can be done with it.
 
 import { copyButton, el, iconButton, oncePerFrame } from "./dom.js";
-import { short, spans } from "./state.js";
+import { PHASES, short, spans } from "./state.js";
 import { openShare } from "./share.js";
 import { TokensView } from "./tokens_view.js";
 
@@ -21,7 +21,7 @@ export function steeringWords(vectors) {
 /** Where vectors act, in words. */
 function placeWords(vectors) {
   const of = ({ layers, phase }) =>
-    `${layers ? `layers ${Array.isArray(layers) ? spans(layers) : layers}` : "its own layers"}, ${phase === "all" ? "all tokens" : "answer only"}`;
+    `${layers ? `layers ${Array.isArray(layers) ? spans(layers) : layers}` : "its own layers"}, ${PHASES[phase]}`;
   const places = new Set(vectors.map(of));
   return places.size === 1 ? [...places][0] : vectors.map((vector) => `${vector.name}: ${of(vector)}`).join("; ");
 }

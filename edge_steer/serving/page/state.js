@@ -72,6 +72,9 @@ export function spans(layers) {
   return runs.map(([first, last]) => (first === last ? `${first}` : `${first}-${last}`)).join(",");
 }
 
+/** What a phase steers, in words. */
+export const PHASES = { all: "all tokens", generated: "answer only", delimiter: "blank lines of the answer" };
+
 /** A number without digits that say nothing. */
 export function short(number) {
   return String(Number(number.toPrecision(3))).replace("-", "−");

@@ -1,7 +1,7 @@
 // The vectors: strength as slider and number, layers, phase; and presets.
 
 import { el, iconButton } from "./dom.js";
-import { asTuned, short, spans, withPreset } from "./state.js";
+import { PHASES, asTuned, short, spans, withPreset } from "./state.js";
 
 const NICE = [1, 1.5, 2, 3, 4, 5, 6, 8, 10];
 const SLIDER_STEPS = 200; // on each side of 0
@@ -60,8 +60,7 @@ function vectorCard(listed, index, settings, onMoved) {
   const phase = el(
     "select",
     { onchange: () => { change({ phase: phase.value }); onMoved(); } },
-    el("option", { value: "all" }, "all tokens"),
-    el("option", { value: "generated" }, "answer only"),
+    ...Object.entries(PHASES).map(([value, words]) => el("option", { value }, words)),
   );
   const tuned = iconButton("again", `${name} as tuned: ${short(listed.tuned.scale)}`, () => {
     change(asTuned(settings.value.vectors[index]));
