@@ -187,6 +187,18 @@ OnText = Callable[[int, str], None]  # request index, new text
 OnDone = Callable[[int, Completion], None]
 
 
+@dataclass
+class Recording:
+    """The residual stream to record where logits are computed, after `layers` at `positions`, both rising.
+
+    The backend fills in states: layer -> float32 (positions, hidden), whole once the last logits are asked for.
+    """
+
+    layers: Sequence[int]
+    positions: Sequence[int]
+    states: dict[int, Array] = field(default_factory=dict)
+
+
 class Backend(Protocol):
     """One loaded model. Not thread-safe: one thread owns it."""
 
@@ -227,10 +239,13 @@ class Backend(Protocol):
         `prompt` is the number of prompt tokens (at least 1), which phase "generated" needs to know.
         """
 
-    def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]:
+    def logit_rows(
+        self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = (), recording: Recording | None = None
+    ) -> Iterator[Array]:
         """`logits` in pieces of consecutive rows, so that memory does not grow with the text.
 
         A piece is valid until the next is asked for; nothing else may be asked of the backend before the last.
+        recording: the residual stream of the same pass, steering included. Errors: as of `record`.
         """
 
     def nll(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> npt.NDArray[np.float64]:

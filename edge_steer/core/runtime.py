@@ -17,6 +17,7 @@ from edge_steer.core.backend import (
     Message,
     OnDone,
     OnText,
+    Recording,
     Request,
     Tokens,
 )
@@ -64,7 +65,9 @@ class Runtime(ABC):
     ) -> list[Completion]: ...
 
     @abstractmethod
-    def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]: ...
+    def logit_rows(
+        self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = (), recording: Recording | None = None
+    ) -> Iterator[Array]: ...
 
     def ask(
         self,
@@ -150,6 +153,11 @@ class Runtime(ABC):
         """Errors: RequestError for a position that the tokens do not have."""
         if beyond := [position for position in positions if not 0 <= position < len(tokens)]:
             raise RequestError(f"position {beyond[0]} asked; the tokens have positions 0-{len(tokens) - 1}")
+
+    def check_recording(self, recording: Recording, tokens: Sequence[int]) -> None:
+        """Errors: VectorError for a layer that is not there, RequestError for a position past the tokens."""
+        self.model.check_layers(recording.layers)
+        self.check_positions(recording.positions, tokens)
 
     def refusal(self, request: Request) -> str:
         """Why the request cannot be served; "" if it can."""

@@ -201,13 +201,13 @@ class LlamaContext:
         assert self._hook
         self._hook.add(rows)
 
-    def read(self, layers: Sequence[int]) -> None:
+    def read(self, layers: Sequence[int], *, logits: bool = False) -> None:
         """Read the residual stream after `layers` of all that is decoded next; only a hooked context can. () ends it.
 
-        Nothing beyond the last is computed: no logits, and no cache of use later. A batch must be of one sequence.
+        Without logits nothing beyond the last is computed, and no cache of use later. A batch must be of one sequence.
         """
         assert self._hook
-        self._hook.read(layers)
+        self._hook.read(layers, logits=logits)
 
     def states(self) -> Array:
         """What was read of the last batch's wanted tokens: float32 (layers, wanted, hidden_size)."""

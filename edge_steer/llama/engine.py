@@ -23,6 +23,7 @@ from edge_steer.core.backend import (
     OnStates,
     OnText,
     Piece,
+    Recording,
     Request,
     SharedPrompt,
     Tokens,
@@ -34,7 +35,13 @@ from edge_steer.core.runtime import Runtime
 from edge_steer.core.steering import Offsets, Steering
 from edge_steer.core.streaming import common_prefix
 from edge_steer.core.vector import Array, ModelIdentity
-from edge_steer.llama.context import GrowingContext, LlamaContext, steering_of
+from edge_steer.llama.context import (
+    ControlVectorSteering,
+    GrowingContext,
+    LlamaContext,
+    RowSteering,
+    steering_of,
+)
 from edge_steer.llama.library import interrupts_wait, system_info
 from edge_steer.llama.model import LlamaModel
 from edge_steer.llama.prefix_cache import NO_KEYS, CacheKeys, LiveSteering, LiveSteerings, cache_keys
@@ -208,7 +215,9 @@ class Engine(Runtime):
             self._scheduler.abandon(tickets)
         return [done[index] for index in range(len(requests))]
 
-    def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]:
+    def logit_rows(
+        self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = (), recording: Recording | None = None
+    ) -> Iterator[Array]:
         """See Backend.logit_rows. What the tokens have in common with those scored last is not computed again."""
         self.check_text(tokens, prompt)
         live = self._steerings.get(steering)
@@ -216,6 +225,10 @@ class Engine(Runtime):
         if live:
             check_architecture(self.model.architecture)
             self._contexts.check_steerable()
+        if recording is not None:
+            self.check_recording(recording, tokens)
+            yield from self._read(tokens, prompt, offsets, recording, logits=True)
+            return
         context = self._context_alone(len(tokens), hooked=offsets is not None and offsets.needs_rows)
         chunk = self._rows_at_once(context)
         keys = cache_keys(tokens, prompt, live)
@@ -246,32 +259,47 @@ class Engine(Runtime):
         """See Backend.record."""
         prompt = len(tokens) if prompt is None else prompt
         self.check_text(tokens, prompt)
-        self.model.check_layers(layers)
-        chosen = np.asarray(range(len(tokens)) if positions is None else positions, dtype=np.int64)
-        self.check_positions(chosen.tolist(), tokens)
-        wanted = np.zeros(len(tokens), dtype=np.bool_)
-        wanted[chosen] = True
+        chosen = np.arange(len(tokens)) if positions is None else np.asarray(positions, dtype=np.int64)
+        rising, places = np.unique(chosen, return_inverse=True)
+        recording = Recording(layers, rising.tolist())
+        self.check_recording(recording, tokens)
         offsets = _up_to(self.offsets(steering), max(layers))
+        for _ in self._read(tokens, prompt, offsets, recording, logits=False):
+            pass
+        return {layer: states[places] for layer, states in recording.states.items()}
+
+    def _read(
+        self, tokens: Sequence[int], prompt: int, offsets: Offsets | None, recording: Recording, *, logits: bool
+    ) -> Iterator[Array]:
+        """Fill a recording and, if asked, give the logits of the same pass; else no block beyond its last is run."""
         context = self._context_alone(len(tokens), hooked=True)
-        step = self._rows_at_once(context)
-        steer = steering_of(context)
+        native = logits and not (offsets and offsets.needs_rows)
+        steer = ControlVectorSteering(context) if native else RowSteering(context)
+        at_once = self._rows_at_once(context)
+        recorded = np.zeros(len(tokens), dtype=np.bool_)
+        recorded[list(recording.positions)] = True
+        wanted = recorded | (np.arange(len(tokens)) >= prompt - 1) if logits else recorded
+        states = []
         self._scored = NO_KEYS
         context.forget(0)
-        states = []
-        context.read(layers)
+        context.read(recording.layers, logits=logits)
         try:
-            for first, last in ((0, prompt - 1), (prompt - 1, len(tokens))):
+            for first, last, step in ((0, prompt - 1, context.batch), (prompt - 1, len(tokens), at_once)):
                 for begin in range(first, last, step):
-                    end = min(begin + step, last)
-                    steer.before_step(_by_row(offsets, tokens[begin:end], begin, prompt))
-                    context.decode(tokens[begin:end], np.arange(begin, end), 0, wanted[begin:end])
-                    states.append(context.states())
+                    part = slice(begin, min(begin + step, last))
+                    if native and begin < prompt - 1:
+                        steer.before_prompt(offsets)
+                    else:
+                        steer.before_step(_by_row(offsets, tokens[part], begin, prompt))
+                    context.decode(tokens[part], np.arange(begin, part.stop), 0, wanted[part])
+                    states.append(context.states()[:, recorded[part][wanted[part]]])
+                    if logits and begin >= prompt - 1:
+                        yield context.logits()
         finally:
             context.read(())
             steer.before_prompt(None)
             context.forget(0)
-        rows = np.concatenate(states, axis=1)[:, np.searchsorted(np.flatnonzero(wanted), chosen)]
-        return dict(zip(layers, rows, strict=True))
+        recording.states = dict(zip(recording.layers, np.concatenate(states, axis=1), strict=True))
 
     def answer_states(
         self, prompts: Sequence[SharedPrompt], layers: Sequence[int], take: OnStates, *, batch_tokens: int = 1024

@@ -36,6 +36,7 @@ class ResidualHook:
         self._hidden_size = hidden_size
         self._rows: Mapping[int, Array] = {}
         self._reading: tuple[int, ...] = ()
+        self._last: int | None = None  # no block beyond it is computed
         self._marked = np.empty(0, dtype=np.bool_)
         self._states: dict[int, Array] = {}
         self._wanted: dict[bytes, int] = {}
@@ -48,12 +49,14 @@ class ResidualHook:
         self._rows = rows
         self._want()
 
-    def read(self, layers: Sequence[int]) -> None:
-        """From now on keep the marked rows of each batch after `layers`, and compute no batch beyond the last of them.
+    def read(self, layers: Sequence[int], *, logits: bool = False) -> None:
+        """From now on keep the marked rows of each batch after `layers`.
 
-        A batch must be of one sequence, so that llama.cpp does not split it.
+        Without logits no batch is computed beyond the last of them. A batch must be of one sequence, so that llama.cpp
+        does not split it.
         """
         self._reading = tuple(layers)
+        self._last = None if logits else max(layers, default=None)
         self._want()
 
     def mark(self, marked: npt.NDArray[np.bool_]) -> None:
@@ -96,7 +99,7 @@ class ResidualHook:
             self._pass(tensor, layer)
         except Exception as error:  # an exception cannot pass through C; check() raises it
             self._error = error
-        return layer != max(self._reading, default=None)  # False cancels the rest of the graph
+        return layer != self._last  # False cancels the rest of the graph
 
     def _pass(self, tensor: int, layer: int) -> None:
         """Add to the states after a block what is to be added, and keep what is to be read."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edge_steer.core.backend import Recording
 from edge_steer.core.errors import ModelError
 from edge_steer.core.steering import Offsets
 
@@ -23,11 +24,15 @@ class StopForward(Exception):
 
 
 class SteeringRows:
-    """What is added to the residual stream of each row of a batch. `column` is where the next forward pass starts."""
+    """What is added to the residual stream of each row of a batch. `column` is where the next forward pass starts.
+
+    recording: what is recorded of the first row, as steered.
+    """
 
     def __init__(self, rows: Sequence[Offsets | None], prompt: int, hidden: int, device: torch.device) -> None:
         """prompt: columns of the prompts, the padding before them included."""
         self.column = 0
+        self.recording: Recording | None = None
         self._rows, self._prompt = list(rows), prompt
         self._steered = torch.empty(0, device=device)
         self._by_layer: dict[int, Tensor] = {}
@@ -38,7 +43,8 @@ class SteeringRows:
                 self._by_layer[layer][row, 0] = torch.tensor(offset)
 
     def hooks(self) -> dict[int, Hook]:
-        return {layer: self._hook(layer) for layer in self._by_layer}
+        recorded = self.recording.layers if self.recording else ()
+        return {layer: self._hook(layer) for layer in {*self._by_layer, *recorded}}
 
     def before(self, ids: Tensor) -> None:
         """Settle which of these tokens (rows, columns), those of the next forward pass, are steered."""
@@ -54,12 +60,21 @@ class SteeringRows:
         self._by_layer = {layer: added[list(rows)] for layer, added in self._by_layer.items()}
 
     def _hook(self, layer: int) -> Hook:
-        def add(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
+        def pass_through(_module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
             stream = states(output)
-            steered = (stream + self._by_layer[layer] * self._steered).to(stream.dtype)
-            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+            if layer in self._by_layer:
+                stream = (stream + self._by_layer[layer] * self._steered).to(stream.dtype)
+            if self.recording and layer in self.recording.layers:
+                self._record(self.recording, layer, stream[0])
+            return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
-        return add
+        return pass_through
+
+    def _record(self, recording: Recording, layer: int, stream: Tensor) -> None:
+        end = self.column + len(stream)
+        columns = [position - self.column for position in recording.positions if self.column <= position < end]
+        parts = [recording.states[layer]] if layer in recording.states else []
+        recording.states[layer] = np.concatenate([*parts, stream[columns].float().cpu().numpy()])
 
 
 @contextlib.contextmanager
@@ -69,6 +84,21 @@ def hooked(blocks: Sequence[torch.nn.Module], hooks: Mapping[int, Hook]) -> Iter
         for layer, hook in hooks.items():
             stack.callback(blocks[layer].register_forward_hook(hook).remove)
         yield
+
+
+def hooks_that_show(layers: Sequence[int], see: Callable[[int, Tensor], None]) -> dict[int, Hook]:
+    """Hooks that call `see` with each layer and the residual stream after it; the last one ends the forward pass."""
+    last = max(layers)
+
+    def hook(layer: int) -> Hook:
+        def look(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+            see(layer, states(output))
+            if layer == last:
+                raise StopForward
+
+        return look
+
+    return {layer: hook(layer) for layer in layers}
 
 
 def states(output: Any) -> Tensor:

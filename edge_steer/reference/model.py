@@ -20,14 +20,24 @@ import transformers
 from torch import Tensor
 
 from edge_steer.core.architectures import departure, gguf_name, window
-from edge_steer.core.backend import Completion, Message, OnDone, OnStates, OnText, Request, SharedPrompt, Tokens
+from edge_steer.core.backend import (
+    Completion,
+    Message,
+    OnDone,
+    OnStates,
+    OnText,
+    Recording,
+    Request,
+    SharedPrompt,
+    Tokens,
+)
 from edge_steer.core.errors import ModelError, first_line, need
 from edge_steer.core.runtime import Runtime
 from edge_steer.core.stats import logsumexp
 from edge_steer.core.steering import Offsets, Steering
 from edge_steer.core.vector import Array, ModelIdentity
 from edge_steer.reference.decoding import Run, choose, token_logprobs
-from edge_steer.reference.hooks import Hook, SteeringRows, StopForward, find_blocks, hooked, states
+from edge_steer.reference.hooks import SteeringRows, StopForward, find_blocks, hooked, hooks_that_show
 from edge_steer.reference.packing import Span, packed_states
 from edge_steer.reference.vocabulary import HubVocabulary, Vocabulary, named_end_tokens
 from edge_steer.storage import digests, hub
@@ -227,9 +237,13 @@ class Reference(Runtime):
             return f"PyTorch has no {', '.join(names)}; only llama.cpp samples so: leave it out, or run the model there"
         return super().refusal(request)
 
-    def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]:
+    def logit_rows(
+        self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = (), recording: Recording | None = None
+    ) -> Iterator[Array]:
         """See Backend.logit_rows."""
-        for rows in self._logit_rows(tokens, prompt, steering):
+        if recording is not None:
+            self.check_recording(recording, tokens)
+        for rows in self._logit_rows(tokens, prompt, steering, recording):
             yield rows.float().cpu().numpy()
 
     def log_sum(self, logits: Array) -> npt.NDArray[np.float64]:
@@ -337,10 +351,13 @@ class Reference(Runtime):
             ids = self._tensor([[tokens[i]] for i in going])
 
     @torch.inference_mode()
-    def _logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering]) -> Iterator[Tensor]:
+    def _logit_rows(
+        self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering], recording: Recording | None
+    ) -> Iterator[Tensor]:
         """Logits from position prompt - 1 on, in pieces of at most LOGITS_BYTES that share a KV cache."""
         self.check_text(tokens, prompt)
         steering_rows = self._steering_rows([self.offsets(steering)], prompt)
+        steering_rows.recording = recording
         ids = self._tensor([tokens])
         chunk = max(1, LOGITS_BYTES // (4 * self.vocab_size)) if self.batchable else len(tokens)
         ends = [*range(prompt - 1 + chunk, len(tokens), chunk), len(tokens)]
@@ -364,17 +381,7 @@ class Reference(Runtime):
 
     @torch.inference_mode()
     def _visit(self, layers: Sequence[int], see: Callable[[int, Tensor], None], **inputs: Tensor) -> None:
-        last = max(layers)
-
-        def hook(layer: int) -> Hook:
-            def look(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
-                see(layer, states(output))
-                if layer == last:
-                    raise StopForward
-
-            return look
-
-        with hooked(self._blocks, {layer: hook(layer) for layer in layers}), contextlib.suppress(StopForward):
+        with hooked(self._blocks, hooks_that_show(layers, see)), contextlib.suppress(StopForward):
             self._network(use_cache=False, **inputs)
 
     def _steering_rows(self, rows: Sequence[Offsets | None], prompt: int) -> SteeringRows:
