@@ -1,0 +1,233 @@
+"""The gradient of the loss in the trained vector, against other routes to the same numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from edge_steer.core.backend import Tokens
+from edge_steer.core.errors import OutOfMemory
+from edge_steer.core.steering import Steering
+from edge_steer.core.vector import SteeringVector
+from edge_steer.reference.model import Reference
+from edge_steer.training.adapter import VectorAdapter
+from edge_steer.training.memory import bytes_per_position, check_memory
+from edge_steer.training.optimiser import Optimiser
+from edge_steer.training.policy import GradientOptions, Policy
+from edge_steer.training.rollouts import Rollout
+from edge_steer.training.settings import RlooSettings
+
+ON_POLICY = RlooSettings(importance_cap=None)
+ADVANTAGES = np.array([0.7, -0.3, 0.0, -0.4])
+
+
+def rollout(prompt: Tokens, tokens: Tokens) -> Rollout:
+    return Rollout("", prompt, tokens, (-1.0,) * len(tokens), "", finished=True)
+
+
+def rollouts(seed: int = 0) -> list[Rollout]:
+    """Four answers of unlike length to prompts of unlike length."""
+    random = np.random.default_rng(seed)
+    return [
+        rollout(tuple(map(int, random.integers(3, 400, prompt))), tuple(map(int, random.integers(3, 400, answer))))
+        for prompt, answer in ((5, 7), (9, 4), (3, 11), (6, 1))
+    ]
+
+
+def adapted(reference: Reference, size: float = 0.3) -> VectorAdapter:
+    """An adapter that is not zero."""
+    adapter = VectorAdapter(reference.model)
+    with torch.no_grad():
+        adapter.values += size * torch.randn(adapter.values.shape, generator=torch.Generator().manual_seed(1))
+    return adapter
+
+
+def gradient(reference: Reference, adapter: VectorAdapter, settings: RlooSettings, **options: Any) -> Tensor:
+    Policy(reference, adapter, GradientOptions(**options)).gradient(rollouts(), ADVANTAGES, settings)
+    assert adapter.values.grad is not None
+    return adapter.values.grad.clone()
+
+
+def plain_logprobs(reference: Reference, row: Rollout, values: Tensor) -> Tensor:
+    """Log-probabilities of one answer alone, by hooks of this test's own."""
+    hooks = [
+        block.register_forward_hook(lambda _module, _inputs, output, layer=layer: output + values[layer])
+        for layer, block in enumerate(reference.blocks)
+    ]
+    logits = reference.network(torch.tensor([[*row.prompt, *row.tokens]])).logits[0, len(row.prompt) - 1 : -1]
+    for hook in hooks:
+        hook.remove()
+    return logits.log_softmax(-1)[torch.arange(len(row.tokens)), torch.tensor(row.tokens)]
+
+
+def plain_loss(reference: Reference, settings: RlooSettings, values: Tensor) -> Tensor:
+    """The loss of the paper, one answer after the other."""
+    terms = [
+        advantage * plain_logprobs(reference, row, values).sum()
+        for advantage, row in zip(ADVANTAGES, rollouts(), strict=True)
+    ]
+    divisor = sum(len(row.tokens) for row in rollouts()) if settings.loss == "token" else len(rollouts())
+    return -torch.stack(terms).sum() / divisor
+
+
+@pytest.mark.parametrize("loss", ["token", "sequence"])
+def test_the_gradient_is_that_of_the_formula(tiny: Reference, loss: Any) -> None:
+    adapter, settings = adapted(tiny), RlooSettings(importance_cap=None, loss=loss)
+    values = adapter.values.detach().clone().requires_grad_()
+    plain_loss(tiny, settings, values).backward()  # type: ignore[no-untyped-call]
+    assert values.grad is not None
+    difference = (gradient(tiny, adapter, settings) - values.grad).norm() / values.grad.norm()
+    assert difference < 1e-5
+
+
+def test_the_gradient_is_that_of_finite_differences(tiny: Reference) -> None:
+    adapter = adapted(tiny)
+    analytic = gradient(tiny, adapter, ON_POLICY)
+    direction = torch.randn(adapter.values.shape[1], generator=torch.Generator().manual_seed(2))
+    for layer in (0, 2, 4):
+        losses = []
+        for step in (1e-2, -1e-2):
+            values = adapter.values.detach().clone()
+            values[layer] += step * direction
+            with torch.no_grad():
+                losses.append(plain_loss(tiny, ON_POLICY, values).item())
+        assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(float(analytic[layer] @ direction), rel=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"batch_tokens": 1}, {"checkpointing": True}])
+def test_the_gradient_does_not_depend_on_how_it_is_computed(tiny: Reference, options: dict[str, Any]) -> None:
+    adapter = adapted(tiny)
+    expected = gradient(tiny, adapter, ON_POLICY)
+    assert torch.allclose(gradient(tiny, adapter, ON_POLICY, **options), expected, rtol=1e-4, atol=1e-7)
+    assert not any("forward" in vars(block) for block in tiny.blocks)
+
+
+def test_checkpointing_keeps_less(tiny: Reference) -> None:
+    prompt = rollouts()[1].prompt
+    plain = bytes_per_position(Policy(tiny, adapted(tiny)), prompt)
+    less = bytes_per_position(Policy(tiny, adapted(tiny), GradientOptions(checkpointing=True)), prompt)
+    assert less < plain / 2
+
+
+def test_equal_rewards_give_no_gradient_at_all(tiny: Reference) -> None:
+    adapter = adapted(tiny)
+    figures = Policy(tiny, adapter).gradient(rollouts(), np.zeros(4), RlooSettings())
+    assert adapter.values.grad is not None
+    assert not adapter.values.grad.any()
+    assert figures.gap is None
+
+
+def test_a_token_weighs_as_much_as_the_policy_holds_it_likelier_up_to_a_cap(tiny: Reference) -> None:
+    """With one token a row the truncated weights can be multiplied into the advantages by hand."""
+    adapter = adapted(tiny)
+    rows = [rollout(row.prompt, row.tokens[:1]) for row in rollouts()]
+    policy = Policy(tiny, adapter)
+    for cap in (2.0, 1e9):
+        ratio = np.exp([float(logprobs[0]) + 1.0 for logprobs in policy.logprobs(rows)])
+        policy.gradient(rows, ADVANTAGES * np.minimum(ratio, cap), ON_POLICY)
+        assert adapter.values.grad is not None
+        expected = adapter.values.grad.clone()
+        policy.gradient(rows, ADVANTAGES, RlooSettings(importance_cap=cap))
+        assert torch.allclose(adapter.values.grad, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_the_divergence_from_the_untrained_model_is_k3(tiny: Reference) -> None:
+    """Its gradient too, by automatic differentiation of the estimator."""
+    adapter, settings = adapted(tiny), RlooSettings(importance_cap=None, kl=0.5)
+    values = adapter.values.detach().clone().requires_grad_()
+    zero = torch.zeros_like(values)
+    divergences = []
+    for row in rollouts():
+        ratio = plain_logprobs(tiny, row, zero).detach() - plain_logprobs(tiny, row, values)
+        divergences.append(ratio.exp() - ratio - 1)
+    mean = torch.cat(divergences).mean()
+    (plain_loss(tiny, settings, values) + 0.5 * mean).backward()  # type: ignore[no-untyped-call]
+    figures = Policy(tiny, adapter).gradient(rollouts(), ADVANTAGES, settings)
+    assert figures.kl == pytest.approx(mean.item(), rel=1e-4)
+    assert adapter.values.grad is not None
+    assert values.grad is not None
+    assert (adapter.values.grad - values.grad).norm() / values.grad.norm() < 1e-4
+
+
+def test_the_adapter_steers_as_its_vector(tiny: Reference) -> None:
+    adapter = adapted(tiny)
+    row = rollouts()[0]
+    [logprobs] = Policy(tiny, adapter).logprobs([row])
+    nll = tiny.nll((*row.prompt, *row.tokens), len(row.prompt), adapter.steering())
+    assert logprobs == pytest.approx(-nll, abs=1e-5)
+
+
+def test_a_smaller_set_of_layers_leaves_the_others_alone(tiny: Reference) -> None:
+    adapter = VectorAdapter(tiny.model, (1, 3))
+    assert adapter.vector().layers == (1, 3)
+    Policy(tiny, adapter).gradient(rollouts(), ADVANTAGES, RlooSettings())
+    assert adapter.values.grad is not None
+    assert adapter.values.grad.shape == (2, tiny.model.hidden_size)
+
+
+def test_a_gradient_that_does_not_fit_is_refused(tiny: Reference) -> None:
+    policy = Policy(tiny, adapted(tiny))
+    with pytest.raises(OutOfMemory, match="checkpointing"):
+        check_memory(policy, [rollouts()[0].prompt], 10**12, GradientOptions())
+    check_memory(policy, [rollouts()[0].prompt], 100, GradientOptions())
+
+
+def test_the_state_of_the_optimiser_outlives_it(tiny: Reference, tmp_path: Path) -> None:
+    """Two steps in one go, and one, save, restore and one more."""
+    settings = RlooSettings(learning_rate=0.1, warmup=2)
+
+    def step(adapter: VectorAdapter, optimiser: Optimiser, seed: int) -> None:
+        adapter.values.grad = torch.randn(adapter.values.shape, generator=torch.Generator().manual_seed(seed))
+        optimiser.update()
+
+    whole, first, second = (VectorAdapter(tiny.model) for _ in range(3))
+    optimiser = Optimiser(whole, settings)
+    for seed in (1, 2):
+        step(whole, optimiser, seed)
+    begun = Optimiser(first, settings)
+    step(first, begun, 1)
+    begun.save(tmp_path / "state.npz")
+    resumed = Optimiser(second, settings)
+    resumed.restore(tmp_path / "state.npz")
+    step(second, resumed, 2)
+    assert resumed.step == 2
+    assert torch.equal(second.values, whole.values)
+
+
+CONFIGS = {
+    "qwen2": transformers.Qwen2Config,
+    "llama": transformers.LlamaConfig,
+    "gemma2": transformers.Gemma2Config,
+}
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_vector_is_a_bias_of_the_last_projection_where_nothing_follows_it(
+    family: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Bias-Only Adaptation trains a bias of down_proj: the block's output on Qwen2 and Llama, but not on Gemma 2."""
+    sizes = {"vocab_size": 500, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3}
+    torch.manual_seed(0)
+    network = transformers.AutoModelForCausalLM.from_config(CONFIGS[family](**sizes, **heads, pad_token_id=0))
+    network.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())
+    reference = Reference.load(tmp_path)
+    random = np.random.default_rng(0)
+    directions = {layer: random.standard_normal(32).astype(np.float32) for layer in range(3)}
+    steering = (Steering(SteeringVector(directions, reference.model)),)
+    tokens = rollouts()[0].prompt + rollouts()[0].tokens
+    steered = reference.logits(tokens, 1, steering)
+    for layer, block in enumerate(reference.blocks):
+        projection: Any = block.mlp.down_proj  # type: ignore[union-attr]
+        projection.bias = torch.nn.Parameter(torch.tensor(directions[layer]))
+    biased = reference.logits(tokens, 1)
+    if family == "gemma2":
+        assert np.abs(steered - biased).max() > 0.1
+    else:
+        assert steered == pytest.approx(biased, abs=1e-4)
