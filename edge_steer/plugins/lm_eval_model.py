@@ -21,7 +21,7 @@ from edge_steer.core.backend import Completion, EngineOptions, FlashAttention, K
 from edge_steer.core.errors import ModelError, RequestError
 from edge_steer.core.progress import Progress
 from edge_steer.core.sampling import Sampling
-from edge_steer.core.steering import Offsets, Steering, described
+from edge_steer.core.steering import Steering, described
 from edge_steer.core.vector import Phase, parse_layers
 from edge_steer.llama import chat_template
 from edge_steer.llama.engine import Engine
@@ -148,7 +148,7 @@ class EdgeSteerLM(TemplateLM):  # type: ignore[misc]
         self.max_gen_toks = arguments.max_gen_toks
         # the last token is scored without being decoded
         self.engine = Engine(file, arguments.engine_options(context=self.max_length + 1))
-        Offsets.of(steering, self.engine.model)
+        self.engine.check_steering(steering)
         self._file = file
         self._steering = steering
         self._seed = arguments.seed
