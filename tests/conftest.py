@@ -1,5 +1,6 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and a core for each process that runs tests."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,14 @@ from edge_steer.vectors import gguf_writer
 ABACUS = Path(__file__).parent.parent / "models" / "abacus"
 
 torch.set_num_threads(1)  # on tensors this small a second thread costs more than it brings
+
+
+def pytest_configure() -> None:
+    """Give each of several test processes a core of its own: ggml's threads spin, and would wait for each other."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture(scope="session")
