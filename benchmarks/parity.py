@@ -46,8 +46,8 @@ from edge_steer.llama.model import LlamaModel
 from edge_steer.models import quantize
 from edge_steer.parity import saved as parity_saved
 from edge_steer.parity.baseline import LiveReference, Piece, SteeringEffect, SteeringRecord
-from edge_steer.parity.compare import positions
 from edge_steer.parity.divergence import Divergence, Positions, summarise
+from edge_steer.parity.measure import measure_positions
 from edge_steer.parity.saved import SavedReference
 from edge_steer.parity.texts import TokenisedText
 from edge_steer.recipes.recipe import VectorRecipe
@@ -115,7 +115,7 @@ def statistics(vector: Path, model: Path, quants: str, length: int, chunks: int,
                 options = EngineOptions(kv_type="f32", flash_attention="off", threads=threads)
                 with Engine(model_file, options) as engine:
                     live = LiveReference(reference, texts, texts, given)
-                    exact = summarise(positions(live, engine, given, steered=bool(given)))
+                    exact = summarise(measure_positions(live, engine, given, steered=bool(given)))
                     rounded = summarise(on_base(base, engine, texts, given))
                 result[f"{quant} {name}"] = {
                     "llama-perplexity": parse(printed),
@@ -167,7 +167,9 @@ def speed(
 
         contestants: dict[str, Callable[[], object]] = {
             "llama-perplexity": lambda: perplexity(path, base, length, threads, repack),
-            "edge-steer": lambda: compared(lambda engine: positions(SavedReference(saved), engine, (), steered=False)),
+            "edge-steer": lambda: compared(
+                lambda engine: measure_positions(SavedReference(saved), engine, (), steered=False)
+            ),
             "edge-steer on the base file": lambda: compared(lambda engine: on_base(base, engine, texts, ())),
         }
         click.echo("the reference is saved, measuring", err=True)
@@ -206,7 +208,7 @@ def memory(gguf: Path | None, count: int, threads: int, as_json: bool) -> None:
         text = TokenisedText(tuple(rng.integers(0, vocabulary, count + 1).tolist()), 1)
         before = resident("VmRSS")
         begun = time.perf_counter()
-        [found] = positions(MadeUp(engine.model, text, vocabulary), engine, (), steered=False)
+        [found] = measure_positions(MadeUp(engine.model, text, vocabulary), engine, (), steered=False)
         told = {
             "vocabulary": vocabulary,
             "positions": len(found),
@@ -299,7 +301,7 @@ def on_base(
 ) -> list[Positions]:
     """Our figures from the base file's own log-probabilities."""
     reference = BaseFile(engine.model, base, texts)
-    found = positions(reference, engine, steering, steered=False)
+    found = measure_positions(reference, engine, steering, steered=False)
     told = map(np.concatenate, reference.told)
     return [replace(text, reference_nll=nll) for text, nll in zip(found, told, strict=True)]
 

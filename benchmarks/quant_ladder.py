@@ -35,9 +35,7 @@ from edge_steer.models import convert, importance
 from edge_steer.models.recipe import ModelRecipe, bundled_model
 from edge_steer.pairs.pair import read_pairs
 from edge_steer.parity.baseline import LiveReference
-from edge_steer.parity.compare import positions
-from edge_steer.parity.divergence import summarise
-from edge_steer.parity.effect import effect_of
+from edge_steer.parity.measure import measure_texts
 from edge_steer.parity.texts import TokenisedText, read_texts
 from edge_steer.parity.tolerances import TOLERANCES
 from edge_steer.recipes.recipe import VectorRecipe
@@ -103,9 +101,7 @@ def ladder(
                 "quant": quant,
                 "importance": counts is not None,
                 "bytes": path.stat().st_size,
-                "unsteered": asdict(summarise(positions(live, engine, (), steered=False))),
-                "steered": asdict(summarise(positions(live, engine, steering, steered=True))),
-                "effect": asdict(effect_of(live, engine, steering)),
+                **asdict(measure_texts(live, engine, steering)),
             }
 
 

@@ -86,6 +86,12 @@ class SteeringFile:
 CertifiedSteer = Steer | Iterable[SteeringVector | Steering | SteeringFile]
 
 
+def steerings_of(steer: CertifiedSteer) -> tuple[Steering, ...]:
+    """The steerings without their files. Errors: VectorError for what cannot steer."""
+    sources = [steer] if isinstance(steer, SteeringVector | Steering) else steer or ()
+    return tuple(one.steering if isinstance(one, SteeringFile) else steerings(one)[0] for one in sources)
+
+
 def steering_files(steer: CertifiedSteer, folder: Path, name: str = "vector") -> tuple[SteeringFile, ...]:
     """The steerings with their files. A vector that is in no file is written into the folder, under a name like `name`.
 

@@ -5,11 +5,11 @@ compared on, the rows of both sides, a Markdown summary and report.html. What a 
 is not measured again. docs/reading-a-certificate.md describes the files.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from pydantic import TypeAdapter
 
@@ -31,6 +31,7 @@ from edge_steer.certificates.files import (
     check_files,
     path_from,
     steering_files,
+    steerings_of,
 )
 from edge_steer.certificates.page import write_page
 from edge_steer.certificates.reference_side import (
@@ -45,13 +46,15 @@ from edge_steer.certificates.reports import Comparison
 from edge_steer.core.backend import Backend, EngineOptions
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.progress import SILENT, Progress
+from edge_steer.core.steering import described
 from edge_steer.evaluation.evaluate import task_of
 from edge_steer.models.load import load
 from edge_steer.models.machine import repacks_weights, system_info
 from edge_steer.parity.baseline import records_of
 from edge_steer.parity.texts import Texts
 from edge_steer.parity.tolerances import Tolerance, tolerance_of
-from edge_steer.storage.provenance import RunningModel, versions
+from edge_steer.storage.files import cache_folder
+from edge_steer.storage.provenance import RunningModel, key, versions
 from edge_steer.tasks.task import Task
 
 DEFAULTS = EngineOptions()
@@ -83,9 +86,9 @@ def certify(
     vector that is not given as a SteeringFile is written into the folder. texts: pairs, plain texts, or a file of
     either to compare on. task: in place of texts, problems that both sides answer at `doses` (factors on the strength);
     they are compared on the reference's answers. most_texts: how many texts at most. folder: where the certificate is
-    written; None writes nothing. tolerances: field of Tolerance -> a value in place of that of the type. options: how
-    files run; an exact one runs exactly. Errors: EdgeSteerError for what cannot be compared, before anything is
-    computed, or for rows in the folder that were made otherwise.
+    written; None writes none, and keeps what is measured in the cache until all is. tolerances: field of Tolerance -> a
+    value in place of that of the type. options: how files run; an exact one runs exactly. Errors: EdgeSteerError for
+    what cannot be compared, before anything is computed, or for rows in the folder that were made otherwise.
     """
     if reference is None and saved_reference is None:
         raise EdgeSteerError("a certificate needs a reference: its name, a running model, or a saved one")
@@ -98,7 +101,7 @@ def certify(
     check_files(certified, steered=steered)
     allowed = {file.quant: tolerance_of(file.quant, tolerances) for file in certified}
     with ExitStack() as stack:
-        place = Path(folder or stack.enter_context(TemporaryDirectory()))
+        place = Path(folder or _unnamed_folder(certified, steer, reference))
         place.mkdir(parents=True, exist_ok=True)
         vectors = steering_files(steer, place)
         theirs = None if reference_steer is None else steering_files(reference_steer, place, "reference-vector")
@@ -121,7 +124,18 @@ def certify(
             write_summary(place, certificate)
             write_page(place, certificate, side.answers, problems.samples if problems else ())
         certifier.comparison.finish()
+    if not folder:
+        shutil.rmtree(place)
     return certificate
+
+
+def _unnamed_folder(
+    files: Sequence[CertifiedFile], steer: CertifiedSteer, reference: str | Path | RunningModel | None
+) -> Path:
+    """Where a certificate without a folder keeps what it measures until it is done; a stopped run finds it again."""
+    name = str(reference) if isinstance(reference, str | Path) else reference and str(reference.model.revision)
+    settings = [[file.file.digest for file in files], described(steerings_of(steer)), name]
+    return cache_folder() / "parity" / key(settings)
 
 
 class _Certifier:

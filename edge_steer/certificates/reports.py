@@ -1,7 +1,8 @@
 """Reports of files, kept while a certificate is made, so that a stopped run goes on.
 
 Takes a side of the reference and files, gives reports. What the reference says is computed once; it lies in a file
-while others are compared with it.
+while others are compared with it. What is measured of a file is kept text by text and case by case until its report
+is whole.
 """
 
 import json
@@ -27,6 +28,7 @@ from edge_steer.parity.saved import SavedReference
 from edge_steer.parity.tolerances import Tolerance
 from edge_steer.storage.files import write_json
 from edge_steer.storage.provenance import key
+from edge_steer.storage.records import Store
 
 REPORTS = "parity"
 
@@ -48,9 +50,13 @@ class Comparison:
         if report := _read(path, settings):
             self.progress.note(f"{file.quant}: compared already")
             return report.judged(tolerance)
-        report = compare_backend(self._baseline, engine, self.steering, file.quant, tolerance, progress=self.progress)
-        path.parent.mkdir(exist_ok=True)
+        unfinished = path.with_name(f"{file.quant}-{settings[:12]}.jsonl")
+        with Store.open(unfinished, {"key": settings}) as store:
+            report = compare_backend(
+                self._baseline, engine, self.steering, file.quant, tolerance, store=store, progress=self.progress
+            )
         write_json(path, {"key": settings, "report": asdict(report)})
+        unfinished.unlink()
         return report
 
     def finish(self) -> None:

@@ -10,5 +10,6 @@ divergence        how far are next-token probabilities apart?
 effect            does steering move both alike?
 tolerances        what is allowed of each type
 findings          figures held against it
-compare           all of it for one file
+measure           one file, piece by piece, resumable
+compare           all of it for one file, judged
 """

@@ -4,14 +4,13 @@ Takes a Backend, texts and a steering; gives logits and the effect of steering, 
 a file. It compares nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import numpy as np
-import numpy.typing as npt
 
-from edge_steer.core.backend import Backend
+from edge_steer.core.backend import Backend, Recording
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.stats import Floats, logsumexp
 from edge_steer.core.steering import Offsets, Steering
@@ -58,6 +57,65 @@ class SteeringEffect:
     at_first_block: Array
 
 
+class SteeredTexts:
+    """A backend on texts, unsteered and steered, and what steering changes in them.
+
+    A text's effect comes from the same two passes as its logits, if those have been given before.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        steering: Sequence[Steering],
+        effect_texts: Collection[TokenisedText],
+        reference_steering: Sequence[SteeringRecord],
+    ) -> None:
+        """effect_texts: those whose effect is asked. reference_steering: says which block is the first steered one."""
+        self._backend, self._steering = backend, tuple(steering)
+        self._effect_texts = frozenset(effect_texts)
+        last = backend.model.block_count - 1
+        self._first_block = first_block(reference_steering) if effect_texts else last
+        self._blocks = sorted({self._first_block, last})
+        self._sides: dict[tuple[TokenisedText, bool], _EffectSide] = {}
+
+    def rows(self, text: TokenisedText, *, steered: bool) -> Iterator[Array]:
+        """The logits at the compared positions, piece by piece; a piece is valid until the next."""
+        tokens, steering = text.tokens[:-1], self._steering if steered else ()
+        if text not in self._effect_texts:
+            yield from self._backend.logit_rows(tokens, text.prompt, steering)
+            return
+        recording = Recording(self._blocks, text.first_block_positions.tolist())
+        copies, first, wanted = [], 0, text.effect_rows
+        for piece in self._backend.logit_rows(tokens, text.prompt, steering, recording):
+            copies.append(piece[wanted[(wanted >= first) & (wanted < first + len(piece))] - first])
+            first += len(piece)
+            yield piece
+        self._sides[text, steered] = _EffectSide(np.concatenate(copies), recording.states)
+
+    def effect(self, text: TokenisedText) -> SteeringEffect:
+        """What steering does to one of the effect texts."""
+        for steered in (False, True):
+            if (text, steered) not in self._sides:
+                for _ in self.rows(text, steered=steered):
+                    pass
+        without, with_steering = (self._sides.pop((text, steered)) for steered in (False, True))
+        change = {block: with_steering.states[block] - without.states[block] for block in self._blocks}
+        of_effect = np.isin(text.first_block_positions, text.effect_rows + text.prompt - 1)
+        return SteeringEffect(
+            logits=with_steering.logits - without.logits,
+            states=change[self._blocks[-1]][of_effect],
+            at_first_block=change[self._first_block],
+        )
+
+
+@dataclass(frozen=True)
+class _EffectSide:
+    """One side of an effect: logits at a text's effect_rows, states after blocks at its first_block_positions."""
+
+    logits: Array
+    states: Mapping[int, Array]
+
+
 class Baseline(Protocol):
     """The reference's side of a comparison: texts without steering, and texts under a steering."""
 
@@ -86,7 +144,7 @@ class Baseline(Protocol):
 
 
 class LiveReference:
-    """A running reference. It computes anew whatever is asked."""
+    """A running reference. It computes anew whatever is asked, but for an effect whose two sides it has just given."""
 
     def __init__(
         self,
@@ -106,6 +164,7 @@ class LiveReference:
         backend.check_comparable(max(len(text.tokens) for text in (*self.unsteered, *self.steered)))
         self.exact_backend = backend
         self._steering = tuple(steering)
+        self._texts = SteeredTexts(backend, steering, self.steered[:EFFECT_TEXTS], self.steering)
 
     @property
     def model(self) -> ModelIdentity:
@@ -116,28 +175,12 @@ class LiveReference:
         return records_of(self._steering)
 
     def rows(self, index: int, steered: bool) -> Iterator[Piece]:
-        text, steering = (self.steered[index], self._steering) if steered else (self.unsteered[index], ())
-        for logits in self.exact_backend.logit_rows(text.tokens[:-1], text.prompt, steering):
+        text = (self.steered if steered else self.unsteered)[index]
+        for logits in self._texts.rows(text, steered=steered):
             yield logits, logsumexp(logits)
 
     def effect(self, index: int) -> SteeringEffect:
-        return steering_effect(self.exact_backend, self.steered[index], self._steering, first_block(self.steering))
-
-
-def steering_effect(
-    backend: Backend, text: TokenisedText, steering: Sequence[Steering], first_block: int
-) -> SteeringEffect:
-    """What steering does to a text in a backend. first_block: the first one that the reference is steered at."""
-    effect_rows, positions = text.effect_rows, text.first_block_positions
-    tokens, last_block = text.tokens[: effect_rows[-1] + text.prompt], backend.model.block_count - 1
-    blocks = sorted({first_block, last_block})
-    logits, states = [], []
-    for one in (steering, ()):
-        logits.append(_rows(backend.logit_rows(tokens, text.prompt, one), effect_rows))
-        states.append(backend.record(tokens, blocks, positions.tolist(), prompt=text.prompt, steering=one))
-    change = {block: states[0][block] - states[1][block] for block in blocks}
-    of_effect = np.isin(positions, effect_rows + text.prompt - 1)
-    return SteeringEffect(logits[0] - logits[1], change[last_block][of_effect], change[first_block])
+        return self._texts.effect(self.steered[index])
 
 
 def _with_delimiters(texts: Sequence[TokenisedText], offsets: Offsets | None) -> list[TokenisedText]:
@@ -150,13 +193,3 @@ def _with_delimiters(texts: Sequence[TokenisedText], offsets: Offsets | None) ->
     return [
         replace(text, delimiters=tuple(np.flatnonzero(at).tolist())) for text, at in zip(texts, steered, strict=True)
     ]
-
-
-def _rows(pieces: Iterator[Array], indices: npt.NDArray[np.int64]) -> Array:
-    """Copies of some rows of a stream."""
-    copies, first = [], 0
-    for piece in pieces:
-        copies.append(piece[indices[(indices >= first) & (indices < first + len(piece))] - first])
-        first += len(piece)
-    rows: Array = np.concatenate(copies)
-    return rows

@@ -14,12 +14,10 @@ import numpy as np
 from edge_steer.core.backend import Backend
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.progress import SILENT, Progress
-from edge_steer.core.stats import Floats
 from edge_steer.core.steering import Steering
-from edge_steer.core.vector import Array
 from edge_steer.parity.baseline import Baseline, LiveReference, Piece
-from edge_steer.parity.divergence import Divergence, Positions, compare_logits, summarise
-from edge_steer.parity.effect import Effect, effect_of
+from edge_steer.parity.divergence import Divergence, summarise
+from edge_steer.parity.effect import Effect
 from edge_steer.parity.findings import (
     Finding,
     Verdict,
@@ -29,9 +27,11 @@ from edge_steer.parity.findings import (
     mechanism_findings,
     overall,
 )
-from edge_steer.parity.mechanism import EXACT, OF_EVERY_TEXT, MechanismRow, check_exact, everywhere, mechanism
+from edge_steer.parity.measure import measure_mechanism, measure_positions, measure_texts
+from edge_steer.parity.mechanism import EXACT, MechanismRow, check_exact
 from edge_steer.parity.texts import TokenisedText
 from edge_steer.parity.tolerances import KL_FLOOR, Tolerance
+from edge_steer.storage.records import Store
 
 MECHANISM_PROMPT, MECHANISM_FOLLOWING = 32, 32  # most tokens of the one text that the mechanism is checked on
 _NO_PIECE: Piece = (np.empty((0, 0), dtype=np.float32), np.empty(0))
@@ -76,28 +76,28 @@ def compare_backend(
     quant: str,
     tolerance: Tolerance,
     *,
+    store: Store | None = None,
     progress: Progress = SILENT,
 ) -> Report:
     """All figures of one file, judged.
 
     steering: what `other` is steered with; the baseline has its own. The mechanism is checked of an exact file where
-    the reference is running. Errors, before anything is computed: EdgeSteerError for another model, one that
-    cannot be steered, or an exact file that llama.cpp does not compute exactly.
+    the reference is running. store: keeps what is measured; what it holds already is not measured again.
+    Errors, before anything is computed: EdgeSteerError for another model, one that cannot be steered, or an exact file
+    that llama.cpp does not compute exactly.
     """
     if baseline.model.block_count != other.model.block_count or baseline.model.hidden_size != other.model.hidden_size:
         raise EdgeSteerError(f"the file holds {other.model}, the reference {baseline.model}; compare the same model")
     other.check_steering(steering)
     check_exact(quant, other.model.architecture)
-    rows = _mechanism(baseline, other, steering, progress) if quant == EXACT else ()
-    unsteered = summarise(positions(baseline, other, (), steered=False, progress=progress))
-    steered = effect = kl_ratio = mean_ratio = None
-    if steering and baseline.steered:
-        steered = summarise(positions(baseline, other, steering, steered=True, progress=progress))
-        effect = effect_of(baseline, other, steering, progress)
-        medians, means = ([d.kl[key] for d in (steered, unsteered)] for key in ("median", "mean"))
+    rows = measure_mechanism(baseline, other, steering, store=store, progress=progress) if quant == EXACT else ()
+    figures = measure_texts(baseline, other, steering, store=store, progress=progress)
+    kl_ratio = mean_ratio = None
+    if figures.steered:
+        medians, means = ([d.kl[key] for d in (figures.steered, figures.unsteered)] for key in ("median", "mean"))
         kl_ratio = max(medians[0], KL_FLOOR) / max(medians[1], KL_FLOOR)
         mean_ratio = means[0] / means[1] if min(means) > 0 else None
-    report = Report(quant, tolerance, rows, unsteered, steered, effect, kl_ratio, mean_ratio, ())
+    report = Report(quant, tolerance, rows, **vars(figures), kl_ratio=kl_ratio, mean_ratio=mean_ratio, findings=())
     return report.judged(tolerance)
 
 
@@ -106,32 +106,7 @@ def distribution(
 ) -> Divergence:
     """How far `other` is from `reference` on texts under a steering. Errors: EdgeSteerError for no texts."""
     live = LiveReference(reference, texts, texts, steering)
-    return summarise(positions(live, other, steering, steered=bool(steering)))
-
-
-def positions(
-    baseline: Baseline,
-    other: Backend,
-    steering: Sequence[Steering],
-    *,
-    steered: bool,
-    progress: Progress = SILENT,
-) -> list[Positions]:
-    """A few numbers for each position of the baseline's unsteered or steered texts, text by text.
-
-    Logits come in pieces: memory grows neither with the texts nor with their length.
-    """
-    texts = baseline.steered if steered else baseline.unsteered
-    by_text = []
-    for index, text in enumerate(progress.counted(f"comparing {'steered' if steered else 'unsteered'} texts", texts)):
-        following = text.following
-        theirs = other.logit_rows(text.tokens[:-1], text.prompt, steering)
-        parts: list[Positions] = []
-        for ours, total, logits in _together(baseline.rows(index, steered), theirs):
-            parts.append(compare_logits(ours, total, logits, following[: len(ours)]))
-            following = following[len(ours) :]
-        by_text.append(Positions.joined(parts))
-    return by_text
+    return summarise(measure_positions(live, other, steering, steered=bool(steering)))
 
 
 def _findings(report: Report, tolerance: Tolerance) -> Iterator[Finding]:
@@ -145,45 +120,3 @@ def _findings(report: Report, tolerance: Tolerance) -> Iterator[Finding]:
         several = min(report.steered.texts, report.unsteered.texts) > 1
         yield finding("steered / unsteered: median KL", report.kl_ratio, None, tolerance.kl_ratio, exact=several)
         yield from effect_findings(report.effect, tolerance)
-
-
-def _mechanism(
-    baseline: Baseline, other: Backend, steering: Sequence[Steering], progress: Progress
-) -> tuple[MechanismRow, ...]:
-    """At every block of the model; none without a steering or a running reference.
-
-    A layer the vector lacks is steered by the direction of its nearest. Phase "delimiter" is checked where it is used.
-    """
-    if baseline.exact_backend is None:
-        return ()
-    texts = baseline.steered or baseline.unsteered
-    checks = [(texts[0].shortened(MECHANISM_PROMPT, MECHANISM_FOLLOWING), OF_EVERY_TEXT)]
-    if delimited := next((text for text in texts if text.delimiters), None):
-        checks.append((delimited.to_delimiters, ("delimiter",)))
-    blocks = range(baseline.model.block_count)
-    rows: list[MechanismRow] = []
-    for one in steering:
-        vector = everywhere(one.vector, len(blocks))
-        strengths = sorted({0.0, one.strength, -one.strength})
-        for block in progress.counted("checking the mechanism", blocks):
-            here = strengths if block == 0 else [strength for strength in strengths if strength]
-            for text, phases in checks:
-                rows += mechanism(
-                    baseline.exact_backend, other, vector, [text], layers=[block], strengths=here, phases=phases
-                )
-    return tuple(rows)
-
-
-def _together(ours: Iterator[Piece], theirs: Iterator[Array]) -> Iterator[tuple[Array, Floats, Array]]:
-    """Two streams cut into pieces of the same rows. The next piece of a stream is taken when the last is used up."""
-    logits, total = next(ours, _NO_PIECE)
-    while len(logits):
-        other = next(theirs)
-        while len(other):
-            if not len(logits):
-                logits, total = next(ours)
-            count = min(len(logits), len(other))
-            yield logits[:count], total[:count], other[:count]
-            logits, total, other = logits[count:], total[count:], other[count:]
-        if not len(logits):
-            logits, total = next(ours, _NO_PIECE)

@@ -6,7 +6,7 @@ keeps a few numbers for each position, gives figures with intervals over texts. 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,15 @@ class Positions:
         """Probability of the token that follows: the other model's minus the reference's."""
         change: Floats = np.exp(-self.nll) - np.exp(-self.reference_nll)
         return change
+
+    def record(self) -> dict[str, list[float]]:
+        """The same for a JSON file."""
+        return {name: getattr(self, name).tolist() for name in self.__dataclass_fields__}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Sequence[float]]) -> "Positions":
+        """The inverse of `record`."""
+        return cls(**{name: np.array(values, dtype=np.float64) for name, values in record.items()})
 
     @classmethod
     def joined(cls, parts: Sequence["Positions"]) -> "Positions":

@@ -1,6 +1,6 @@
 """Does steering move both sides alike? Cosine and relative length of what steering changes.
 
-Takes a Baseline and another Backend, gives an Effect. It holds nothing against a tolerance.
+Takes what steering changes on both sides, text by text, gives an Effect. It holds nothing against a tolerance.
 """
 
 from collections.abc import Sequence
@@ -8,14 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_steer.core.backend import Backend
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.stats import Floats, Interval
-from edge_steer.core.steering import Steering
 from edge_steer.core.vector import Array
-from edge_steer.parity.baseline import EFFECT_TEXTS, Baseline, first_block, steering_effect
+from edge_steer.parity.baseline import SteeringEffect
 from edge_steer.parity.divergence import over_texts
+from edge_steer.parity.texts import TokenisedText
 
 
 @dataclass(frozen=True)
@@ -41,27 +39,24 @@ class Effect:
     residual_norm_interval: Interval | None
 
 
-def effect_of(baseline: Baseline, other: Backend, steering: Sequence[Steering], progress: Progress = SILENT) -> Effect:
-    """The effect of steering on the first EFFECT_TEXTS steered texts. Errors: EdgeSteerError if it has none."""
-    count, block = min(EFFECT_TEXTS, len(baseline.steered)), first_block(baseline.steering)
-    products, positions = [], 0
-    for index in progress.counted("comparing the effect of steering", range(count)):
-        ours, theirs = baseline.effect(index), steering_effect(other, baseline.steered[index], steering, block)
-        products.append(
-            [
-                *_products(ours.logits, theirs.logits),
-                *_products(ours.states, theirs.states),
-                *_products(ours.at_first_block, theirs.at_first_block),
-            ]
-        )
-        positions += len(ours.logits)
+def effect_products(ours: SteeringEffect, theirs: SteeringEffect) -> list[float]:
+    """What one text adds to an Effect: ours . theirs, ours . ours, theirs . theirs of each of the three parts."""
+    return [
+        *_products(ours.logits, theirs.logits),
+        *_products(ours.states, theirs.states),
+        *_products(ours.at_first_block, theirs.at_first_block),
+    ]
+
+
+def summarise_effect(products: Sequence[Sequence[float]], texts: Sequence[TokenisedText]) -> Effect:
+    """The effect on texts from the `effect_products` of each. Errors: EdgeSteerError where steering does nothing."""
     by_text = np.array(products)
     if not by_text.size or not (by_text.sum(axis=0)[[1, 4, 7]] > 0).all():
         raise EdgeSteerError("the steering does nothing in the reference; give a strength other than 0")
     logits, states, at_first_block = by_text[:, :3], by_text[:, 3:6], by_text[:, 6:].sum(axis=0)
     return Effect(
-        texts=count,
-        positions=positions,
+        texts=len(texts),
+        positions=sum(len(text.effect_rows) for text in texts),
         cosine=float(_cosine(logits.sum(axis=0))),
         cosine_interval=over_texts(logits, _cosine),
         norm=float(_norm(logits.sum(axis=0))),
@@ -76,7 +71,6 @@ def effect_of(baseline: Baseline, other: Backend, steering: Sequence[Steering], 
 
 
 def _products(ours: Array, theirs: Array) -> list[float]:
-    """ours . theirs, ours . ours, theirs . theirs."""
     a, b = ours.astype(np.float64).ravel(), theirs.astype(np.float64).ravel()
     return [float(a @ b), float(a @ a), float(b @ b)]
 

@@ -5,13 +5,13 @@ how far logits and the residual stream at every block are apart, and how far the
 off. It loads nothing and prints nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edge_steer.core.architectures import HALF_GELU
-from edge_steer.core.backend import Backend, EngineOptions
+from edge_steer.core.backend import Backend, EngineOptions, Recording
 from edge_steer.core.errors import ModelError
 from edge_steer.core.stats import Floats
 from edge_steer.core.steering import Steering
@@ -99,12 +99,12 @@ def _row(
     off = [Steering(_moved(vector, layer), strength, phase=phase)]
     deltas, steered, neighbours, residuals = [], [], [], []
     for text in texts:
-        theirs, offsets = other.logits(text.tokens, text.prompt, right), other.offsets(right)
-        deltas.append(_delta(reference.logits(text.tokens, text.prompt, right), theirs))
+        ours, theirs, offsets = _observe(reference, text, right), _observe(other, text, right), other.offsets(right)
+        deltas.append(_delta(ours.logits, theirs.logits))
         if offsets:
             steered.append(offsets.steered(text.tokens, 0, text.prompt)[text.prompt - 1 :])
-            neighbours.append(_delta(reference.logits(text.tokens, text.prompt, off), theirs)[steered[-1]])
-        residuals.append(_residual(reference, other, text, right))
+            neighbours.append(_delta(reference.logits(text.tokens, text.prompt, off), theirs.logits)[steered[-1]])
+        residuals.append(_residual(ours.states, theirs.states))
     joined = np.concatenate(deltas)
     return MechanismRow(
         layer=layer,
@@ -117,16 +117,26 @@ def _row(
     )
 
 
-def _residual(reference: Backend, other: Backend, text: TokenisedText, steering: Sequence[Steering]) -> Floats:
+@dataclass(frozen=True)
+class _Observed:
+    """A text in a backend: logits (positions, vocabulary), and the states after every block (positions, hidden)."""
+
+    logits: Array
+    states: Mapping[int, Array]
+
+
+def _observe(backend: Backend, text: TokenisedText, steering: Sequence[Steering]) -> _Observed:
+    recording = Recording(range(backend.model.block_count), range(len(text.tokens)))
+    rows = [piece.copy() for piece in backend.logit_rows(text.tokens, text.prompt, steering, recording)]
+    return _Observed(np.concatenate(rows), recording.states)
+
+
+def _residual(ours: Mapping[int, Array], theirs: Mapping[int, Array]) -> Floats:
     """max|delta| of the residual stream over its root mean square: float64 (blocks, positions)."""
-    blocks = range(reference.model.block_count)
-    ours, theirs = (
-        backend.record(text.tokens, blocks, prompt=text.prompt, steering=steering) for backend in (reference, other)
-    )
     return np.stack(
         [
             np.abs(ours[b] - theirs[b]).max(axis=1) / np.sqrt(np.square(ours[b], dtype=np.float64).mean(axis=1))
-            for b in blocks
+            for b in sorted(ours)
         ]
     )
 

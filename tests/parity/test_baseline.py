@@ -13,7 +13,8 @@ from edge_steer.core.vector import SteeringVector
 from edge_steer.llama.engine import Engine
 from edge_steer.parity import saved as parity_saved
 from edge_steer.parity.baseline import LiveReference
-from edge_steer.parity.compare import compare_backend, positions
+from edge_steer.parity.compare import compare_backend
+from edge_steer.parity.measure import measure_positions
 from edge_steer.parity.saved import CUT, SavedReference, save
 from edge_steer.parity.texts import EFFECT_POSITIONS, TokenisedText
 from edge_steer.parity.tolerances import tolerance_of
@@ -77,7 +78,9 @@ def test_a_file_is_compared_with_a_saved_reference_as_with_a_live_one(
     with Engine.load(bundled_f16, EngineOptions(threads=1)) as engine:
         for steered in (False, True):
             given = steering if steered else ()
-            ours, theirs = (positions(side, engine, given, steered=steered) for side in (live, SavedReference(path)))
+            ours, theirs = (
+                measure_positions(side, engine, given, steered=steered) for side in (live, SavedReference(path))
+            )
             for one, other in zip(ours, theirs, strict=True):
                 assert one.kl == pytest.approx(other.kl, abs=1e-6)
                 assert (one.nll == other.nll).all()

@@ -24,7 +24,8 @@ def engine(bundled_f16: Path) -> Iterator[Engine]:
 
 @pytest.fixture(params=["torch", "llama"])
 def backend(request: pytest.FixtureRequest, bundled: Reference, engine: Engine) -> Backend:
-    return {"torch": bundled, "llama": engine}[request.param]
+    backends: dict[str, Backend] = {"torch": bundled, "llama": engine}
+    return backends[request.param]
 
 
 def prompt_and_tokens(backend: Backend) -> tuple[int, Tokens]:
