@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edge_steer.evaluation.evaluate import evaluate
     from edge_steer.evaluation.figures import compare, summarise
     from edge_steer.evaluation.sweep import sweep
+    from edge_steer.lens.reading import Reading
     from edge_steer.models.convert import convert
     from edge_steer.models.load import load
     from edge_steer.models.quantize import quantize
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from edge_steer.tasks.load import load_task
     from edge_steer.tasks.rows import Row
     from edge_steer.tasks.task import Task
+    from edge_steer.training.policy import GradientOptions
+    from edge_steer.training.settings import RlooSettings
     from edge_steer.vectors.read import load as load_vector
     from edge_steer.vectors.write import save as save_vector
 
@@ -43,9 +46,11 @@ _PLACES = {
     "Completion": "core.backend",
     "EdgeSteerError": "core.errors",
     "EngineOptions": "core.backend",
+    "GradientOptions": "training.policy",
     "Pair": "pairs.pair",
     "Progress": "core.progress",
     "Request": "core.backend",
+    "RlooSettings": "training.settings",
     "Row": "tasks.rows",
     "Sampling": "core.sampling",
     "Steering": "core.steering",
@@ -72,9 +77,11 @@ __all__ = [
     "Completion",
     "EdgeSteerError",
     "EngineOptions",
+    "GradientOptions",
     "Pair",
     "Progress",
     "Request",
+    "RlooSettings",
     "Row",
     "Sampling",
     "Steering",
@@ -91,12 +98,14 @@ __all__ = [
     "load",
     "load_task",
     "load_vector",
+    "logit_lens",
     "quantize",
     "read_pairs",
     "save_vector",
     "steer",
     "summarise",
     "sweep",
+    "train",
     "write_pairs",
 ]
 
@@ -127,6 +136,29 @@ def ask(model: Any, question: str, steer: "Steer" = None, **settings: Any) -> "C
 
     with load(model) as loaded:
         return loaded.ask(question, steer, **settings)
+
+
+def logit_lens(
+    vector: "SteeringVector | str | Path",
+    model: str | Path,
+    score: str = "cosine",
+    *,
+    layers: Sequence[int] | None = None,
+    top: int = 50,
+) -> "Reading":
+    """The tokens that each layer of a vector, or of its file, raises and lowers most, and what random directions reach.
+
+    model: a GGUF, a Hugging Face folder or a hub id, whose unembedding alone is read. score: "cosine" or "norm-gain".
+    Errors: EdgeSteerError.
+    """
+    from edge_steer.lens.reading import read_vector
+    from edge_steer.lens.scores import checked_score
+    from edge_steer.lens.unembedding import read_unembedding
+    from edge_steer.models.sources import find
+    from edge_steer.vectors.read import load as load_vector
+
+    read = load_vector(vector) if isinstance(vector, str | Path) else vector
+    return read_vector(read, read_unembedding(find(model)), checked_score(score), layers=layers, top=top)
 
 
 def extract(
@@ -162,3 +194,57 @@ def extract(
         return of(model)
     with load_recorder(model, progress=progress) as recorder:
         return of(recorder)
+
+
+def train(
+    model: str | Path,
+    task: "str | Path | Task",
+    folder: str | Path,
+    settings: "RlooSettings | None" = None,
+    *,
+    gguf: str | Path | None = None,
+    quant: str | None = None,
+    layers: Sequence[int] | None = None,
+    options: "EngineOptions | None" = None,
+    gradient: "GradientOptions | None" = None,
+    keep_every: int = 25,
+    progress: "Progress | None" = None,
+) -> "SteeringVector":
+    """Train one vector a block by reinforcement learning (Bias-Only Adaptation, RLOO); also vector.safetensors.
+
+    model: whose weights have the gradient in PyTorch: a Hugging Face folder or hub id, or a GGUF, dequantised. gguf:
+    the file that answers in llama.cpp; None is `model` itself, quantised to `quant` if that is given. task: of its name
+    the training split is taken. folder: log.jsonl, the state from which the same call goes on, the answers of each
+    step, and the vector after every `keep_every` steps. layers: None is every block. Errors: EdgeSteerError.
+    """
+    from edge_steer.core.progress import SILENT
+    from edge_steer.models.load import DEFAULTS, load
+    from edge_steer.tasks.load import load_task
+    from edge_steer.training.policy import DEFAULTS as GRADIENT_DEFAULTS
+    from edge_steer.training.rloo import Trainee, train_vector
+    from edge_steer.training.settings import RlooSettings
+    from edge_steer.vectors.write import save
+
+    problems = load_task(task, protocol="bias-only", split="train") if isinstance(task, str | Path) else task
+    options, progress, folder = options or DEFAULTS, progress or SILENT, Path(folder)
+
+    def keep(step: int, vector: "SteeringVector") -> None:
+        if step % keep_every == 0:
+            save(vector, folder / f"step-{step:05}.safetensors")
+
+    with (
+        load(gguf or model, quant, options=options, progress=progress) as engine,
+        load(model, runtime="torch", options=options, progress=progress) as reference,
+    ):
+        vector = train_vector(
+            Trainee(engine, reference),
+            problems,
+            settings or RlooSettings(),
+            folder,
+            layers=None if layers is None else tuple(layers),
+            gradient=gradient or GRADIENT_DEFAULTS,
+            on_vector=keep,
+            progress=progress,
+        )
+    save(vector, folder / "vector.safetensors")
+    return vector

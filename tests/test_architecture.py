@@ -13,16 +13,16 @@ from paths import ROOT
 PACKAGE = ROOT / "edge_steer"
 MODULES = sorted(path for path in PACKAGE.glob("*/*.py") if path.name != "__init__.py")
 PILLARS = {"vectors", "llama", "reference", "tasks"}
-HANDED_A_MODEL = {"pairs", "extraction", "evaluation", "papers", "parity"}
+HANDED_A_MODEL = {"pairs", "extraction", "evaluation", "papers", "parity", "lens"}
 LOADERS = {"models/load", "plugins/lm_eval_model"}
 DOORS = {
     "click": {"terminal/", "commands/", "frontends/"},
     "rich": {"terminal/"},
     "prompt_toolkit": {"terminal/prompt"},
-    "jinja2": {"llama/chat_template", "certificates/page"},
+    "jinja2": {"llama/chat_template", "certificates/page", "lens/page"},
     "lm_eval": {"plugins/lm_eval_model"},
     "tqdm": {"plugins/lm_eval_model"},
-    "gguf": {"vectors/gguf_writer", "models/describe", "reference/gguf_weights"},
+    "gguf": {"vectors/gguf_writer", "models/describe", "reference/gguf_weights", "lens/weights"},
     "llama_cpp": {"llama/", "plugins/llama_cpp_python"},
     "psutil": {"llama/", "training/memory"},
     "torch": {"reference/", "training/"},

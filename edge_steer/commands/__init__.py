@@ -9,6 +9,7 @@ pairs     pairs generate, rewrite, check, show, contrast
 extract   extract
 sweep     sweep, plot, table
 vectors   import, export, vector
+lens      lens
 eval      eval, compare, perplexity
 parity    parity
 models    convert, quantize, info

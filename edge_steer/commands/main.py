@@ -8,6 +8,7 @@ import click
 from edge_steer.commands.build import build, demo
 from edge_steer.commands.eval import compare_command, eval_command, perplexity
 from edge_steer.commands.extract import extract
+from edge_steer.commands.lens import lens
 from edge_steer.commands.models import convert, info, quantize
 from edge_steer.commands.pairs import pairs_group
 from edge_steer.commands.parity import parity
@@ -61,6 +62,7 @@ main.add_commands(
         import_command: "Read a vector file of another tool.",
         export: "Write a vector for llama.cpp's own tools or repeng.",
         vector_group: "Add, subtract, scale, project or tune vectors.",
+        lens: "What a vector says in tokens, layer by layer.",
     },
 )
 main.add_commands(

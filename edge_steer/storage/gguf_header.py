@@ -7,6 +7,7 @@ The rules are those of llama.cpp's own loader (ggml/src/gguf.cpp). It knows noth
 import math
 import mmap
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """`metadata` leaves out arrays of more than 1024 items. `data`: where in the file the tensors begin.
+    """`metadata` leaves out arrays of more than 1024 items that were not asked for. `data`: where the tensors begin.
 
     types: each key's type, of enum gguf_type.
     """
@@ -66,21 +67,23 @@ class Header:
         return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
 
-def read_header(path: str | Path, only: str | None = None) -> Header:
+def read_header(path: str | Path, only: str | None = None, *, whole: Collection[str] = ()) -> Header:
     """The keys and tensor list of a GGUF file. only: stop at the keys of any other architecture.
 
+    whole: keys whose arrays are read however long they are, as a vocabulary's texts.
     Errors: EdgeSteerError for a missing, empty, truncated or damaged file, or one of another architecture.
     """
     path = readable(path, "a GGUF file")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        return _Reader(path, view).header(only)
+        return _Reader(path, view, whole).header(only)
 
 
 class _Reader:
     """A position in the mapped bytes; every step checks that they go on far enough."""
 
-    def __init__(self, path: Path, view: mmap.mmap) -> None:
+    def __init__(self, path: Path, view: mmap.mmap, whole: Collection[str]) -> None:
         self.path, self.view, self.size, self.at = path, view, len(view), 0
+        self.whole = whole
         self.text_left, self.items_left = MAX_TEXT, MAX_ITEMS
 
     def header(self, only: str | None) -> Header:
@@ -98,7 +101,7 @@ class _Reader:
             if (key := self.string()) in types or not key:
                 raise self.damaged(f"key {key!r} is empty or stands there twice")
             types[key] = self.number(_U32)
-            if (value := self.value(types[key])) is not None:
+            if (value := self.value(types[key], whole=key in self.whole)) is not None:
                 metadata[key] = value
             if only and key == "general.architecture" and value != only:
                 raise EdgeSteerError(f"{self.path} is a GGUF of architecture {value!r}, not {only!r}")
@@ -121,8 +124,8 @@ class _Reader:
         shape = tuple(self.number(_U64) for _ in range(dimensions))
         return TensorInfo(name, shape, type=self.number(_U32), offset=self.number(_U64))
 
-    def value(self, kind: int) -> Scalar | tuple[Scalar, ...] | None:
-        """The value of type `kind` at this position; None for an array too long to keep."""
+    def value(self, kind: int, *, whole: bool) -> Scalar | tuple[Scalar, ...] | None:
+        """The value of type `kind` at this position; None for an array too long to keep, unless it is read whole."""
         if kind != _ARRAY:
             return self.scalar(kind)
         kind = self.number(_U32)
@@ -130,7 +133,7 @@ class _Reader:
             raise self.damaged(f"an array holds items of unknown type {kind}")
         item_size = _SCALARS[kind].size if kind in _SCALARS else 8
         items = self.count("array items", self.size, least=item_size)
-        if items <= KEPT_ITEMS:
+        if items <= KEPT_ITEMS or whole:
             return tuple(self.scalar(kind) for _ in range(items))
         if kind in _SCALARS:
             self.skip(items * item_size)

@@ -1,0 +1,45 @@
+"""A reading as text: a line for each token, a file for each layer.
+
+Takes a Reading, gives text that a person or a shell's tools read.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.lens.reading import LayerReading, Reading, TokenScore
+from edge_steer.lens.vocabulary import quoted
+from edge_steer.storage.files import write_json, write_text
+
+JSON = "lens.json"
+
+
+def layer_text(reading: Reading, layer: LayerReading) -> str:
+    """A layer in lines: what it is, then its top and its bottom tokens, each as a JSON string with its score."""
+    if layer.null is None:
+        return f"layer {layer.layer}: zero, it says nothing\n"
+    null, count = layer.null, reading.null.directions
+    line = f"{reading.null.quantile:.0%} of {count} random directions, seed {reading.null.seed}"
+    head = [
+        f"layer {layer.layer}, norm {layer.norm:.4g}, {reading.score}",
+        f"largest score of {line}: {null.largest:.4g}; their {len(layer.top)}th largest: {null.kth:.4g}",
+    ]
+    return "\n".join([*head, "", "top", *_lines(layer.top), "", "bottom", *_lines(layer.bottom), ""])
+
+
+def write_texts(folder: str | Path, reading: Reading) -> list[Path]:
+    """lens.json and layer-NN.txt for each layer in `folder`, which is made if need be; their paths.
+
+    Errors: EdgeSteerError for a folder that cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EdgeSteerError(f"cannot make {folder}: {error.strerror}") from None
+    texts = {folder / f"layer-{layer.layer:02}.txt": layer_text(reading, layer) for layer in reading.layers}
+    return [write_json(folder / JSON, reading.to_json()), *(write_text(path, text) for path, text in texts.items())]
+
+
+def _lines(tokens: Iterable[TokenScore]) -> list[str]:
+    return [f"{one.score:+.4f}  {quoted(one.text)}{'  (special)' if one.special else ''}" for one in tokens]
