@@ -22,7 +22,8 @@ from edge_steer.storage.files import readable
 from edge_steer.storage.gguf_header import Header, read_header
 from edge_steer.storage.hub import Snapshot
 
-HEAD, EMBEDDING, NORM, NORM_BIAS = "output.weight", "token_embd.weight", "output_norm.weight", "output_norm.bias"
+HEAD, HEAD_BIAS, EMBEDDING = "output.weight", "output.bias", "token_embd.weight"
+NORM, NORM_BIAS = "output_norm.weight", "output_norm.bias"
 # The converter adds 1 to the norms of these; their Hugging Face files hold what is added to 1.
 _NORM_FROM_ONE = frozenset(
     ("gemma", "gemma2", "gemma3", "minimax-m3", "nemotron", "qwen35", "qwen35moe", "qwen3next", "qwen4exp")
@@ -59,12 +60,13 @@ class FinalNorm:
 class Unembedding:
     """What makes logits of the last residual stream. tensor: the matrix (vocabulary, hidden); name: its name.
 
-    tied: whether it is the embedding as well. softcap: of the logits, 0 for none. scaled: whether the model scales its
-    logits by a factor of its own, which is left out here.
+    bias: of the logits, (vocabulary,). tied: whether the matrix is the embedding as well. softcap: of the logits, 0 for
+    none. scaled: whether the model scales its logits by a factor of its own, which is left out here.
     """
 
     model: ModelIdentity
     tensor: Tensor
+    bias: Array
     tied: bool
     norm: FinalNorm
     vocabulary: Vocabulary
@@ -87,7 +89,7 @@ class Unembedding:
         """
         if self.scaled:
             raise ModelError(f"{self.model.architecture} scales its logits, which the lens leaves out; read by cosine")
-        logits: Array = self.norm.apply(states) @ matrix.T
+        logits: Array = self.norm.apply(states) @ matrix.T + self.bias
         return self.softcap * np.tanh(logits / np.float32(self.softcap)) if self.softcap else logits
 
 
@@ -115,6 +117,7 @@ def _of_gguf(path: Path) -> Unembedding:
     return Unembedding(
         ModelIdentity(name, header.architecture, int(hidden or 0), int(blocks or 0)),
         tensor,
+        _row(tensors, HEAD_BIAS) if HEAD_BIAS in tensors else np.zeros(tensor.rows, dtype=np.float32),
         tied,
         _norm(tensors, rms, _number(header, "attention.layer_norm_epsilon"), int(hidden or 0)),
         vocabulary.of_gguf(path, header).padded(tensor.rows),
@@ -139,6 +142,7 @@ def _of_folder(folder: Path, name: str) -> Unembedding:
     return Unembedding(
         ModelIdentity(name, architecture, hidden, blocks),
         tensor,
+        _row(tensors, HEAD_BIAS) if HEAD_BIAS in tensors else np.zeros(tensor.rows, dtype=np.float32),
         tied,
         norm,
         vocabulary.of_tokenizer_json(folder).padded(tensor.rows),
@@ -149,12 +153,18 @@ def _of_folder(folder: Path, name: str) -> Unembedding:
 
 def _norm(tensors: Mapping[str, Tensor], rms: float | None, layer_norm: float | None, hidden: int) -> FinalNorm:
     """The final norm; a model without a gain or a bias has ones or zeros."""
-    gain = tensors[NORM].whole()[0] if NORM in tensors else np.ones(hidden, dtype=np.float32)
-    bias = tensors[NORM_BIAS].whole()[0] if NORM_BIAS in tensors else np.zeros(hidden, dtype=np.float32)
+    gain = _row(tensors, NORM) if NORM in tensors else np.ones(hidden, dtype=np.float32)
+    bias = _row(tensors, NORM_BIAS) if NORM_BIAS in tensors else np.zeros(hidden, dtype=np.float32)
     epsilon = rms if rms is not None else layer_norm
     if epsilon is None:
         raise ModelError("the model says no epsilon of its final norm; give a GGUF made of it")
     return FinalNorm(gain, bias, float(epsilon), centred=rms is None)
+
+
+def _row(tensors: Mapping[str, Tensor], name: str) -> Array:
+    """A tensor of one axis, float32."""
+    row: Array = tensors[name].whole()[0]
+    return row
 
 
 def _number(header: Header, key: str) -> float | None:

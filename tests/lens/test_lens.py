@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
+import tiny_models
 from paths import ABACUS
 
 from edge_steer.core.backend import EngineOptions
@@ -15,8 +17,11 @@ from edge_steer.lens.in_context import read_in_context
 from edge_steer.lens.reading import read_vector
 from edge_steer.lens.scores import NullChoice, checked_score, cosine, norm_gain
 from edge_steer.lens.unembedding import Unembedding, read_unembedding
+from edge_steer.lens.vocabulary import TOKENS
 from edge_steer.llama.engine import Engine
 from edge_steer.models.quantize import quantize
+from edge_steer.reference.model import Reference
+from edge_steer.storage.gguf_header import read_header
 
 EXACT = EngineOptions(threads=1, kv_type="f32", flash_attention="off", gpu_layers=0)
 FEW = NullChoice(directions=3)
@@ -168,3 +173,33 @@ def test_positions_before_a_generated_phase_are_left_as_they_are(bundled_f32: Pa
         steering = (Steering(vector, phase="generated"),)
         cells = read_in_context(engine, unembedding, prompt, steering, top=1, null=FEW).cells[0]
     assert [cell.kl > 1e-6 for cell in cells] == [False] * (len(prompt) - 1) + [True]
+
+
+def test_a_long_vocabulary_is_read_where_it_is_asked_for(tmp_path: Path) -> None:
+    path, texts = tmp_path / "long.gguf", [f"word{number}" for number in range(3000)]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_array(TOKENS, texts)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert TOKENS not in read_header(path).metadata
+    assert read_header(path, whole=[TOKENS]).metadata[TOKENS] == tuple(texts)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "nemotron", "phi2"])
+def test_norms_from_one_layer_norms_soft_caps_and_biases_are_those_of_the_model(family: str, tmp_path: Path) -> None:
+    folder = tiny_models.make(family, tmp_path / family)
+    reference, unembedding = Reference.load(folder), read_unembedding(folder)
+    tokens, last = range(5, 25), reference.model.block_count - 1
+    states = reference.record(tokens, [last])[last]
+    logits = unembedding.logits(states, unembedding.tensor.whole())
+    assert np.abs(logits - reference.logits(tokens, 1)).max() < 1e-4
+
+
+def test_a_model_that_scales_its_logits_is_read_by_cosine_alone(tmp_path: Path) -> None:
+    unembedding = read_unembedding(tiny_models.make("granite", tmp_path / "granite"))
+    matrix = unembedding.tensor.whole()
+    vector = SteeringVector({1: matrix[9]}, unembedding.model)
+    assert read_vector(vector, unembedding, top=1).layers[0].top[0].token == 9
+    with pytest.raises(ModelError, match="granite scales its logits"):
+        unembedding.logits(matrix[:1], matrix)
