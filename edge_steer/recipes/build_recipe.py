@@ -93,12 +93,24 @@ class ParityTable:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """How every task of a recipe is asked: by a protocol, and what is said instead of its words; see TaskSettings.
+
+    None is as the protocol or the task has it. system: "" is none.
+    """
+
+    protocol: Protocol = "densesteer"
+    prompt: str | None = None
+    system: str | None = None
+    stop: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class BuildRecipe:
     """A vector's recipe with its tables.
 
     layer, strength: chosen by hand or by an earlier build, None while a sweep has not chosen them. pairs: a file, or
-    how to make them. template: in place of the model's chat template, as EngineOptions has it. protocol: how every task
-    is asked.
+    how to make them. template: in place of the model's chat template, as EngineOptions has it.
     """
 
     folder: Path
@@ -112,7 +124,7 @@ class BuildRecipe:
     sweep: SweepTable | None
     parity: ParityTable
     template: str | None = None
-    protocol: Protocol = "densesteer"
+    asking: Asking = Asking()
 
     @classmethod
     def load(cls, folder: str | Path) -> "BuildRecipe":
@@ -133,7 +145,7 @@ class BuildRecipe:
             sweep=_sweep_table(table.table("sweep")),
             parity=_parity_table(table.table("parity")),
             template=_template(table, folder),
-            protocol=_protocol(table),
+            asking=_asking(table),
         )
         table.text("chosen", optional=True)
         table.finish()
@@ -240,11 +252,21 @@ def _parity_table(table: TomlTable | None) -> ParityTable:
     return parity
 
 
-def _protocol(table: TomlTable) -> Protocol:
-    name = table.text("protocol", optional=True) or "densesteer"
+def _asking(table: TomlTable) -> Asking:
+    name = table.text("protocol", optional=True) or Asking.protocol
     if (protocol := next((known for known in PROTOCOLS if known == name), None)) is None:
         raise table.error("protocol", f"{name!r} is none of {', '.join(PROTOCOLS)}")
-    return protocol
+    asking = Asking(
+        protocol,
+        prompt=table.text("prompt") if table.has("prompt") else None,
+        system=table.text("system") if table.has("system") else None,
+        stop=table.texts("stop") if table.has("stop") else None,
+    )
+    if asking.prompt is not None and "{question}" not in asking.prompt:
+        raise table.error("prompt", f"{asking.prompt!r} has no {{question}} in it")
+    if "" in (asking.stop or ()):
+        raise table.error("stop", "a stop string is empty; leave it out")
+    return asking
 
 
 def _template(table: TomlTable, folder: Path) -> str | None:

@@ -37,6 +37,7 @@ from edge_steer.recipes.step import (
     StepOutput,
     Work,
     task_inputs,
+    with_recipe_settings,
 )
 from edge_steer.storage import provenance
 from edge_steer.storage.digests import digest
@@ -110,10 +111,9 @@ def _calibration_task(build: Build, table: PairTable, progress: Progress) -> Tas
 
 def _task(build: Build, table: PairTable) -> Task:
     """The task of [pairs] as it is asked."""
-    task = load_calibration_task(build.recipe.task_name(table.task), protocol=build.recipe.protocol, split=table.split)
-    if table.max_tokens:
-        task = replace(task, settings=replace(task.settings, max_tokens=table.max_tokens))
-    return task
+    name, protocol = build.recipe.task_name(table.task), build.recipe.asking.protocol
+    task = load_calibration_task(name, protocol=protocol, split=table.split)
+    return with_recipe_settings(build, task, table.max_tokens)
 
 
 def _generate_work(build: Build) -> Work:
@@ -208,7 +208,7 @@ def _check_inputs(build: Build) -> dict[str, object]:
 
 def _check(build: Build, context: StepContext) -> StepOutput:
     table = _pair_table(build)
-    task = load_calibration_task(build.recipe.task_name(table.task), protocol=build.recipe.protocol, split=table.split)
+    task = _task(build, table)
     pairs = read_pairs(build.folder / REWRITTEN)
     with load(
         build.model.folder, table.quant, revision=build.revision, options=context.engine, progress=context.progress

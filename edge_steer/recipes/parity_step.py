@@ -18,6 +18,7 @@ from edge_steer.recipes.step import (
     StepOutput,
     Work,
     task_inputs,
+    with_recipe_settings,
 )
 from edge_steer.recipes.vector_steps import EXPORT, pair_count, tuned_point
 from edge_steer.storage.digests import digest
@@ -60,12 +61,8 @@ def _certify(build: Build, context: StepContext) -> StepOutput:
     _forget_other_rows(build)
     task = None
     if table.task:
-        task = load_task(
-            build.recipe.task_name(table.task),
-            protocol=build.recipe.protocol,
-            split=table.split,
-            limit=table.problems,
-        )
+        name, protocol = build.recipe.task_name(table.task), build.recipe.asking.protocol
+        task = with_recipe_settings(build, load_task(name, protocol=protocol, split=table.split, limit=table.problems))
     certificate = certify(
         build.model.folder,
         build.model.folder,

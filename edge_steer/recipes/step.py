@@ -6,15 +6,17 @@ vector_steps.py and parity_step.py.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from edge_steer.core.backend import EngineOptions
 from edge_steer.core.progress import Progress
 from edge_steer.recipes.build import Build, StepRecord
+from edge_steer.recipes.build_recipe import Asking
 from edge_steer.storage.digests import digest
 from edge_steer.tasks.load import load_task
+from edge_steer.tasks.task import Task
 
 SOLUTION_TOKENS = 300  # of a solution, where none is there to count
 PROMPT_TOKENS = 150
@@ -113,8 +115,17 @@ class Step:
 def task_inputs(build: Build, task: str) -> object:
     """What a step depends on of a task: a published one by its name, for it is pinned; a user's own by its problems.
 
-    And the protocol, where it is not the usual one.
+    And how it is asked, where that is not the usual way.
     """
     name = build.recipe.task_name(task)
     known = [task, load_task(name).digest] if name.endswith(".toml") or "=" in name else name
-    return known if build.recipe.protocol == "densesteer" else [known, build.recipe.protocol]
+    asking = build.recipe.asking
+    if asking == Asking(asking.protocol):
+        return known if asking == Asking() else [known, asking.protocol]
+    return [known, asdict(asking)]
+
+
+def with_recipe_settings(build: Build, task: Task, max_tokens: int | None = None) -> Task:
+    """The task as the recipe has it asked. max_tokens: None is as the task has it."""
+    asking = build.recipe.asking
+    return task.with_settings(prompt=asking.prompt, system=asking.system, stop=asking.stop, max_tokens=max_tokens)

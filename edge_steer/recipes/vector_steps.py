@@ -1,6 +1,6 @@
 """The steps of a build that make the vector: extract, sweep, export."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from edge_steer.core.errors import EdgeSteerError
@@ -25,6 +25,7 @@ from edge_steer.recipes.step import (
     StepOutput,
     Work,
     task_inputs,
+    with_recipe_settings,
 )
 from edge_steer.storage import provenance
 from edge_steer.storage.digests import digest
@@ -119,10 +120,8 @@ def _sweep_inputs(build: Build) -> dict[str, object]:
 
 def _sweep_task(build: Build) -> Task:
     table = _sweep_table(build)
-    task = load_task(build.recipe.task_name(table.task), protocol=build.recipe.protocol, split=table.split)
-    if table.max_tokens:
-        task = replace(task, settings=replace(task.settings, max_tokens=table.max_tokens))
-    return task
+    name, protocol = build.recipe.task_name(table.task), build.recipe.asking.protocol
+    return with_recipe_settings(build, load_task(name, protocol=protocol, split=table.split), table.max_tokens)
 
 
 def _sweep(build: Build, context: StepContext) -> StepOutput:

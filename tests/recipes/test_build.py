@@ -24,7 +24,7 @@ from edge_steer.recipes.parity_step import failed_quants
 from edge_steer.recipes.plan import STEPS, duration_text, plan_build
 from edge_steer.recipes.recipe import VectorRecipe
 from edge_steer.recipes.run import run_build
-from edge_steer.recipes.step import StepContext
+from edge_steer.recipes.step import StepContext, with_recipe_settings
 from edge_steer.recipes.vector_steps import tuned_point
 from edge_steer.storage import records
 from edge_steer.storage.digests import digest
@@ -310,6 +310,25 @@ def test_every_task_of_a_recipe_is_asked_by_its_protocol(folder: Path) -> None:
     assert (settings["sampling"]["temperature"], settings["grading"]) == (1.0, "boxed")
 
 
+def test_a_recipe_says_prompt_system_message_and_stop_strings(folder: Path) -> None:
+    """To every task that is asked, and a step is made again where they change."""
+    recipe = FROM_NOTHING.replace("count = 6", "count = 1")
+    (folder / "recipe.toml").write_text(recipe)
+    before = GENERATE.inputs(Build.load(folder))
+    (folder / "recipe.toml").write_text(
+        'prompt = "{question} Go on."\nsystem = "Be brief."\nstop = ["The answer"]\n' + recipe
+    )
+    build = Build.load(folder)
+    assert GENERATE.inputs(build) != before
+    for task in (load_task("wordproblems", limit=2), load_task("wordproblems", protocol="bias-only", limit=2)):
+        settings = with_recipe_settings(build, task, 7).settings
+        assert (settings.prompt, settings.system) == ("{question} Go on.", "Be brief.")
+        assert (settings.stop, settings.max_tokens) == (("The answer",), 7)
+    (folder / "recipe.toml").write_text('system = ""\n' + recipe)
+    with_system = load_task("wordproblems").with_settings(system="Be brief.")
+    assert with_recipe_settings(Build.load(folder), with_system).settings.system is None
+
+
 def test_a_model_of_the_hub_is_planned_and_pinned(folder: Path, tmp_path: Path) -> None:
     """Stopped before anything is fetched: the commit is kept, and the next build takes that one."""
     hub = tmp_path / "hub"
@@ -415,6 +434,8 @@ def test_a_sweep_that_finds_nothing_ends_the_build(folder: Path) -> None:
             'protocol = "mine"\nphase = "',
             "protocol: 'mine' is none of densesteer, densesteer-code, bias-only",
         ),
+        ('phase = "', 'prompt = "Solve."\nphase = "', r"prompt: 'Solve\.' has no \{question\} in it"),
+        ('phase = "', 'stop = [""]\nphase = "', "stop: a stop string is empty; leave it out"),
     ],
 )
 def test_a_recipe_is_checked_before_anything_runs(folder: Path, before: str, after: str, words: str) -> None:
