@@ -1,16 +1,26 @@
-"""The vectors of a running server: to list them, to set what requests that say nothing get, and, for an admin, to load
-and unload them. The paths without /v1 are those of ik_llama's server.
+"""The vectors of a running server: to list them, to read them as tokens, to set what requests that say nothing get, and
+for an admin to load and unload them. The paths without /v1 are those of ik_llama's server.
 """
+
+from functools import lru_cache
+from pathlib import Path
 
 from fastapi import APIRouter, Request
 from pydantic import RootModel
 
 from edge_steer.core.errors import VectorError
+from edge_steer.core.vector import SteeringVector
+from edge_steer.lens.reading import read_vector
+from edge_steer.lens.scores import checked_score
+from edge_steer.lens.unembedding import read_unembedding
 from edge_steer.serving.bodies import LoadVector, ScaledVector, UnloadVector, check
 from edge_steer.serving.questions import Service, in_thread
 from edge_steer.serving.replies import ApiError, Json
 from edge_steer.serving.security import read_body
 from edge_steer.vectors.named import NamedVector, NamedVectors, Term, read_layers
+
+LENS_TOKENS = 20  # at either end of a layer
+LENSES = 32  # that are remembered
 
 
 def router(service: Service, *, admin: bool) -> APIRouter:
@@ -22,6 +32,11 @@ def router(service: Service, *, admin: bool) -> APIRouter:
     @api.get("/control-vectors")
     async def listed() -> list[Json]:
         return [_entry(number, served, vectors) for number, served in enumerate(vectors.vectors)]
+
+    @api.get("/v1/control-vectors/{name}/lens")
+    async def lens(name: str, score: str = "cosine") -> Json:
+        vector = vectors.get(name).vector
+        return await in_thread(lambda: _lens(service.engine.vocabulary.path, vector, score))
 
     @api.post("/v1/control-vectors/apply")
     @api.post("/control-vectors/apply")
@@ -62,6 +77,12 @@ def check_list(raw: bytes) -> list[ScaledVector]:
 
 class _ScaledVectors(RootModel[list[ScaledVector]]):
     """A JSON array."""
+
+
+@lru_cache(LENSES)
+def _lens(model: Path, vector: SteeringVector, score: str) -> Json:
+    """A vector read through the unembedding of the model's file, as `edge-steer lens` has it."""
+    return read_vector(vector, read_unembedding(model), checked_score(score), top=LENS_TOKENS).to_json()
 
 
 def _name(number: int | None, name: str | None, vectors: NamedVectors) -> str:

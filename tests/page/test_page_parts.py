@@ -117,6 +117,14 @@ def test_presets_set_the_vectors(opened: Visit) -> None:
         assert number.input_value() == strength
 
 
+def test_a_vector_says_its_tokens_when_it_is_opened(opened: Visit) -> None:
+    opened.page.click(".vector >> nth=0 >> .lens-panel summary")
+    opened.page.wait_for_selector(".lens dt")
+    lowered = opened.page.locator(".vector >> nth=0 >> .lens dd").nth(1)
+    assert lowered.locator(".lens-token").first.text_content() == "\\n\\n"
+    assert "faint" not in lowered.locator(".lens-token").first.get_attribute("class")
+
+
 def test_sentences_are_announced_whole(opened: Visit) -> None:
     opened.ask(QUESTION)
     said = opened.page.locator("#announcer p").all_text_contents()

@@ -1,12 +1,15 @@
 """The vectors of a running server: listed, applied by default, loaded and unloaded."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import httpx
-from paths import DENSE
+from paths import ABACUS, DENSE
 from serving_server import KEY, QUESTION, Start
 
+from edge_steer.lens.reading import read_vector
+from edge_steer.lens.unembedding import read_unembedding
 from edge_steer.vectors.read import load
 
 BODY = {"prompt": QUESTION, "temperature": 0, "n_predict": 12}
@@ -65,3 +68,14 @@ def test_an_admin_loads_and_unloads(start: Start, bundled_vector_gguf: Path) -> 
         assert http.post("/v1/control-vectors/load", json=body).status_code == 400
         assert http.post("/v1/control-vectors/unload", json={"name": "more"}).json()["success"]
         assert http.post("/completion", json={**BODY, "steering": "1 more"}).status_code == 400
+
+
+def test_a_vector_in_use_is_read_as_tokens(http: httpx.Client) -> None:
+    reading = http.get("/v1/control-vectors/dense/lens").json()
+    expected = read_vector(load(DENSE), read_unembedding(ABACUS / "abacus-F16.gguf"), top=20)
+    assert reading == json.loads(json.dumps(expected.to_json()))
+    assert http.get("/v1/control-vectors/dense/lens?score=norm-gain").json()["score"] == "norm-gain"
+    for path, words in {"nobody/lens": "no vector 'nobody'", "dense/lens?score=dot": "no score 'dot'"}.items():
+        refused = http.get(f"/v1/control-vectors/{path}")
+        assert refused.status_code == 400
+        assert words in refused.json()["error"]["message"]

@@ -1,6 +1,7 @@
 // The vectors: strength as slider and number, layers, phase; and presets.
 
 import { el, iconButton } from "./dom.js";
+import { lensPanel } from "./lens_panel.js";
 import { PHASES, asTuned, short, spans, withPreset } from "./state.js";
 
 const NICE = [1, 1.5, 2, 3, 4, 5, 6, 8, 10];
@@ -78,6 +79,7 @@ function vectorCard(listed, index, settings, onMoved) {
       el("label", {}, el("span", {}, "Layers"), layers),
       el("label", {}, el("span", {}, "Acts on"), phase),
     ),
+    lensPanel(name),
   );
   const show = ({ vectors }) => {
     const vector = vectors[index];
