@@ -219,13 +219,13 @@ def train(
     """
     from edge_steer.core.progress import SILENT
     from edge_steer.models.load import DEFAULTS, load
-    from edge_steer.tasks.load import load_task
-    from edge_steer.training.policy import DEFAULTS as GRADIENT_DEFAULTS
+    from edge_steer.training import policy
     from edge_steer.training.rloo import Trainee, train_vector
+    from edge_steer.training.rollouts import training_task
     from edge_steer.training.settings import RlooSettings
     from edge_steer.vectors.write import save
 
-    problems = load_task(task, protocol="bias-only", split="train") if isinstance(task, str | Path) else task
+    problems = training_task(task) if isinstance(task, str | Path) else task
     options, progress, folder = options or DEFAULTS, progress or SILENT, Path(folder)
 
     def keep(step: int, vector: "SteeringVector") -> None:
@@ -242,7 +242,7 @@ def train(
             settings or RlooSettings(),
             folder,
             layers=None if layers is None else tuple(layers),
-            gradient=gradient or GRADIENT_DEFAULTS,
+            gradient=gradient or policy.DEFAULTS,
             on_vector=keep,
             progress=progress,
         )

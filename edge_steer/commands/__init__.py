@@ -5,8 +5,10 @@ keep a model answering are in `frontends`.
 
 main      the door: edge-steer, its groups
 build     demo, build
-pairs     pairs generate, rewrite, check, show, contrast
+pairs     pairs generate, rewrite, check, show
+contrast  pairs contrast
 extract   extract
+train     train rloo, show
 sweep     sweep, plot, table
 vectors   import, export, vector
 lens      lens

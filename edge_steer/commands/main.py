@@ -6,6 +6,7 @@ Heavy packages are imported inside the commands, so that --help answers at once.
 import click
 
 from edge_steer.commands.build import build, demo
+from edge_steer.commands.contrast import contrast
 from edge_steer.commands.eval import compare_command, eval_command, perplexity
 from edge_steer.commands.extract import extract
 from edge_steer.commands.lens import lens
@@ -13,6 +14,7 @@ from edge_steer.commands.models import convert, info, quantize
 from edge_steer.commands.pairs import pairs_group
 from edge_steer.commands.parity import parity
 from edge_steer.commands.sweep import plot, sweep, table
+from edge_steer.commands.train import train_group
 from edge_steer.commands.vectors import export, import_command, vector_group
 from edge_steer.frontends.chat import chat
 from edge_steer.frontends.lm_eval import lm_eval
@@ -37,6 +39,7 @@ def main() -> None:
     """
 
 
+pairs_group.add_command(contrast)
 main.add_commands(
     "Use a steered model",
     {
@@ -52,6 +55,7 @@ main.add_commands(
         demo: "The whole way on the bundled model: extract, steer, compare.",
         pairs_group: "Make, rewrite, check and look at contrastive pairs.",
         extract: "Extract a vector from a model and pairs.",
+        train_group: "Train vectors by reinforcement learning.",
         sweep: "Find the layer and strength that work best on a task.",
         build: "All of these from one recipe, end to end.",
     },

@@ -30,9 +30,9 @@ def normaliser(lengths: Sequence[int], loss: Loss) -> int:
     return sum(lengths) if loss == "token" else len(lengths)
 
 
-def zero_variance(rewards: Floats) -> int:
-    """How many problems have answers that are all rewarded alike, and so teach nothing."""
-    return int((rewards == rewards[:, :1]).all(axis=1).sum())
+def rewarded_alike(rewards: Floats) -> float:
+    """The share of problems whose answers are all rewarded alike, and so teach nothing."""
+    return float((rewards == rewards[:, :1]).all(axis=1).mean())
 
 
 def shuffled(rewards: Floats, seed: int) -> Floats:

@@ -6,6 +6,7 @@ Takes an adapter with a gradient, makes a step; writes and reads its state as .n
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class Optimiser:
                 "step": torch.tensor(float(self.step)),
                 **{name: arrays[name].to(self._values.device) for name in MOMENTS},
             }
-        except (KeyError, ValueError, OSError, EOFError, RuntimeError) as error:
+        except (KeyError, ValueError, OSError, EOFError, RuntimeError, BadZipFile) as error:
             raise EdgeSteerError(
                 f"{path} is no state of this training: {first_line(error)}; delete the folder to begin anew"
             ) from None

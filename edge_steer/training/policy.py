@@ -34,11 +34,13 @@ class GradientOptions:
     """What a gradient may cost: it does not change what it is.
 
     batch_tokens: positions that go through the network at once, or one answer where that is longer. checkpointing:
-    compute each block again for the gradient, and keep only what goes in: less memory, a third more time.
+    compute each block again for the gradient, and keep only what goes in: less memory, a third more time. device: where
+    PyTorch computes, as "cuda"; None is where the network is.
     """
 
     batch_tokens: int = 2048
     checkpointing: bool = False
+    device: str | None = None
 
 
 DEFAULTS = GradientOptions()
@@ -121,7 +123,7 @@ class Policy:
             sampled = self._flat([row.logprobs for row in rows])
             weights = self._flat([[advantages[place]] * len(rollouts[place].tokens) for place in places])
             difference = logprobs.detach() - sampled
-            if settings.importance_cap is not None:
+            if settings.importance_cap:
                 weights = weights * difference.exp().clamp(max=settings.importance_cap)
             loss = -(weights * logprobs).sum() / divisor
             if settings.kl:

@@ -12,7 +12,7 @@ from typing import Any, Self
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.vector import SteeringVector
 from edge_steer.storage.records import read
-from edge_steer.training.advantages import zero_variance
+from edge_steer.training.advantages import rewarded_alike
 from edge_steer.training.optimiser import Update
 from edge_steer.training.policy import GradientFigures
 from edge_steer.training.rollouts import Batch
@@ -28,8 +28,8 @@ class StepRecord:
 
     reward: mean of the batch. boxed, finished: shares of answers with a box, and that an end token ended. length: mean
     tokens of an answer. surprise: mean -log p of a token under the engine, nats, which is its entropy on average.
-    zero_variance: problems whose answers were all rewarded alike. kl, gap: see GradientFigures. norms: of the vector by
-    layer. seconds: of each part; not compared.
+    alike: share of problems whose answers were all rewarded alike. kl, gap: see GradientFigures. norms: of the vector
+    by layer. seconds: of each part; not compared.
     """
 
     step: int
@@ -38,7 +38,7 @@ class StepRecord:
     finished: float
     length: float
     surprise: float
-    zero_variance: int
+    alike: float
     loss: float
     gradient_norm: float
     clipped: bool
@@ -68,7 +68,7 @@ class StepRecord:
             finished=statistics.fmean(rollout.finished for rollout in rollouts),
             length=batch.tokens / len(rollouts),
             surprise=surprise,
-            zero_variance=zero_variance(batch.rewards),
+            alike=rewarded_alike(batch.rewards),
             loss=figures.loss,
             gradient_norm=update.gradient_norm,
             clipped=update.clipped,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.errors import EdgeSteerError, ModelError, first_line
 from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.vector import SteeringVector
 from edge_steer.storage.digests import digest
@@ -23,7 +23,7 @@ from edge_steer.storage.records import Store
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.task import Task
 from edge_steer.training.adapter import METHOD, VectorAdapter
-from edge_steer.training.advantages import advantages, shuffled, zero_variance
+from edge_steer.training.advantages import advantages, rewarded_alike, shuffled
 from edge_steer.training.memory import check_memory
 from edge_steer.training.optimiser import Optimiser
 from edge_steer.training.policy import DEFAULTS, GradientOptions, Policy
@@ -32,6 +32,8 @@ from edge_steer.training.rollouts import Batch, Sampler, problems_of
 from edge_steer.training.settings import RlooSettings
 
 if TYPE_CHECKING:
+    import torch
+
     from edge_steer.reference.model import Reference
 
 STATE = "state.npz"
@@ -56,18 +58,20 @@ def train_vector(
     *,
     layers: tuple[int, ...] | None = None,
     gradient: GradientOptions = DEFAULTS,
+    graders: Graders | None = None,
     on_vector: OnVector | None = None,
     progress: Progress = SILENT,
 ) -> SteeringVector:
     """Train one vector a block on a task whose reward is a right answer in the last box.
 
     folder: keeps the log, the state and the answers of each step; the same call goes on from there. layers: None is
-    every block, layer 0 included. on_vector: called after each step. Errors: EdgeSteerError for a folder of another
+    every block, layer 0 included. graders: those of a caller who trains again and again. on_vector: called after each
+    step. Errors: EdgeSteerError for a folder of another
     training, answers of the first step that are all rewarded alike, gradient weights that are not the engine's model,
     too little memory; VectorError or ModelError for a model that cannot be steered.
     """
     folder = Path(folder)
-    adapter = VectorAdapter(trainee.reference.model, layers, trainee.reference.network.device)
+    adapter = VectorAdapter(trainee.reference.model, layers, _on_device(trainee.reference, gradient.device))
     trainee.engine.check_steering(adapter.steering())
     header = _header(trainee, task, settings, adapter.layers)
     with contextlib.ExitStack() as stack:
@@ -78,18 +82,17 @@ def train_vector(
         if log.records[optimiser.step :]:  # logged, but killed before the state was on disk
             log.replace(log.records[: optimiser.step])
         if optimiser.step < settings.steps:
-            sampler = Sampler(trainee.engine, stack.enter_context(Graders()), task, settings)
+            sampler = Sampler(trainee.engine, graders or stack.enter_context(Graders()), task, settings)
             policy = Policy(trainee.reference, adapter, gradient)
             prompts = [trainee.engine.chat(task.messages(one)) for one in problems_of(task, settings, optimiser.step)]
             check_memory(policy, prompts, settings.max_tokens, gradient)
             (folder / ROLLOUTS).mkdir(exist_ok=True)
-            steps = _Steps(sampler, policy, adapter, optimiser, settings, folder, progress)
+            steps = _Steps(sampler, policy, adapter, optimiser, settings, folder, progress, optimiser.step)
         while optimiser.step < settings.steps:
             log.append(steps.make().record())
             optimiser.save(folder / STATE)
             if on_vector:
                 on_vector(optimiser.step, adapter.vector())
-            progress("training", optimiser.step, settings.steps)
     return adapter.vector(_provenance(trainee, task, settings, optimiser.step, folder / LOG))
 
 
@@ -104,6 +107,7 @@ class _Steps:
     settings: RlooSettings
     folder: Path
     progress: Progress
+    first: int
 
     def make(self) -> StepRecord:
         """One step: answers, their gradient, an update. Errors: EdgeSteerError, as `train_vector`."""
@@ -111,7 +115,7 @@ class _Steps:
         began = time.perf_counter()
         steering = self.adapter.steering()
         swapped = time.perf_counter()
-        batch = self.sampler.batch(step, steering, self.progress)
+        batch = self.sampler.batch(step, steering, self._tell)
         if step == 0:
             _check_variance(batch)
         rewards = shuffled(batch.rewards, settings.seed + step) if settings.shuffle_rewards else batch.rewards
@@ -132,7 +136,31 @@ class _Steps:
             "update": time.perf_counter() - derived,
         }
         _keep_rollouts(batch, self.folder / ROLLOUTS / f"step-{step + 1:05}.jsonl.gz")
-        return StepRecord.make(step + 1, batch, figures, update, self.adapter.vector(), seconds)
+        record = StepRecord.make(step + 1, batch, figures, update, self.adapter.vector(), seconds)
+        if self.first == step:
+            self._estimate(sum(seconds.values()))
+        self._tell(0)
+        return record
+
+    def _tell(self, answers: int) -> None:
+        """How much of the training is done, counted in answers."""
+        whole = self.settings.prompts * self.settings.generations
+        self.progress("training, in answers", self.optimiser.step * whole + answers, self.settings.steps * whole)
+
+    def _estimate(self, seconds: float) -> None:
+        left = self.settings.steps - self.optimiser.step
+        self.progress.note(f"a step takes {seconds:.1f} s; {left} more take about {left * seconds / 60:.0f} min")
+
+
+def _on_device(reference: "Reference", device: str | None) -> "torch.device":
+    """Move the network there; where it is then. Errors: ModelError for a device that PyTorch has not."""
+    if device is not None:
+        try:
+            reference.network.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(f"PyTorch cannot use the device {device!r}: {first_line(error)}") from None
+    where: torch.device = reference.network.device
+    return where
 
 
 def _header(trainee: Trainee, task: Task, settings: RlooSettings, layers: tuple[int, ...]) -> dict[str, Any]:
@@ -167,7 +195,7 @@ def _provenance(trainee: Trainee, task: Task, settings: RlooSettings, steps: int
 
 def _check_variance(batch: Batch) -> None:
     """Errors: EdgeSteerError where no problem of the first batch has both right and wrong answers."""
-    if zero_variance(batch.rewards) < len(batch.rewards):
+    if rewarded_alike(batch.rewards) < 1:
         return
     boxed = sum(rollout.boxed for rollout in batch.rollouts)
     raise EdgeSteerError(

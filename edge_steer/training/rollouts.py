@@ -7,21 +7,23 @@ every seed, follow from the settings, so that a step can be made again. It knows
 import hashlib
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from edge_steer.core.backend import Backend, Completion, Request, Tokens
 from edge_steer.core.errors import RequestError
-from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.sampling import Sampling
 from edge_steer.core.stats import Floats
 from edge_steer.core.steering import Steering
 from edge_steer.tasks.answers import Grade, last_boxed
 from edge_steer.tasks.grading import Graders
+from edge_steer.tasks.load import load_task
+from edge_steer.tasks.protocols import Protocol
 from edge_steer.tasks.task import Sample, Task
 from edge_steer.training.settings import RlooSettings
 
@@ -74,8 +76,11 @@ class Sampler:
     def __init__(self, engine: Backend, graders: Graders, task: Task, settings: RlooSettings) -> None:
         self._engine, self._graders, self._task, self._settings = engine, graders, task, settings
 
-    def batch(self, step: int, steering: Sequence[Steering], progress: Progress = SILENT) -> Batch:
-        """The answers of a step to its problems. Errors: RequestError for a prompt that leaves no room for one."""
+    def batch(self, step: int, steering: Sequence[Steering], on_answer: Callable[[int], object] | None = None) -> Batch:
+        """The answers of a step to its problems. on_answer: hears how many are decoded.
+
+        Errors: RequestError for a prompt that leaves no room for one.
+        """
         settings = self._settings
         samples = [sample for sample in problems_of(self._task, settings, step) for _ in range(settings.generations)]
         prompts = {sample.id: self._engine.chat(self._task.messages(sample)) for sample in samples}
@@ -95,7 +100,8 @@ class Sampler:
         def grade(index: int, completion: Completion) -> None:
             answer = samples[index].answer
             grades[index] = self._graders.submit(completion.text, answer, self._task.grader, "boxed")
-            progress(f"step {step + 1}: answers", len(grades), len(requests))
+            if on_answer:
+                on_answer(len(grades))
 
         started = time.perf_counter()
         completions = self._engine.generate(requests, on_done=grade)
@@ -105,6 +111,14 @@ class Sampler:
             for index, (sample, request, completion) in enumerate(zip(samples, requests, completions, strict=True))
         )
         return Batch(rollouts, settings.generations, decoded - started, time.perf_counter() - decoded)
+
+
+def training_task(
+    name: str | Path, *, protocol: Protocol = "bias-only", split: str | None = None, limit: int | None = None
+) -> Task:
+    """The training split of a task by its name; a file of problems is its own split. Errors: as `load_task`."""
+    own_file = "=" in str(name) or str(name).endswith(".toml")
+    return load_task(name, protocol=protocol, split=split or (None if own_file else "train"), limit=limit)
 
 
 def problems_of(task: Task, settings: RlooSettings, step: int) -> list[Sample]:

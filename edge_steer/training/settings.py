@@ -28,7 +28,7 @@ class RlooSettings:
     the steps). loss: the mean over all tokens of a batch ("token", as the paper's models were trained) or over its
     answers ("sequence", the paper's formula). baseline: the mean of the other answers to a problem, or of all. kl: the
     coefficient of the divergence from the untrained model. clip: the most norm of a gradient. importance_cap: the most
-    a token weighs because PyTorch holds it likelier than llama.cpp did; None leaves all weights at 1.
+    a token weighs because PyTorch holds it likelier than llama.cpp did; 0 leaves all weights at 1.
     shuffle_rewards: deal the rewards of a batch out at random: a control, which must teach nothing.
     Errors: EdgeSteerError for a number out of range.
     """
@@ -43,7 +43,7 @@ class RlooSettings:
     baseline: Baseline = "leave-one-out"
     kl: float = 0.0
     clip: float = 2.0
-    importance_cap: float | None = 2.0
+    importance_cap: float = 2.0
     seed: int = 0
     shuffle_rewards: bool = False
 
@@ -54,13 +54,12 @@ class RlooSettings:
         for name, count in counts.items():
             if count < 1:
                 raise EdgeSteerError(f"{name} is {count}; it must be at least 1")
-        rates = {"learning_rate": self.learning_rate, "kl": self.kl, "warmup": self.warmup or 0, "seed": self.seed}
-        for name, rate in rates.items():
+        rates = {"learning_rate": self.learning_rate, "kl": self.kl, "importance_cap": self.importance_cap}
+        for name, rate in (rates | {"warmup": self.warmup or 0, "seed": self.seed}).items():
             if not (math.isfinite(rate) and rate >= 0):
                 raise EdgeSteerError(f"{name} is {rate:g}; it must be 0 or more")
-        for name, limit in (("clip", self.clip), ("importance_cap", self.importance_cap)):
-            if limit is not None and not limit > 0:
-                raise EdgeSteerError(f"{name} is {limit:g}; it must be more than 0")
+        if not (math.isfinite(self.clip) and self.clip > 0):
+            raise EdgeSteerError(f"clip is {self.clip:g}; it must be more than 0")
         if self.loss not in LOSSES or self.baseline not in BASELINES:
             raise EdgeSteerError(
                 f"loss {self.loss!r}, baseline {self.baseline!r}; allowed are {', '.join(LOSSES)} and "

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.training.advantages import advantages, normaliser, shuffled, zero_variance
+from edge_steer.training.advantages import advantages, normaliser, rewarded_alike, shuffled
 from edge_steer.training.settings import PAPER_MODELS, RlooSettings, preset_settings
 
 REWARDS = np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
@@ -23,7 +23,7 @@ def test_the_two_baselines_differ_by_a_factor() -> None:
 
 def test_answers_rewarded_alike_have_no_advantage() -> None:
     assert not advantages(REWARDS)[1].any()
-    assert zero_variance(REWARDS) == 1
+    assert rewarded_alike(REWARDS) == pytest.approx(1 / 3)
 
 
 def test_the_token_form_divides_by_tokens_and_the_sequence_form_by_answers() -> None:

@@ -26,6 +26,9 @@ from edge_steer.training.settings import Baseline, Loss, RlooSettings
 PROMPTS, GENERATIONS, RATE = ("Ava has 3 cups.", "Tom loses 12 pears."), 4, 100.0
 
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+
+
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -87,7 +90,7 @@ def test_one_step_is_trls(
     assert 0 < rewards.mean() < 1
     reference = Reference.load(tiny_folder)
     adapter = VectorAdapter(reference.model)
-    ours = RlooSettings(importance_cap=None, loss=loss, baseline=baseline)
+    ours = RlooSettings(importance_cap=0.0, loss=loss, baseline=baseline)
     Policy(reference, adapter).gradient(rollouts, advantages(rewards, baseline).ravel(), ours)
     assert adapter.values.grad is not None
     assert float((adapter.values.grad - theirs).norm() / theirs.norm()) < 1e-5

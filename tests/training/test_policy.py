@@ -21,7 +21,7 @@ from edge_steer.training.policy import GradientOptions, Policy
 from edge_steer.training.rollouts import Rollout
 from edge_steer.training.settings import RlooSettings
 
-ON_POLICY = RlooSettings(importance_cap=None)
+ON_POLICY = RlooSettings(importance_cap=0.0)
 ADVANTAGES = np.array([0.7, -0.3, 0.0, -0.4])
 
 
@@ -42,7 +42,7 @@ def adapted(reference: Reference, size: float = 0.3) -> VectorAdapter:
     """An adapter that is not zero."""
     adapter = VectorAdapter(reference.model)
     with torch.no_grad():
-        adapter.values += size * torch.randn(adapter.values.shape, generator=torch.Generator().manual_seed(1))
+        adapter.values.add_(torch.randn(adapter.values.shape, generator=torch.Generator().manual_seed(1)), alpha=size)
     return adapter
 
 
@@ -61,7 +61,8 @@ def plain_logprobs(reference: Reference, row: Rollout, values: Tensor) -> Tensor
     logits = reference.network(torch.tensor([[*row.prompt, *row.tokens]])).logits[0, len(row.prompt) - 1 : -1]
     for hook in hooks:
         hook.remove()
-    return logits.log_softmax(-1)[torch.arange(len(row.tokens)), torch.tensor(row.tokens)]
+    chosen: Tensor = logits.log_softmax(-1)[torch.arange(len(row.tokens)), torch.tensor(row.tokens)]
+    return chosen
 
 
 def plain_loss(reference: Reference, settings: RlooSettings, values: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ def plain_loss(reference: Reference, settings: RlooSettings, values: Tensor) -> 
 
 @pytest.mark.parametrize("loss", ["token", "sequence"])
 def test_the_gradient_is_that_of_the_formula(tiny: Reference, loss: Any) -> None:
-    adapter, settings = adapted(tiny), RlooSettings(importance_cap=None, loss=loss)
+    adapter, settings = adapted(tiny), RlooSettings(importance_cap=0.0, loss=loss)
     values = adapter.values.detach().clone().requires_grad_()
     plain_loss(tiny, settings, values).backward()  # type: ignore[no-untyped-call]
     assert values.grad is not None
@@ -137,7 +138,7 @@ def test_a_token_weighs_as_much_as_the_policy_holds_it_likelier_up_to_a_cap(tiny
 
 def test_the_divergence_from_the_untrained_model_is_k3(tiny: Reference) -> None:
     """Its gradient too, by automatic differentiation of the estimator."""
-    adapter, settings = adapted(tiny), RlooSettings(importance_cap=None, kl=0.5)
+    adapter, settings = adapted(tiny), RlooSettings(importance_cap=0.0, kl=0.5)
     values = adapter.values.detach().clone().requires_grad_()
     zero = torch.zeros_like(values)
     divergences = []

@@ -1,0 +1,163 @@
+"""`edge-steer train`: a vector trained by reinforcement learning, and what its log tells.
+
+Takes click's values, calls the library, prints the figures.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge_steer.core.errors import need
+from edge_steer.terminal.group import resumable
+from edge_steer.terminal.options import FILE, FOLDER, LAYERS, MODEL, TASK, engine_options, quant_option
+from edge_steer.terminal.progress import progress_bar
+from edge_steer.terminal.tables import print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_steer.core.backend import EngineOptions
+    from edge_steer.tasks.protocols import Protocol
+    from edge_steer.training.records import StepRecord
+    from edge_steer.training.settings import Preset
+
+SHOWN = 10  # rows of the table of `train show`
+
+
+@click.group("train")
+def train_group() -> None:
+    """Train vectors by reinforcement learning, one a block; the model's weights stay as they are."""
+
+
+@train_group.command()
+@click.argument("model", type=MODEL)
+@click.option("--task", "task_name", type=TASK, required=True,
+              help="A task's name, NAME=FILE or a task.toml; a right answer in its last box is worth 1.")  # fmt: skip
+@click.option("-o", "--out", "folder", type=FOLDER, required=True, help="Folder of the log, the state and the vector.")
+@click.option("--gguf", type=FILE, help="The file that answers in llama.cpp.  [default: MODEL itself]")
+@quant_option
+@click.option("--adapter", type=click.Choice(["vector"]), default="vector", show_default=True, help="What is trained.")
+@click.option("--preset", type=click.Choice(["laptop", "paper"]), default="laptop", show_default=True,
+              help="Whose numbers hold where no option says otherwise; the paper's are for 16 GPUs.")  # fmt: skip
+@click.option("--split", help="Split of the task to train on.  [default: train]")
+@click.option("--protocol", type=click.Choice(["densesteer", "densesteer-code", "bias-only"]), default="bias-only",
+              show_default=True, help="The paper whose prompts are used.")  # fmt: skip
+@click.option("--problems", type=click.IntRange(1), help="Only the first problems of the split.")
+@click.option("--layers", type=LAYERS, metavar="LAYERS", help="Layers to train.  [default: all blocks]")
+@click.option("--steps", type=click.IntRange(1), help="Steps of the optimiser.  [laptop: 100, paper: 314]")
+@click.option("--prompts", type=click.IntRange(1), help="Problems of a step.  [laptop: 8, paper: 128]")
+@click.option("--generations", type=click.IntRange(2), help="Answers to a problem.  [laptop: 8, paper: 16 or 64]")
+@click.option("-n", "--max-tokens", type=click.IntRange(1), help="Of an answer.  [laptop: 512, paper: 8192]")
+@click.option("--lr", "learning_rate", type=click.FloatRange(0), help="Learning rate.  [laptop: 1e-3, paper: by model]")
+@click.option("--warmup", type=click.IntRange(0), help="Steps until the learning rate is reached.  [default: 3%]")
+@click.option("--loss", type=click.Choice(["token", "sequence"]),
+              help="Mean over all tokens of a batch, or over its answers.  [default: token]")  # fmt: skip
+@click.option("--baseline", type=click.Choice(["leave-one-out", "mean"]),
+              help="Mean reward of a problem's other answers, or of all.  [default: leave-one-out]")  # fmt: skip
+@click.option("--kl", type=click.FloatRange(0), help="Weight of the divergence from the model.  [default: 0]")
+@click.option("--clip", type=click.FloatRange(0, min_open=True), help="Most norm of a gradient.  [default: 2]")
+@click.option("--importance-cap", type=click.FloatRange(0),
+              help="Most that a token weighs for what PyTorch and llama.cpp differ; 0 is no weights.  [default: 2]",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), help="Of the order of problems and of all answers.  [default: 0]")
+@click.option("--shuffle-rewards", is_flag=True, default=None,
+              help="Deal rewards out at random: a control, which must teach nothing.")  # fmt: skip
+@click.option("--batch-tokens", type=click.IntRange(1), default=2048, show_default=True,
+              help="Positions of a gradient that are computed at once.")  # fmt: skip
+@click.option("--checkpointing", is_flag=True, help="Less memory for the gradient, a third more time.")
+@click.option("--device", help="Where PyTorch computes, as cuda.  [default: cpu]")
+@click.option("--keep-every", type=click.IntRange(1), default=25, show_default=True,
+              help="Keep the vector after so many steps.")  # fmt: skip
+@engine_options
+@resumable
+def rloo(
+    model: str,
+    task_name: str,
+    folder: Path,
+    gguf: Path | None,
+    quant: str | None,
+    adapter: str,
+    preset: "Preset",
+    split: str | None,
+    protocol: "Protocol",
+    problems: int | None,
+    layers: tuple[int, ...] | None,
+    batch_tokens: int,
+    checkpointing: bool,
+    device: str | None,
+    keep_every: int,
+    engine: "EngineOptions",
+    **chosen: Any,
+) -> None:
+    """Train a vector for each block of MODEL by RLOO (Bias-Only Adaptation), with a right answer as the reward.
+
+    llama.cpp answers with the vector as it stands, on any GGUF; PyTorch computes the gradient from MODEL's weights: a
+    folder or hub id, or a GGUF, dequantised. A stopped run goes on; with more --steps a finished one does too.
+    """
+    import edge_steer
+    from edge_steer.training.policy import GradientOptions
+    from edge_steer.training.rollouts import training_task
+    from edge_steer.training.settings import preset_settings
+
+    need("train")
+    task = training_task(task_name, protocol=protocol, split=split, limit=problems)
+    settings = replace(
+        preset_settings(preset, model), **{name: value for name, value in chosen.items() if value is not None}
+    )
+    with progress_bar() as progress:
+        vector = edge_steer.train(
+            model, task, folder, settings, gguf=gguf, quant=quant, layers=layers, options=engine,
+            gradient=GradientOptions(batch_tokens, checkpointing, device), keep_every=keep_every, progress=progress,
+        )  # fmt: skip
+    _print_log(folder)
+    click.echo(f"wrote {folder}/vector.safetensors, {vector.tuning}")
+    click.echo(f"next: edge-steer eval {gguf or model} --task {task_name} --vector {folder}/vector.safetensors")
+
+
+@train_group.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--plot/--no-plot", default=True, show_default=True, help="Write training.png into FOLDER.")
+def show(folder: Path, plot: bool) -> None:
+    """What the log of a training in FOLDER tells, which may be going on: a table and a picture."""
+    from edge_steer.training.plots import plot_training
+    from edge_steer.training.records import TrainingLog
+
+    _print_log(folder)
+    if plot:
+        click.echo(f"wrote {plot_training(TrainingLog.read(folder), folder / 'training.png')}")
+
+
+def _print_log(folder: Path) -> None:
+    from edge_steer.training.records import TrainingLog
+
+    log = TrainingLog.read(folder)
+    width = -(-len(log.steps) // SHOWN)
+    parts = [log.steps[first : first + width] for first in range(0, len(log.steps), width or 1)]
+    columns = ["steps", "reward", "boxed", "finished", "tokens", "surprise", "alike", "gap", "largest norm", "s a step"]
+    print_table(columns, map(_row, parts), log.title)
+    click.echo(
+        "alike: share of problems whose answers were all rewarded alike. surprise: -log p of a token, nats.\n"
+        "gap: |log p in PyTorch - in llama.cpp| of a token."
+    )
+
+
+def _row(steps: "Sequence[StepRecord]") -> list[str]:
+    """The mean of some steps, and the norm after the last."""
+    from statistics import fmean
+
+    first, last = steps[0].step, steps[-1].step
+    gaps = [step.gap["mean"] for step in steps if step.gap]
+    return [
+        f"{first}-{last}" if last > first else str(first),
+        f"{fmean(step.reward for step in steps):.1%}",
+        f"{fmean(step.boxed for step in steps):.0%}",
+        f"{fmean(step.finished for step in steps):.0%}",
+        f"{fmean(step.length for step in steps):.0f}",
+        f"{fmean(step.surprise for step in steps):.3f}",
+        f"{fmean(step.alike for step in steps):.0%}",
+        f"{fmean(gaps):.2g}" if gaps else "",
+        f"{max(steps[-1].norms.values()):.3g}",
+        f"{fmean(sum(step.seconds.values()) for step in steps):.1f}",
+    ]

@@ -1,0 +1,20 @@
+"""The training of tests/training/test_rloo.py, to be killed: python train_until_killed.py GGUF MODEL FOLDER."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from edge_steer.core.backend import EngineOptions
+from edge_steer.models.load import load
+from edge_steer.tasks.load import load_task
+from edge_steer.training.rloo import Trainee, train_vector
+from edge_steer.training.settings import RlooSettings
+
+if __name__ == "__main__":
+    gguf, model, folder = map(Path, sys.argv[1:])
+    options = EngineOptions(threads=1)
+    with load(gguf, options=options) as engine, load(model, runtime="torch", options=options) as reference:
+        long = load_task("wordproblems-long", split="train", limit=29)
+        task = replace(long, samples=tuple(long.samples[place] for place in (8, 24, 28))).with_settings(max_tokens=250)
+        settings = RlooSettings(steps=3, prompts=2, generations=4, max_tokens=250, learning_rate=0.1)
+        train_vector(Trainee(engine, reference), task, settings, folder)
