@@ -5,6 +5,7 @@
 
 The tests start what LLAMA_SERVER_BIN_PATH names; that is this file, which maps llama-server's flags to ours. Their
 models are fetched from a hub; here the bundled model stands in, so tests of their model's exact words fail in both.
+Some ask for a model by a name that llama-server overlooks and edge-steer refuses: there it is an alias of the model.
 Prints passed and total by file, which tests did not pass, and a JSON line.
 """
 
@@ -15,7 +16,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -24,7 +28,18 @@ from llama_tools import source
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "abacus" / "abacus-F16.gguf"
-FILES = ("basic", "security", "tokenize", "chat_completion", "completion", "ctx_shift", "metrics", "ignore_eos")
+FILES = {  # file of tests -> what its clients call the model
+    "basic": (),
+    "security": ("gpt-3.5-turbo",),
+    "tokenize": (),
+    "chat_completion": ("gpt-3.5-turbo-instruct", "codellama70b"),
+    "completion": ("davinci-002",),
+    "ctx_shift": (),
+    "metrics": (),
+    "ignore_eos": (),
+}
+TEMPLATES = {"command-r": "CohereForAI-c4ai-command-r-plus-tool_use", "llama3": "meta-llama-Llama-3.1-8B-Instruct"}
+SECONDS = 600  # for the tests of one file
 PLUGIN = """
 import pytest
 from utils import server_instances
@@ -42,26 +57,39 @@ def shim(flags: list[str]) -> None:
     """Become `edge-steer serve` with llama-server's flags, or llama-server itself with the bundled model."""
     names = ("host", "port", "temp", "seed", "ctx-size", "parallel", "n-predict", "alias", "api-key", "threads")
     parser = argparse.ArgumentParser()
-    for name in names:
+    for name in (*names, "chat-template", "chat-template-file"):
         parser.add_argument(f"--{name}")
-    given, others = parser.parse_known_args(flags)
+    flag, others = parser.parse_known_args(flags)
     if program := os.environ.get("LLAMA_SERVER"):
-        hub = [i for i, flag in enumerate(others) if flag in ("--hf-repo", "--hf-file", "--offline")]
-        kept = [flag for i, flag in enumerate(others) if not any(i in (at, at + 1) for at in hub)]
-        known = [
-            word for name in names if (value := getattr(given, name.replace("-", "_"))) for word in (f"--{name}", value)
-        ]
+        hub = [i for i, other in enumerate(others) if other in ("--hf-repo", "--hf-file", "--offline")]
+        kept = [other for i, other in enumerate(others) if not any(i in (at, at + 1) for at in hub)]
+        known = [word for name, value in vars(flag).items() if value for word in (f"--{name.replace('_', '-')}", value)]
         os.execv(program, [program, "--model", str(MODEL), *known, *kept])
-    slots = int(given.parallel or 4)
-    command = [sys.executable, "-m", "edge_steer", "serve", str(MODEL), "--threads", given.threads or "1"]
-    command += ["--host", given.host, "--port", given.port, "--parallel", str(slots), "--temperature", given.temp]
-    command += ["--seed", str(int(given.seed) % 2**32)] if given.seed else []
-    command += ["--context", str(int(given.ctx_size) // slots)] if given.ctx_size else []
-    command += ["--max-tokens", given.n_predict] if given.n_predict and int(given.n_predict) > 0 else []
-    command += [word for alias in (given.alias or "").split(",") if alias for word in ("--alias", alias.strip())]
-    command += ["--api-key", given.api_key] if given.api_key else []
-    command += [ours for flag, ours in {"--no-ui": "--no-page", "--no-slots": "--no-slots"}.items() if flag in others]
+    slots = int(flag.parallel or 4)
+    command = [sys.executable, "-m", "edge_steer", "serve", str(MODEL), "--threads", flag.threads or "1"]
+    command += ["--host", flag.host, "--port", flag.port, "--parallel", str(slots), "--temperature", flag.temp]
+    command += ["--seed", str(int(flag.seed) % 2**32)] if flag.seed else []
+    command += ["--context", str(int(flag.ctx_size) // slots)] if flag.ctx_size else []
+    command += ["--max-tokens", flag.n_predict] if flag.n_predict and int(flag.n_predict) > 0 else []
+    aliases = [*(flag.alias or "").split(","), *os.environ["ALIASES"].split(",")]
+    command += [word for alias in aliases if alias for word in ("--alias", alias.strip())]
+    command += ["--api-key", flag.api_key] if flag.api_key else []
+    command += ["--no-page"] if "--no-ui" in others else []
+    command += ["--no-slots"] if "--no-slots" in others else []
+    command += [] if "--metrics" in others else ["--no-metrics"]
+    command += ["--template", template] if (template := template_of(flag)) else []
     os.execv(sys.executable, command)
+
+
+def template_of(flag: argparse.Namespace) -> str | None:
+    """The file of a chat template that llama-server knows by a name, or is given as text or as a file."""
+    if flag.chat_template_file or not flag.chat_template:
+        return cast("str | None", flag.chat_template_file)
+    if name := TEMPLATES.get(flag.chat_template):
+        return str(source() / "models" / "templates" / f"{name}.jinja")
+    written = Path(tempfile.gettempdir()) / "server_suite.jinja"
+    written.write_text(flag.chat_template)
+    return str(written)
 
 
 def run(folder: Path, llama_server: Path | None) -> dict[str, dict[str, str]]:
@@ -72,23 +100,28 @@ def run(folder: Path, llama_server: Path | None) -> dict[str, dict[str, str]]:
         start = Path(scratch) / "start"
         start.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).resolve()}" --shim "$@"\n')
         start.chmod(0o755)
-        environment = {
-            **os.environ,
-            "LLAMA_SERVER_BIN_PATH": str(start),
-            "PYTHONPATH": f"{scratch}:{folder}",
-            "PORT": "8477",
-        }
+        environment = {**os.environ, "LLAMA_SERVER_BIN_PATH": str(start), "PYTHONPATH": f"{scratch}:{folder}"}
+        environment["PORT"] = "8577" if llama_server else "8477"
         if llama_server:
             environment["LLAMA_SERVER"] = str(llama_server.resolve())
-        command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "our_plugin", "-p", "no:cacheprovider", "-v"]
-        command += ["-m", "not slow", "--rootdir", str(folder), *(f"unit/test_{name}.py" for name in FILES)]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace")
-    outcomes: dict[str, dict[str, str]] = {name: {} for name in FILES}
-    for name, test, outcome in re.findall(r"unit/test_(\w+)\.py::(.+?) (PASSED|FAILED|ERROR|SKIPPED)", done.stdout):
-        outcomes[name][test] = outcome
-    if not any(outcomes.values()):
-        raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
-    return outcomes
+        return {name: run_file(name, folder, {**environment, "ALIASES": ",".join(FILES[name])}) for name in FILES}
+
+
+def run_file(name: str, folder: Path, environment: dict[str, str]) -> dict[str, str]:
+    """Test -> how it ended, for one file; those that did not end in time are left out."""
+    command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "our_plugin", "-p", "no:cacheprovider", "-v"]
+    command += ["-m", "not slow", "--rootdir", str(folder), f"unit/test_{name}.py"]
+    with suppress(subprocess.TimeoutExpired), tempfile.TemporaryFile("w+", errors="replace") as log:
+        try:
+            subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, timeout=SECONDS)
+        finally:
+            log.seek(0)
+            text = log.read()
+    ends = dict(re.findall(r"^unit/test_\w+\.py::(.+) (PASSED|FAILED|ERROR|SKIPPED) +\[", text, re.MULTILINE))
+    if not ends:
+        raise SystemExit(text[-2000:])
+    print(f"{name}: {Counter(ends.values())}", file=sys.stderr)
+    return ends
 
 
 @click.command(help=__doc__)

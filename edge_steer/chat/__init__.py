@@ -2,8 +2,8 @@
 
 Takes a running engine, vectors by name and messages, gives completions. It knows no terminal and no HTTP.
 
-conversation   history, steering, comparison
+conversation   what is said, what steers it, comparison
+history        what was said
 saved          a conversation's file
 figures        what answers took
-engine         what a conversation needs of one
 """

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from edge_steer.chat.engine import ChatEngine
 from edge_steer.chat.figures import NO_FIGURES
-from edge_steer.chat.saved import FORMAT, Exchange, Role, SavedConversation, SavedMessage, SavedSteering, read_saved
-from edge_steer.core.backend import Completion, Message, OnText, Piece, Request
+from edge_steer.chat.history import Exchange, as_messages
+from edge_steer.chat.saved import FORMAT, Role, SavedConversation, SavedMessage, SavedSteering, read_saved
+from edge_steer.core.backend import Completion, Message, OnText, Piece, Request, SteppingEngine
 from edge_steer.core.errors import RequestError, VectorError
 from edge_steer.core.sampling import GREEDY, Sampling
 from edge_steer.core.steering import Steering
@@ -40,7 +40,7 @@ class Conversation:
 
     def __init__(
         self,
-        engine: ChatEngine,
+        engine: SteppingEngine,
         vectors: NamedVectors | None = None,
         *,
         system: str = "",
@@ -71,7 +71,7 @@ class Conversation:
     @property
     def messages(self) -> list[Message]:
         """The history as messages, the system message first."""
-        return self._messages(self.exchanges)
+        return as_messages(self.system, self.exchanges)
 
     def steer(
         self, name: str | None = None, *, strength: float | None = None, layers: Sequence[int] | None = None
@@ -184,15 +184,8 @@ class Conversation:
             raise VectorError("this conversation has no vectors; name their files at the start")
         return names
 
-    def _messages(self, exchanges: Sequence[Exchange]) -> list[Message]:
-        messages: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        for exchange in exchanges:
-            messages.append({"role": "user", "content": exchange.question})
-            messages.append({"role": "assistant", "content": exchange.answer})
-        return messages
-
     def _request(self, text: str, before: Sequence[Exchange]) -> Request:
-        prompt = self._engine.chat([*self._messages(before), {"role": "user", "content": text}])
+        prompt = self._engine.chat([*as_messages(self.system, before), {"role": "user", "content": text}])
         steering = tuple(applied.steering for applied in self.steering)
         return Request(prompt, self.max_tokens, steering, self.sampling)
 

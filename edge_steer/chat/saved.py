@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from edge_steer.chat.history import Exchange
 from edge_steer.core.errors import EdgeSteerError, RequestError
 from edge_steer.core.sampling import Sampling
 from edge_steer.core.vector import Phase
@@ -17,14 +18,6 @@ from edge_steer.vectors.named import Applied
 
 Role = Literal["system", "user", "assistant"]
 FORMAT: Literal["edge-steer conversation 1"] = "edge-steer conversation 1"
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """A message of the user and the answer to it."""
-
-    question: str
-    answer: str
 
 
 @dataclass(frozen=True)

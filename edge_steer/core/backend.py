@@ -267,6 +267,54 @@ class Backend(Protocol):
         """
 
 
+class SteppingEngine(Protocol):
+    """A loaded model driven step by step: requests come and go while others are answered.
+
+    One thread owns it and calls `step`, from which the callbacks come; any thread may submit, cancel and encode.
+    """
+
+    @property
+    def model(self) -> ModelIdentity: ...
+
+    @property
+    def context(self) -> int:
+        """The most positions of a sequence."""
+
+    def check_steering(self, steering: Sequence[Steering]) -> None:
+        """See Backend.check_steering."""
+
+    def encode(self, text: str, *, start: bool = True) -> Tokens:
+        """See Backend.encode."""
+
+    def chat(self, messages: Sequence[Message]) -> Tokens:
+        """See Backend.chat."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """See Backend.decode."""
+
+    def submit(
+        self,
+        request: Request,
+        *,
+        on_piece: Callable[[Piece], object] | None = None,
+        on_done: Callable[[Completion], object] | None = None,
+        on_prefill: Callable[[int], object] | None = None,
+        reuse: bool = True,
+    ) -> int:
+        """Queue a request; its ticket, by which it can be cancelled.
+
+        on_piece takes the Piece of each token, on_done the Completion, on_prefill how many tokens of the prompt are
+        there: first those that were cached, then after each batch. reuse: take over what is cached of the prompt.
+        Errors: VectorError, ModelError as of `check_steering`.
+        """
+
+    def cancel(self, ticket: int) -> None:
+        """End a request before its next token; it finishes as "cancelled"."""
+
+    def step(self) -> bool:
+        """Decode one token of every running request, then admit some that wait; whether there is more to do."""
+
+
 @dataclass(frozen=True)
 class SharedPrompt:
     """A prompt, which may be empty, and answers to it. averaged: how many of each answer's last tokens are averaged."""

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 @click.option("--admin", is_flag=True, help="Let whoever has a key load and unload vectors while it runs.")
 @click.option("--page/--no-page", default=True, help="Serve the page at /.  [default: page]")
 @click.option("--slots/--no-slots", default=True, help="Answer /slots.  [default: slots]")
+@click.option("--metrics/--no-metrics", default=True, help="Answer /metrics.  [default: metrics]")
 @click.option("--queue", type=click.IntRange(0), default=256, show_default=True, help="Most requests that wait.")
 @click.option(
     "--stop-seconds",
@@ -82,6 +83,7 @@ def serve(
     admin: bool,
     page: bool,
     slots: bool,
+    metrics: bool,
     queue: int,
     stop_seconds: int,
     max_tokens: int | None,
@@ -114,6 +116,7 @@ def serve(
         admin=admin,
         page=page,
         slots=slots,
+        metrics=metrics,
         stop_seconds=stop_seconds,
     )
     server.serve(model, quant, options=options, engine=engine, progress=NOTES)

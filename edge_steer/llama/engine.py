@@ -46,7 +46,7 @@ from edge_steer.llama.library import interrupts_wait, system_info
 from edge_steer.llama.model import LlamaModel
 from edge_steer.llama.prefix_cache import NO_KEYS, CacheKeys, LiveSteering, LiveSteerings, cache_keys
 from edge_steer.llama.scheduler import Scheduler
-from edge_steer.llama.sequence import Job, OnCompletion, OnPiece, Usage
+from edge_steer.llama.sequence import Job, OnCompletion, OnPiece, OnPrefill, Usage
 from edge_steer.storage.digests import digest
 from edge_steer.storage.gguf_header import read_header
 from edge_steer.storage.provenance import Provenance, versions
@@ -150,12 +150,23 @@ class Engine(Runtime):
         """
         self._contexts.reserve()
 
-    def submit(self, request: Request, *, on_piece: OnPiece | None = None, on_done: OnCompletion | None = None) -> int:
+    def submit(
+        self,
+        request: Request,
+        *,
+        on_piece: OnPiece | None = None,
+        on_done: OnCompletion | None = None,
+        on_prefill: OnPrefill | None = None,
+        reuse: bool = True,
+    ) -> int:
         """Queue a request; its ticket. Any thread may; the callbacks come from the thread that calls `step`.
 
-        on_piece is called with the Piece of each token, on_done once with the Completion. A request that cannot be
-        served ends with finish "error". Errors: VectorError for a steering that does not fit the model, ModelError
-        for an architecture that cannot be steered.
+        on_piece is called with the Piece of each token, on_done once with the Completion, on_prefill with the number of
+        prompt tokens that are there: at first those that were cached, then after each batch. reuse: take what is cached
+        of the prompt. A request that cannot be served ends with finish "error".
+
+        Errors: VectorError for a steering that does not fit the model, ModelError for an architecture that cannot be
+        steered.
         """
         steering = self._steerings.get(request.steering)
         if steering:
@@ -164,7 +175,9 @@ class Engine(Runtime):
         prompt = request.prompt
         keys = cache_keys(prompt, len(prompt), steering)
         refusal = self.refusal(request)
-        self._scheduler.submit(Job(ticket, request, steering, self.room(request), keys, on_piece, on_done, refusal))
+        self._scheduler.submit(
+            Job(ticket, request, steering, self.room(request), keys, on_piece, on_done, on_prefill, reuse, refusal)
+        )
         return ticket
 
     def cancel(self, ticket: int) -> None:

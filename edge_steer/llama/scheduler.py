@@ -5,18 +5,22 @@ are steered by llama.cpp's own control vector; where they differ, or steer layer
 stream. It loads no model.
 """
 
-import sys
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from edge_steer.core.backend import Completion
 from edge_steer.core.errors import EdgeSteerError, ModelError, OutOfMemory
+from edge_steer.core.streaming import common_prefix
+from edge_steer.core.vector import Array
 from edge_steer.llama.context import ControlVectorSteering, GrowingContext, LlamaContext, RowSteering, steering_of
 from edge_steer.llama.model import LlamaModel
-from edge_steer.llama.prefix_cache import NO_KEYS, PrefixCache
-from edge_steer.llama.sequence import Job, RunningSequence, Usage
+from edge_steer.llama.prefix_cache import NO_KEYS, WORTH_COPYING, PrefixCache
+from edge_steer.llama.sequence import Job, PromptPart, RunningSequence, Usage
 
 
 class Scheduler:
@@ -31,6 +35,7 @@ class Scheduler:
         self._waiting: deque[Job] = deque()
         self._running: list[RunningSequence | None] = []
         self._filling: tuple[int, RunningSequence] | None = None
+        self._admitting = False  # the running sequences wait until all prompts are prefilled that find a sequence
         self._calls: deque[tuple[int, Callable[[], Any]]] = deque()  # ticket, what its listener is to be told
         self._cache: PrefixCache | None = None
         self._steering: ControlVectorSteering | RowSteering | None = None
@@ -57,12 +62,12 @@ class Scheduler:
         if self._arrived or self._cancelled:
             self._arrive()
             self._cancel()
-        if None in self._running:  # a callback raised before they were filled
+        if None in self._running and not self._admitting:  # a callback raised before they were filled
             self._compact()
-        if self._running:
+        if self._running and not self._admitting:
             self._decode()
             self._call()
-        if self._waiting or self._filling or None in self._running:
+        if self._waiting or self._filling or self._admitting or None in self._running:
             self._admit()
         self._call()
         return self.busy
@@ -146,25 +151,74 @@ class Scheduler:
         return [*filter(None, self._running), *filling]
 
     def _admit(self) -> None:
-        """Prefill prompts, all but their last token, which the next step decodes with the others.
+        """Prefill one batch, so that a cancel and Ctrl-C wait for no more than that.
 
-        While someone reads along, the running sequences wait for no more than one batch of it.
+        While someone reads along, the running sequences decode between two batches; else all prompts come first.
         """
-        read_along = any(sequence and sequence.job.on_piece for sequence in self._running)
-        budget = self._context.batch if read_along else sys.maxsize
-        while budget > 0 and self._begin(budget):
-            budget -= self._fill(budget)
-        self._compact()
+        budget, read_along = self._context.batch, self._read_along
+        while budget > 0 and (count := self._prefill(budget)) is not None:
+            budget -= count if read_along else budget
+        self._admitting = not self._read_along and self._can_prefill
+        if not self._admitting:
+            self._compact()
 
-    def _begin(self, budget: int) -> bool:
+    @property
+    def _read_along(self) -> bool:
+        return any(sequence.job.on_piece for sequence in filter(None, self._running))
+
+    @property
+    def _can_prefill(self) -> bool:
+        return bool(self._filling or (self._waiting and self._free_slot() < self._slots))
+
+    def _prefill(self, budget: int) -> int | None:
+        """Run a batch of up to `budget` tokens of prompts steered alike; how many it has, None if no prompt can go on.
+
+        A prompt has batches of its own, and its last token joins the next step. But where the cache is kept, prompts
+        share a batch and bring their last tokens, where those are steered like the others: first tokens come sooner.
+        """
+        parts: list[PromptPart] = []
+        while budget > 0 and (part := self._next_part(budget, parts)):
+            parts.append(part)
+            budget -= len(part.tokens)
+            if not self._keep_cache:
+                break
+        if not parts:
+            return None
+        ends = list(itertools.accumulate(len(part.tokens) for part in parts))
+        if not (ends[-1] and self._run(parts)):
+            return ends[-1]
+        for part in parts:
+            self._advance(part)
+        if answered := [(part.slot, end - 1) for part, end in zip(parts, ends, strict=True) if part.answered]:
+            self._take(answered, self._context.logits())
+        return ends[-1]
+
+    def _next_part(self, budget: int, parts: Sequence[PromptPart]) -> PromptPart | None:
+        """What comes into a batch beside these parts, of the prompt that is being prefilled or the next that waits.
+
+        Only a batch's first prompt may be longer than what room there is.
+        """
+        if not (self._filling or self._begin(budget, parts)):
+            return None
+        assert self._filling
+        slot, sequence = self._filling
+        answered = self._keep_cache and sequence.job.is_steered_alike
+        rest = sequence.job.request.prompt[sequence.position : None if answered else -1]
+        if len(rest) > budget:
+            return PromptPart(slot, sequence, rest[:budget], answered=False)
+        return PromptPart(self._join(slot, sequence), sequence, rest, answered)
+
+    def _begin(self, budget: int, parts: Sequence[PromptPart]) -> bool:
         """Have a job that is being prefilled: the next one gets a sequence and what is cached of its prompt."""
         while not self._filling and self._waiting and (slot := self._free_slot()) < self._slots:
             job = self._waiting[0]
-            donor, common = self._prefixes.donor(job.keys[:-1], slot)
-            if len(job.keys) - 1 - common > budget and slot < len(self._running):
+            donor, common = self._donor(job, slot)
+            if parts and not self._shares_batch(job, common, budget, parts):
+                return False
+            if self._read_along and len(job.keys) - common > budget and slot < len(self._running):
                 self._compact()  # a hole would split every batch until the prompt is whole
                 slot = len(self._running)
-                donor, common = self._prefixes.donor(job.keys[:-1], slot)
+                donor, common = self._donor(job, slot)
             self._waiting.popleft()
             self._rescue(slot, donor)
             common = self._prefixes.begin(slot, donor, common, job.steering)
@@ -174,37 +228,56 @@ class Scheduler:
                 self._fail(job, str(error))
                 continue
             self.usage.reused += common
+            self._tell(job.ticket, job.on_prefill, common)
         return self._filling is not None
 
-    def _fill(self, budget: int) -> int:
-        """Prefill up to `budget` tokens; how many were."""
-        assert self._filling and self._steering
-        slot, sequence = self._filling
-        job, start = sequence.job, sequence.position
-        part = job.request.prompt[start:-1][:budget]
+    def _donor(self, job: Job, slot: int) -> tuple[int, int]:
+        return self._prefixes.donor(job.keys[:-1], slot) if job.reuses else (slot, 0)
+
+    def _shares_batch(self, job: Job, common: int, budget: int, parts: Sequence[PromptPart]) -> bool:
+        """Whether a prompt of which `common` tokens are cached fits into a batch beside these parts.
+
+        It waits where it can take over more of its prompt from one of them once they are computed.
+        """
+        shared = max(common_prefix(part.sequence.job.keys, job.keys[:-1]) for part in parts)
+        alike = all(part.sequence.job.steering is job.steering for part in parts)
+        return alike and len(job.keys) - common <= budget and (shared < common + WORTH_COPYING or not job.reuses)
+
+    def _run(self, parts: Sequence[PromptPart]) -> bool:
+        """Decode a batch of prompts; where that fails, they end as errors."""
+        assert self._steering
+        self._step_is_steered = False
+        rows = np.array([row for part in parts for row in part.rows()], dtype=np.int64)
         try:
-            self._steering.before_prompt(job.offsets)
-            self._step_is_steered = False
-            self._context.prefill(part, start, slot)
+            self._steering.before_prompt(parts[0].sequence.job.offsets)
+            self._context.decode(*rows.T)
         except EdgeSteerError as error:
             self._filling = None
-            self._prefixes.hold(slot, NO_KEYS, None)
-            self._finish(job, sequence.end("error", str(error)))
-            return len(part)
-        sequence.position += len(part)
-        self.usage.prefilled += len(part)
-        self._prefixes.hold(slot, job.keys[: sequence.position], job.steering)
-        if sequence.prefilled:
-            self._join(slot, sequence)
-        return len(part)
+            for part in parts:
+                self._prefixes.hold(part.slot, NO_KEYS, None)
+                self._finish(part.sequence.job, part.sequence.end("error", str(error)))
+                if part.slot < len(self._running):
+                    self._running[part.slot] = None
+            return False
+        return True
 
-    def _join(self, slot: int, sequence: RunningSequence) -> None:
+    def _advance(self, part: PromptPart) -> None:
+        """Take note of what of a prompt is computed; `RunningSequence.take` does it for the last token."""
+        job, count = part.sequence.job, len(part.tokens) - part.answered
+        part.sequence.position += count
+        self.usage.prefilled += count
+        self._prefixes.hold(part.slot, job.keys[: part.sequence.position], job.steering)
+        self._tell(job.ticket, job.on_prefill, part.sequence.position + part.sequence.prefilled)
+
+    def _join(self, slot: int, sequence: RunningSequence) -> int:
+        """Have the sequence that was being prefilled run; where."""
         self._filling, self._step_is_steered = None, False
         if slot < len(self._running):
             self._running[slot] = sequence
-            return
+            return slot
         self._prefixes.move(slot, len(self._running))
         self._running.append(sequence)
+        return len(self._running) - 1
 
     def _free_slot(self) -> int:
         return self._running.index(None) if None in self._running else len(self._running)
@@ -227,7 +300,7 @@ class Scheduler:
             self._prefixes.rescue(slot, [idle for idle in range(len(self._running), self._slots) if idle not in busy])
 
     def _decode(self) -> None:
-        """One token for every running sequence; those that end leave a hole."""
+        """One token for every running sequence."""
         running: list[RunningSequence] = self._running  # type: ignore[assignment]  # _compact left no holes
         try:
             if not self._step_is_steered:
@@ -241,18 +314,26 @@ class Scheduler:
                 self._finish(sequence.job, sequence.end("error", str(error)))
             self._running = []
             return
-        self.usage.generated += len(running)
+        self._take([(slot, slot) for slot in range(len(running))], logits)
+
+    def _take(self, rows: Sequence[tuple[int, int]], logits: Array) -> None:
+        """Take a token for each of these running sequences; those that end leave a hole.
+
+        rows: the sequence of each row of logits, and which token of the batch it comes from.
+        """
+        self.usage.generated += len(rows)
         best: list[int] = logits.argmax(axis=1).tolist()
-        for slot, sequence in enumerate(running):
-            job = sequence.job
+        for row, (slot, batch_token) in enumerate(rows):
+            sequence = self._running[slot]
+            assert sequence
             try:
-                token = best[slot] if sequence.sampler is None else sequence.sampler.sample(self._context.handle, slot)
+                token = sequence.sampler.sample(self._context.handle, batch_token) if sequence.sampler else best[row]
             except EdgeSteerError as error:
                 self._leave(slot, sequence.end("error", str(error)))
                 continue
-            piece = sequence.take(token, logits[slot])
-            if piece and job.on_piece:
-                self._calls.append((job.ticket, partial(job.on_piece, piece)))
+            piece = sequence.take(token, logits[row])
+            if piece:
+                self._tell(sequence.job.ticket, sequence.job.on_piece, piece)
             if sequence.answer.finish:
                 self._leave(slot, sequence.end())
 
@@ -279,20 +360,26 @@ class Scheduler:
             if sequence and sequence.job.ticket in tickets:
                 removed.append((sequence.job, sequence))
                 self._running[slot] = None
+                if self._keep_cache:
+                    self._prefixes.hold(slot, sequence.keys, sequence.job.steering)
         if self._filling and self._filling[1].job.ticket in tickets:
             removed.append((self._filling[1].job, self._filling[1]))
             self._filling = None
         removed += [(job, None) for job in self._waiting if job.ticket in tickets]
         self._waiting = deque(job for job in self._waiting if job.ticket not in tickets)
-        self._compact()
+        if not (self._admitting and self._filling):  # which may be in a hole
+            self._compact()
         return removed
 
     def _fail(self, job: Job, error: str) -> None:
         self._finish(job, Completion("", (), "error", error=error))
 
     def _finish(self, job: Job, completion: Completion) -> None:
-        if job.on_done:
-            self._calls.append((job.ticket, partial(job.on_done, completion)))
+        self._tell(job.ticket, job.on_done, completion)
+
+    def _tell(self, ticket: int, listener: Callable[[Any], Any] | None, news: object) -> None:
+        if listener:
+            self._calls.append((ticket, partial(listener, news)))
 
     def _call(self) -> None:
         while self._calls:

@@ -4,12 +4,12 @@ Takes logits, gives pieces and the completion. It decodes nothing and knows no o
 """
 
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from edge_steer.core.backend import Completion, Finish, Piece, Request, TokenLogprobs
+from edge_steer.core.backend import Completion, Finish, Piece, Request, TokenLogprobs, Tokens
 from edge_steer.core.stats import logsumexp
 from edge_steer.core.steering import Offsets
 from edge_steer.core.streaming import GrowingCompletion
@@ -20,6 +20,7 @@ from edge_steer.llama.sampler import LlamaSampler
 
 OnPiece = Callable[[Piece], object]
 OnCompletion = Callable[[Completion], object]
+OnPrefill = Callable[[int], object]  # how many tokens of the prompt are computed or were cached
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,8 @@ class Job:
     keys: CacheKeys  # of the prompt
     on_piece: OnPiece | None = None
     on_done: OnCompletion | None = None
+    on_prefill: OnPrefill | None = None
+    reuses: bool = True  # what others have cached of its prompt
     refusal: str = ""
 
     @property
@@ -48,6 +51,11 @@ class Job:
     def needs_rows(self) -> bool:
         """See Offsets.needs_rows."""
         return self.offsets is not None and self.offsets.needs_rows
+
+    @property
+    def is_steered_alike(self) -> bool:
+        """Whether the last token of the prompt is steered like those before it."""
+        return self.offsets is None or self.offsets.phase == "all"
 
     @property
     def steers_by_token(self) -> bool:
@@ -116,6 +124,25 @@ class RunningSequence:
     def close(self) -> None:
         if self.sampler:
             self.sampler.close()
+
+
+@dataclass(frozen=True)
+class PromptPart:
+    """Tokens of a prompt in a batch, from the sequence's position on.
+
+    answered: the prompt's last token is among them, and its logits choose the first token of the answer.
+    """
+
+    slot: int
+    sequence: RunningSequence
+    tokens: Tokens
+    answered: bool
+
+    def rows(self) -> Iterator[tuple[int, int, int, int]]:
+        """Token, position, sequence and whether its logits are wanted, as a context decodes them."""
+        last = len(self.tokens) - 1
+        for at, token in enumerate(self.tokens):
+            yield token, self.sequence.position + at, self.slot, int(self.answered and at == last)
 
 
 class _Pieces:

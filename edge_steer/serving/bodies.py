@@ -44,8 +44,8 @@ def _first_line(error: pydantic.ValidationError) -> str:
         return f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
     if first["type"] == "extra_forbidden":
         return f"there is no field '{where[:80]}' in this request; leave it out"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"field '{where[:80]}': {message}" if where else message
+    named = f"field '{where[:80]}': " if where else ""
+    return named + first["msg"].removeprefix("Value error, ")
 
 
 def _is_type(part: int | str) -> bool:
@@ -135,14 +135,19 @@ class Steered(Body):
         return self
 
 
+class StreamOptions(Body):
+    harmless = frozenset({"include_obfuscation"})
+    include_usage: bool = False
+
+
 class Generating(Steered):
     """The fields of every request that generates text, with llama-server's names and defaults."""
 
     harmless = frozenset(
         {
-            "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "cache_prompt",
-            "n_cache_reuse", "id_slot", "n_keep", "n_discard", "sse_ping_interval", "parallel_tool_calls",
-            "return_tokens", "chat_format", "parse_tool_calls", "preserved_tokens", "backend_sampling",
+            "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "n_cache_reuse",
+            "id_slot", "n_keep", "n_discard", "sse_ping_interval", "parallel_tool_calls", "return_tokens",
+            "chat_format", "parse_tool_calls", "preserved_tokens", "backend_sampling",
         }
     )  # fmt: skip
     unsupported = {
@@ -152,15 +157,13 @@ class Generating(Steered):
         "grammar_triggers": ([],),
         "lora": ([],),
         "n_indent": (0,),
-        "post_sampling_probs": (False,),
         "reasoning_budget_tokens": (-1,),
         "reasoning_control": (False,),
-        "return_progress": (False,),
+        "post_sampling_probs": (False,),
         "t_max_predict_ms": (0, -1),
-        "verbose": (False,),
     }
     stream: bool = False
-    stream_options: "StreamOptions" = Field(default_factory=lambda: StreamOptions())
+    stream_options: StreamOptions = Field(default_factory=StreamOptions)
     max_tokens: int = Field(default=-1, ge=-1)
     n: int = Field(default=1, ge=1)
     temperature: float = Field(default=0.8, ge=0)
@@ -194,6 +197,9 @@ class Generating(Steered):
     grammar: str = ""
     json_schema: dict[str, Any] | None = None
     timings_per_token: bool = False
+    cache_prompt: bool = True
+    return_progress: bool = False
+    verbose: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -208,11 +214,6 @@ class Generating(Steered):
                 if value is not None and fields.setdefault(name, value) not in (None, value):
                     raise ValueError(f"'{name}' and '{other}' are one thing and differ; give one of them")
         return fields
-
-
-class StreamOptions(Body):
-    harmless = frozenset({"include_obfuscation"})
-    include_usage: bool = False
 
 
 class JsonSchema(Body):
@@ -333,11 +334,18 @@ class ScoredChatBody(Conversation, Steered):
     top_logprobs: Logprobs = 0
 
 
+class PromptString(Body):
+    """A prompt as llama-server also takes it, in an object that could hold images beside the text."""
+
+    unsupported: ClassVar[Mapping[str, Off]] = {"multimodal_data": ([],)}
+    prompt_string: str
+
+
 class CompletionBody(Generating):
     """POST /v1/completions."""
 
     unsupported = {**Generating.unsupported, "suffix": ("",), "best_of": (1,)}
-    prompt: str | Tokens | Mixed | list[str | Mixed]
+    prompt: str | PromptString | Tokens | Mixed | list[str | PromptString | Mixed]
     echo: bool = False
     logprobs: Logprobs | None = None
     response_format: ResponseFormat | None = None
@@ -346,14 +354,12 @@ class CompletionBody(Generating):
 class NativeBody(Generating):
     """POST /completion, llama-server's own."""
 
-    prompt: str | Tokens | Mixed | list[str | Mixed]
+    prompt: str | PromptString | Tokens | Mixed | list[str | PromptString | Mixed]
     n_probs: Logprobs = 0
     response_fields: list[str] | None = None
 
 
 class TemplateBody(Conversation):
-    """POST /apply-template."""
-
     harmless = frozenset({"model"})
 
 
@@ -389,7 +395,3 @@ class LoadVector(Body):
 class UnloadVector(Body):
     id: int | None = None
     name: str | None = None
-
-
-for _body in (Generating, ChatBody, CompletionBody, NativeBody):
-    _body.model_rebuild()

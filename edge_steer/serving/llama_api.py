@@ -2,17 +2,19 @@
 
 from collections.abc import AsyncIterator, Sequence
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 
-from edge_steer.core.backend import Completion, Piece, TokenLogprobs
-from edge_steer.serving.bodies import DetokenizeBody, NativeBody, TemplateBody, TokenizeBody
+from edge_steer.core.backend import Completion, Piece, Request, TokenLogprobs
+from edge_steer.serving.bodies import DetokenizeBody, Generating, NativeBody, Steered, TemplateBody, TokenizeBody
 from edge_steer.serving.metrics import CONTENT_TYPE
 from edge_steer.serving.questions import Question, Service, begun, in_thread, schema_of, while_connected
-from edge_steer.serving.replies import ApiError, Json, Throughput, chat_logprobs, event_stream
+from edge_steer.serving.replies import NOTHING, ApiError, Json, StreamClock, Throughput, chat_logprobs, event_stream
+from edge_steer.serving.worker import Prefilled
 
 
-def router(service: Service, *, slots: bool = True) -> APIRouter:
+def router(service: Service, *, slots: bool = True, metrics: bool = True) -> APIRouter:
     api = APIRouter()
 
     @api.get("/health")
@@ -24,20 +26,20 @@ def router(service: Service, *, slots: bool = True) -> APIRouter:
 
     @api.post("/completion")
     @api.post("/completions")
-    async def completion(request: Request) -> Response:
+    async def completion(request: HttpRequest) -> Response:
         body = await service.read(request, NativeBody)
         if body.n > 1:
             raise ApiError(400, "'n' is for /v1/completions; give several prompts here")
         prompts = await service.prompts(body.prompt)
         question = await service.question(body, prompts, logprobs=body.n_probs or None, schema=schema_of(body))
-        reply = _Native(service, question, body)
+        reply = NativeReply(service, question, body)
         if body.stream:
             return event_stream(await begun(request, reply.stream()), done=False)
         whole = reply.whole(await while_connected(request, service.completions(question)))
         return JSONResponse(whole[0] if len(whole) == 1 else whole)
 
     @api.post("/tokenize")
-    async def tokenize(request: Request) -> Json:
+    async def tokenize(request: HttpRequest) -> Json:
         body = await service.read(request, TokenizeBody)
         tokens = await in_thread(lambda: service.engine.encode(body.content, start=body.add_special), len(body.content))
         if not body.with_pieces:
@@ -45,19 +47,19 @@ def router(service: Service, *, slots: bool = True) -> APIRouter:
         return {"tokens": [{"id": token, "piece": _piece(service.engine.vocabulary.piece(token))} for token in tokens]}
 
     @api.post("/detokenize")
-    async def detokenize(request: Request) -> Json:
+    async def detokenize(request: HttpRequest) -> Json:
         body = await service.read(request, DetokenizeBody)
         if body.tokens:
             service.check_tokens(body.tokens)
         return {"content": service.engine.decode(body.tokens)}
 
     @api.post("/apply-template")
-    async def apply_template(request: Request) -> Json:
+    async def apply_template(request: HttpRequest) -> Json:
         return {"prompt": await service.chat_prompt(await service.read(request, TemplateBody))}
 
     @api.get("/props")
     async def props() -> Json:
-        return {**_props(service), "endpoint_slots": slots}
+        return {**_props(service), "endpoint_slots": slots, "endpoint_metrics": metrics}
 
     @api.post("/props")
     async def set_props() -> Response:
@@ -73,10 +75,13 @@ def router(service: Service, *, slots: bool = True) -> APIRouter:
         return listed
 
     @api.get("/metrics")
-    async def metrics() -> Response:
-        text = service.metrics.text(service.worker, service.engine.parallel)
-        headers = {"Process-Start-Time-Unix": str(int(service.metrics.started)), "Content-Type": CONTENT_TYPE}
-        return Response(text, headers=headers)
+    async def scrape() -> Response:
+        if not metrics:
+            raise ApiError(501, "this server was started without metrics")
+        response = Response(service.metrics.text(service.worker, service.engine.parallel), media_type=CONTENT_TYPE)
+        started = str(int(service.metrics.started)).encode()
+        response.raw_headers.append((b"Process-Start-Time-Unix", started))  # its readers mind the capitals
+        return response
 
     @api.get("/lora-adapters")
     async def lora() -> list[Json]:
@@ -105,7 +110,6 @@ def _props(service: Service) -> Json:
         "model_ftype": service.file.quant,
         "modalities": {"vision": False, "audio": False},
         "endpoint_props": False,
-        "endpoint_metrics": True,
         "chat_template": engine.vocabulary.template,
         "build_info": "edge-steer",
         "control_vectors": [served.name for served in service.vectors.vectors],
@@ -114,10 +118,10 @@ def _props(service: Service) -> Json:
     }
 
 
-def _settings(body: NativeBody) -> Json:
+def _settings(body: Generating) -> Json:
     """The sampling fields of a body, as a request would give them."""
-    left_out = {"model", "stream_options", "control_vectors", "steering", "prompt", "response_fields"}
-    return body.model_dump(mode="json", exclude=left_out)
+    fields = body.model_dump(mode="json", include=set(Generating.model_fields) - set(Steered.model_fields))
+    return {**fields, "n_predict": body.max_tokens}
 
 
 def _slots(service: Service) -> list[Json]:
@@ -142,23 +146,34 @@ def _slots(service: Service) -> list[Json]:
     ]
 
 
-class _Native:
+class NativeReply:
     """The answer to POST /completion."""
 
-    def __init__(self, service: Service, question: Question, body: NativeBody) -> None:
+    def __init__(self, service: Service, question: Question, body: Generating) -> None:
         self._service, self._question, self._body = service, question, body
 
     def whole(self, completions: Sequence[Completion]) -> list[Json]:
-        return [self._final(index, completion, completion.text) for index, completion in enumerate(completions)]
+        return [self.last(index, completion, completion.text) for index, completion in enumerate(completions)]
 
     async def stream(self) -> AsyncIterator[Json]:
-        decoded = [0] * len(self._question.requests)
+        clocks = [StreamClock(len(request.prompt)) for request in self._question.requests]
+        decoded = [0] * len(clocks)
         async for index, event in self._service.events(self._question, streams=True):
             if isinstance(event, Completion):
-                yield self._final(index, event, "")
+                yield self.last(index, event, "")
+                continue
+            extra: Json = {}
+            if isinstance(event, Prefilled):
+                extra["prompt_progress"] = clocks[index].prefilled(event.tokens)
             elif event.text or event.logprobs:
+                clocks[index].take()
                 decoded[index] += 1
-                yield self._partial(index, event, decoded[index])
+            else:
+                continue
+            if self._body.timings_per_token:
+                extra["timings"] = clocks[index].timings()
+            piece = NOTHING if isinstance(event, Prefilled) else event
+            yield {**self._partial(index, piece, decoded[index]), **extra}
 
     def _partial(self, index: int, piece: Piece, decoded: int) -> Json:
         return {
@@ -172,8 +187,9 @@ class _Native:
             **self._probabilities([piece.logprobs] if piece.logprobs else []),
         }
 
-    def _final(self, index: int, completion: Completion, content: str) -> Json:
-        prompt = self._question.requests[index].prompt
+    def last(self, index: int, completion: Completion, content: str) -> Json:
+        """All of an answer but what `content` leaves out: the text that was streamed already."""
+        request = self._question.requests[index]
         stopping = self._stopping_word(completion)
         answer: Json = {
             "index": index,
@@ -183,19 +199,25 @@ class _Native:
             "stop": True,
             "model": self._question.model,
             "tokens_predicted": len(completion.tokens),
-            "tokens_evaluated": len(prompt),
+            "tokens_evaluated": len(request.prompt),
             "generation_settings": {**_settings(self._body), **self._in_force(index)},
-            "prompt": self._service.engine.decode(prompt),
+            "prompt": self._service.engine.decode(request.prompt),
             "has_new_line": "\n" in completion.text,
-            "truncated": False,
+            "truncated": self._is_truncated(request, completion),
             "stop_type": "limit" if completion.finish == "length" else "word" if stopping else "eos",
             "stopping_word": stopping,
-            "tokens_cached": len(prompt) + len(completion.tokens),
-            "timings": Throughput.of(len(prompt), completion).json(),
+            "tokens_cached": len(request.prompt) + len(completion.tokens),
+            "timings": Throughput.of(len(request.prompt), completion).json(),
             "steering": self._question.steering,
             **self._probabilities(completion.logprobs if content else []),
         }
-        return answer if self._body.response_fields is None else _only(answer, self._body.response_fields)
+        fields = self._body.response_fields if isinstance(self._body, NativeBody) else None
+        return _only(answer, fields) if fields else answer
+
+    def _is_truncated(self, request: Request, completion: Completion) -> bool:
+        """Whether the context ended the answer before the client's own limit."""
+        limit = self._body.max_tokens
+        return completion.finish == "length" and (limit < 0 or request.max_tokens < limit)
 
     def _in_force(self, index: int) -> Json:
         sampling = self._question.requests[index].sampling
@@ -210,18 +232,18 @@ class _Native:
         return max((stop for stop in self._body.stop if rest.startswith(stop)), key=len, default="")
 
     def _probabilities(self, logprobs: Sequence[TokenLogprobs]) -> Json:
-        if not self._body.n_probs or not logprobs:
+        if not logprobs:
             return {}
         return {"completion_probabilities": chat_logprobs(logprobs, self._service.engine.vocabulary.piece)}
 
 
 def _only(answer: Json, fields: Sequence[str]) -> Json:
-    """These fields of an answer; "a/b" is field b of a, as llama-server has it."""
+    """These fields of an answer, each by its name; "a/b" is field b of a, as llama-server has it."""
     chosen: Json = {}
     for name in fields:
         value: object = answer
         for part in name.split("/"):
             value = value.get(part) if isinstance(value, dict) else None
         if value is not None:
-            chosen[name.rpartition("/")[2]] = value
+            chosen[name] = value
     return chosen

@@ -1,5 +1,6 @@
 """OpenAI's endpoints: chat, text completions, models. Each answer and each last chunk says what steered it."""
 
+import importlib.metadata
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -9,11 +10,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from edge_steer.core.backend import Completion, Piece, TokenLogprobs, Tokens
-from edge_steer.serving.bodies import ChatBody, CompletionBody, ScoredChatBody
+from edge_steer.serving.bodies import ChatBody, CompletionBody, Generating, ScoredChatBody
+from edge_steer.serving.llama_api import NativeReply
 from edge_steer.serving.questions import Question, Service, begun, schema_of, while_connected
 from edge_steer.serving.replies import (
+    NOTHING,
     ApiError,
     Json,
+    StreamClock,
     Throughput,
     chat_logprobs,
     event_stream,
@@ -21,6 +25,9 @@ from edge_steer.serving.replies import (
     readable,
     usage,
 )
+from edge_steer.serving.worker import Prefilled
+
+FINGERPRINT = "b" + importlib.metadata.version("edge-steer")  # as llama-server: "b" and the build
 
 
 def router(service: Service) -> APIRouter:
@@ -36,10 +43,9 @@ def router(service: Service) -> APIRouter:
         question = await service.question(
             body, [prompt], logprobs=logprobs, schema=schema_of(body, body.response_format)
         )
-        reply = _Chat(service, question)
+        reply = _Chat(service, question, body)
         if body.stream:
-            chunks = reply.stream(body.stream_options.include_usage, body.timings_per_token)
-            return event_stream(await begun(request, chunks), done=True)
+            return event_stream(await begun(request, reply.stream()), done=True)
         return JSONResponse(reply.whole(await while_connected(request, service.completions(question))))
 
     @api.post("/v1/chat/logprobs")
@@ -60,12 +66,11 @@ def router(service: Service) -> APIRouter:
         question = await service.question(
             body, prompts, logprobs=body.logprobs, schema=schema_of(body, body.response_format)
         )
-        reply = _Text(service, question, prompts, body)
+        reply = _Text(service, question, body, prompts)
         if body.stream:
             if body.echo:
                 raise ApiError(400, "'echo' is not streamed; leave out one of 'echo' and 'stream'")
-            chunks = reply.stream(body.stream_options.include_usage, body.timings_per_token)
-            return event_stream(await begun(request, chunks), done=True)
+            return event_stream(await begun(request, reply.stream()), done=True)
         return JSONResponse(await while_connected(request, reply.whole_with_echo()))
 
     @api.post("/v1/chat/completions/input_tokens")
@@ -120,6 +125,7 @@ class _Reply:
 
     service: Service
     question: Question
+    body: Generating
     created: int = field(default_factory=lambda: int(time.time()))
     serial: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -128,7 +134,13 @@ class _Reply:
     prefix = ""
 
     def head(self, kind: str) -> Json:
-        return {"id": self.prefix + self.serial, "object": kind, "created": self.created, "model": self.question.model}
+        return {
+            "id": self.prefix + self.serial,
+            "object": kind,
+            "created": self.created,
+            "model": self.question.model,
+            "system_fingerprint": FINGERPRINT,
+        }
 
     def choice(self, index: int, completion: Completion) -> Json:
         raise NotImplementedError
@@ -145,14 +157,15 @@ class _Reply:
 
     def whole(self, completions: Sequence[Completion]) -> Json:
         choices = [self.choice(index, completion) for index, completion in enumerate(completions)]
-        return {**self.head(self.kind), "choices": choices, **self.figures(completions)}
+        verbose = self._verbose(0, completions[0], completions[0].text)
+        return {**self.head(self.kind), "choices": choices, **self.figures(completions), **verbose}
 
-    async def stream(self, with_usage: bool, with_timings: bool) -> AsyncIterator[Json]:
+    async def stream(self) -> AsyncIterator[Json]:
         """Chunks; the last one of each choice has timings and steering, and so has the one of usage, if asked."""
         head = self.head(self.chunk_kind)
         ended: dict[int, Completion] = {}
         opened = False
-        started, count = time.perf_counter(), 0
+        clocks = [StreamClock(len(request.prompt)) for request in self.question.requests]
         async for index, event in self.service.events(self.question, streams=True):
             for choice in () if opened else self.opening():
                 yield {**head, "choices": [choice]}
@@ -160,13 +173,15 @@ class _Reply:
             if isinstance(event, Completion):
                 ended[index] = event
                 figures = {"timings": self._timings([event]), "steering": self.question.steering}
-                yield {**head, "choices": [self.last(index, event)], **figures}
+                yield {**head, "choices": [self.last(index, event)], **figures, **self._verbose(index, event, "")}
+            elif isinstance(event, Prefilled):
+                choice, progress = self.piece(index, NOTHING), clocks[index].prefilled(event.tokens)
+                timings = self._timings_so_far(clocks[index])
+                yield {**head, "choices": [choice], "prompt_progress": progress, **timings}
             elif event.text or event.logprobs:
-                count += 1
-                now = Throughput(0, self.question.prompt_tokens, 0.0, count, 1000 * (time.perf_counter() - started))
-                extra = {"timings": now.json()} if with_timings else {}
-                yield {**head, "choices": [self.piece(index, event)], **extra}
-        if with_usage:
+                clocks[index].take()
+                yield {**head, "choices": [self.piece(index, event)], **self._timings_so_far(clocks[index])}
+        if self.body.stream_options.include_usage:
             yield {**head, "choices": [], **self.figures([ended[index] for index in sorted(ended)])}
 
     def figures(self, completions: Sequence[Completion]) -> Json:
@@ -177,6 +192,15 @@ class _Reply:
             "timings": self._timings(completions),
             "steering": self.question.steering,
         }
+
+    def _timings_so_far(self, clock: StreamClock) -> Json:
+        return {"timings": clock.timings()} if self.body.timings_per_token else {}
+
+    def _verbose(self, index: int, completion: Completion, content: str) -> Json:
+        """What llama-server's own endpoint would have answered, with the prompt as text, for who asks for it."""
+        if not self.body.verbose:
+            return {}
+        return {"__verbose": NativeReply(self.service, self.question, self.body).last(index, completion, content)}
 
     def _timings(self, completions: Sequence[Completion]) -> Json:
         prompts = [len(request.prompt) for request in self.question.requests]
@@ -214,15 +238,17 @@ class _Text(_Reply):
     kind = chunk_kind = "text_completion"
     prefix = "cmpl-"
 
-    def __init__(self, service: Service, question: Question, prompts: Sequence[Tokens], body: CompletionBody) -> None:
-        super().__init__(service, question)
-        self._prompts, self._body = prompts, body
+    body: CompletionBody
+
+    def __init__(self, service: Service, question: Question, body: CompletionBody, prompts: Sequence[Tokens]) -> None:
+        super().__init__(service, question, body)
+        self._prompts = prompts
         self._offsets = [0] * len(question.requests)
 
     async def whole_with_echo(self) -> Json:
         """The answer, each choice behind its prompt if the body asks for an echo, with the prompt's logprobs."""
         answer = self.whole(await self.service.completions(self.question))
-        if self._body.echo:
+        if self.body.echo:
             choices = answer["choices"]
             assert isinstance(choices, list)
             for position, prompt in enumerate(self._prompts):
@@ -245,8 +271,8 @@ class _Text(_Reply):
         pieces = self.service.engine.vocabulary.piece
         text = readable(b"".join(map(pieces, prompt)))
         before: Json = {}
-        if self._body.logprobs is not None:
-            scored = await self.service.scored(prompt, self.question.applied, self._body.logprobs)
+        if self.body.logprobs is not None:
+            scored = await self.service.scored(prompt, self.question.applied, self.body.logprobs)
             before = legacy_logprobs([prompt[0], *scored[:-1]], pieces)
         for choice in choices:
             choice["text"] = text + str(choice["text"])
@@ -254,7 +280,7 @@ class _Text(_Reply):
                 choice["logprobs"] = _joined(before, choice["logprobs"], len(text))
 
     def _logprobs(self, logprobs: Sequence[TokenLogprobs], offset: int) -> Json | None:
-        if self._body.logprobs is None:
+        if self.body.logprobs is None:
             return None
         return legacy_logprobs(logprobs, self.service.engine.vocabulary.piece, offset)
 

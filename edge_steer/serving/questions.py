@@ -27,6 +27,7 @@ from edge_steer.serving.bodies import (
     Conversation,
     EasySteering,
     Generating,
+    PromptString,
     ResponseFormat,
     Steered,
     check,
@@ -35,7 +36,7 @@ from edge_steer.serving.bodies import (
 from edge_steer.serving.metrics import Metrics
 from edge_steer.serving.replies import ApiError, too_long
 from edge_steer.serving.security import Access, read_body
-from edge_steer.serving.worker import Answers, Event, ServedEngine, Worker
+from edge_steer.serving.worker import Answers, Event, ServedEngine, Wishes, Worker
 from edge_steer.vectors.named import Applied, NamedVectors, Term, parse_words, read_layers
 
 T = TypeVar("T")
@@ -43,18 +44,23 @@ MOST_PROMPTS = 1000
 LONG = 10_000  # characters; a thread takes longer to ask than a shorter text to tokenise
 TINY = 1e-9  # a share that leaves one token, where a client says 0
 LINK_NAMES: dict[str, Link] = {"typ_p": "typical_p", **{link: link for link in LINKS}}
-Prompt = str | Sequence[int | str]
+Prompt = str | PromptString | Sequence[int | str]
 
 
 @dataclass(frozen=True)
 class Question:
-    """What one body asks: each prompt `n` times, in that order, and the steering it gets."""
+    """What one body asks: each prompt `n` times, in that order, and the steering it gets.
+
+    progress: that of the prompts is part of a stream. reuse: what is cached of the prompts is taken over.
+    """
 
     requests: tuple[Request, ...]
     n: int
     applied: tuple[Applied, ...]
     model: str
     generates: bool = True
+    progress: bool = False
+    reuse: bool = True
 
     @property
     def steering(self) -> list[dict[str, object]]:
@@ -146,7 +152,15 @@ class Service:
             request = Request(prompt, length, steering, sampling, tuple(body.stop), logprobs)
             requests += [_reseeded(request, i) for i in range(body.n)]
         name = body.model or self.names[0]
-        return Question(tuple(requests), body.n, applied, name, generates=body.max_tokens != 0)
+        return Question(
+            tuple(requests),
+            body.n,
+            applied,
+            name,
+            generates=body.max_tokens != 0,
+            progress=body.return_progress,
+            reuse=body.cache_prompt,
+        )
 
     def check_prompt(self, prompt: Tokens) -> None:
         """Errors: ApiError for an empty prompt, one that leaves no room, or a token that is not there."""
@@ -162,12 +176,13 @@ class Service:
             raise ApiError(400, f"token {strange[0]} is not in the vocabulary of {self.engine.vocab_size}")
 
     async def events(self, question: Question, *, streams: bool) -> AsyncIterator[Event]:
-        """Pieces and completions as they come; whoever stops reading ends them. Errors: ApiError."""
+        """What each request brings, as it comes; whoever stops reading ends them. Errors: ApiError."""
         if not question.generates:
             for index in range(len(question.requests)):
                 yield index, Completion("", (), "length")
             return
-        answers = Answers(self.worker, question.requests, streams=streams)
+        wishes = Wishes(streams, question.progress and streams, question.reuse)
+        answers = Answers(self.worker, question.requests, wishes)
         try:
             async for event in answers.events():
                 yield event
@@ -197,7 +212,7 @@ class Service:
 
     async def prompts(self, prompt: Prompt | Sequence[Prompt]) -> list[Tokens]:
         """A prompt or several: a text, token ids, both mixed, or a list of those. Errors: ApiError."""
-        if isinstance(prompt, str) or any(isinstance(part, int) for part in prompt):
+        if isinstance(prompt, str | PromptString) or any(isinstance(part, int) for part in prompt):
             several: list[Prompt] = [cast("Prompt", prompt)]
         else:
             several = list(cast("Sequence[Prompt]", prompt))
@@ -205,8 +220,8 @@ class Service:
             raise ApiError(400, "the prompt is empty; it needs at least one token")
         if len(several) > MOST_PROMPTS:
             raise ApiError(400, f"{len(several)} prompts; one request takes at most {MOST_PROMPTS}")
-        size = sum(map(len, several))
-        return await in_thread(lambda: [self._tokens(one) for one in several], size)
+        plain = [one.prompt_string if isinstance(one, PromptString) else one for one in several]
+        return await in_thread(lambda: [self._tokens(one) for one in plain], sum(map(len, plain)))
 
     async def chat_prompt(self, conversation: Conversation) -> str:
         """The conversation in the model's chat template. Errors: ModelError if the template refuses it."""
@@ -222,7 +237,7 @@ class Service:
         text = await self.chat_prompt(conversation)
         return await in_thread(lambda: self.engine.encode(text, start=False), len(text))
 
-    def _tokens(self, prompt: Prompt) -> Tokens:
+    def _tokens(self, prompt: str | Sequence[int | str]) -> Tokens:
         if isinstance(prompt, str):
             return self.engine.encode(prompt)
         tokens: list[int] = []

@@ -5,12 +5,13 @@ Takes completions and errors, gives what JSON holds. It knows no endpoint and no
 
 import json
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from edge_steer.core.backend import Completion, TokenLogprobs
+from edge_steer.core.backend import Completion, Piece, TokenLogprobs
 
 Json = dict[str, object]
 TYPES = {
@@ -27,6 +28,7 @@ TYPES = {
 }
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 Text = Callable[[int], bytes]  # a token's bytes
+NOTHING = Piece("", None)
 
 
 class ApiError(Exception):
@@ -54,7 +56,7 @@ class ApiError(Exception):
 def too_long(prompt: int, context: int) -> ApiError:
     return ApiError(
         400,
-        f"the prompt has {prompt} tokens; the context holds {context} and needs room for an answer",
+        f"the prompt exceeds the available context size: {prompt} tokens, where an answer needs some of {context}",
         "exceed_context_size_error",
         n_prompt_tokens=prompt,
         n_ctx=context,
@@ -139,6 +141,38 @@ class Throughput:
             "predicted_per_token_ms": _ratio(self.predicted_ms, after_first),
             "predicted_per_second": _ratio(1000 * after_first, self.predicted_ms),
         }
+
+
+class StreamClock:
+    """What a streamed answer took so far, as llama-server tells it: of its prompt, then of its tokens."""
+
+    def __init__(self, prompt: int) -> None:
+        """prompt: how many tokens the prompt has."""
+        self._prompt, self._cached, self._computed, self._tokens = prompt, 0, 0, 0
+        self._began = self._first = self._last = time.perf_counter()
+        self._reports = 0
+
+    def prefilled(self, tokens: int) -> Json:
+        """The prompt's progress, of which `tokens` are there; what the first call has was cached."""
+        self._last = time.perf_counter()
+        if not self._reports:
+            self._cached, self._began = tokens, self._last
+        self._reports += 1
+        self._computed = tokens - self._cached
+        spent = 1000 * (self._last - self._began)
+        return {"total": self._prompt, "cache": self._cached, "processed": tokens, "time_ms": round(spent)}
+
+    def take(self) -> None:
+        """One more token."""
+        self._last = time.perf_counter()
+        if not self._tokens:
+            self._first, self._computed = self._last, self._prompt - self._cached
+        self._tokens += 1
+
+    def timings(self) -> Json:
+        prompt_end = self._first if self._tokens else self._last
+        prompt_ms, predicted_ms = 1000 * (prompt_end - self._began), 1000 * (self._last - prompt_end)
+        return Throughput(self._cached, self._computed, prompt_ms, self._tokens, predicted_ms).json()
 
 
 def usage(prompt: int, completion: int, cached: int) -> Json:

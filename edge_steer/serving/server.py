@@ -47,8 +47,8 @@ class ServerOptions:
     aliases: what clients call the model. presets: name -> steering in words. defaults: fields of requests that say
     nothing, as {"temperature": 0.2}. no_auth: listen to others without a key.
     admin: vectors can be loaded and unloaded while it runs, which needs a key. page: the page at /. slots: who asks may
-    see how busy each sequence is. stop_seconds: how long running answers
-    may go on when it is told to end.
+    see how busy each sequence is. metrics: and how much was done so far. stop_seconds: how long running answers may go
+    on when it is told to end.
     """
 
     host: str = "127.0.0.1"
@@ -63,6 +63,7 @@ class ServerOptions:
     admin: bool = False
     page: bool = True
     slots: bool = True
+    metrics: bool = True
     stop_seconds: int = 30
 
 
@@ -145,7 +146,7 @@ def application(service: Service, options: ServerOptions) -> Gate:
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _bug)
     app.include_router(openai_api.router(service))
-    app.include_router(llama_api.router(service, slots=options.slots))
+    app.include_router(llama_api.router(service, slots=options.slots, metrics=options.metrics))
     app.include_router(vectors_api.router(service, admin=options.admin))
     app.include_router(ollama_api.router(service))
 

@@ -15,14 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from edge_steer.core.backend import Completion, Message, Piece, Request, Tokens
+from edge_steer.core.backend import Completion, Message, Piece, Request, SteppingEngine, Tokens
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.steering import Steering
-from edge_steer.core.vector import Array, ModelIdentity
+from edge_steer.core.vector import Array
 from edge_steer.serving.replies import ApiError
 
 BUSY_SECONDS = 1  # what Retry-After says when the queue is full
-Event = tuple[int, Piece | Completion]
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """How much of a prompt is there: `tokens` computed or cached, at first the cached ones alone."""
+
+    tokens: int
+
+
+Event = tuple[int, Piece | Completion | Prefilled]
 _LOG = logging.getLogger(__name__)
 
 
@@ -45,16 +54,11 @@ class Vocabulary(Protocol):
     ) -> str: ...
 
 
-class ServedEngine(Protocol):
+class ServedEngine(SteppingEngine, Protocol):
     """What serving needs of an engine. Tokens, texts and templates may be asked for in any thread."""
-
-    context: int
 
     @property
     def parallel(self) -> int: ...
-
-    @property
-    def model(self) -> ModelIdentity: ...
 
     @property
     def vocab_size(self) -> int: ...
@@ -63,22 +67,6 @@ class ServedEngine(Protocol):
     def vocabulary(self) -> Vocabulary: ...
 
     def reserve(self) -> None: ...
-
-    def submit(
-        self,
-        request: Request,
-        *,
-        on_piece: Callable[[Piece], object] | None = None,
-        on_done: Callable[[Completion], object] | None = None,
-    ) -> int: ...
-
-    def cancel(self, ticket: int) -> None: ...
-
-    def step(self) -> bool: ...
-
-    def encode(self, text: str, *, start: bool = True) -> Tokens: ...
-
-    def decode(self, tokens: Sequence[int]) -> str: ...
 
     def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]: ...
 
@@ -90,26 +78,36 @@ class Running:
     index: int
     request: Request
     answers: "Answers"
-    streams: bool
+    wishes: "Wishes"
     ticket: int | None = None
     cancelled: bool = False
     generated: int = 0
     submitted: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """How a client wants its answers. streams: piece by piece. progress: with that of the prompt. reuse: from what is
+    cached of the prompt."""
+
+    streams: bool = False
+    progress: bool = False
+    reuse: bool = True
+
+
 class Answers:
     """The answers to one client's call, as they come. Close it, at whatever end, so that nothing runs on for nobody."""
 
-    def __init__(self, worker: "Worker", requests: Sequence[Request], *, streams: bool) -> None:
+    def __init__(self, worker: "Worker", requests: Sequence[Request], wishes: Wishes) -> None:
         """Errors: ApiError 503 if the queue is full."""
         self._worker = worker
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._running = [Running(i, request, self, streams) for i, request in enumerate(requests)]
+        self._running = [Running(i, request, self, wishes) for i, request in enumerate(requests)]
         self._open = len(self._running)
         worker.submit(self._running)
 
     async def events(self) -> AsyncIterator[Event]:
-        """The pieces and at last the completion of each request, with its index. Errors: ApiError."""
+        """What each request brings, its completion last, with its index. Errors: ApiError."""
         while self._open:
             index, event = await self._events.get()
             if isinstance(event, Completion):
@@ -128,8 +126,8 @@ class Answers:
                 ended[index] = event
         return [ended[index] for index in sorted(ended)]
 
-    def put(self, index: int, event: Piece | Completion) -> None:
-        self._events.put_nowait((index, event))
+    def put(self, event: Event) -> None:
+        self._events.put_nowait(event)
 
     def close(self) -> None:
         """End what still runs before its next token."""
@@ -156,10 +154,11 @@ class Worker:
         self._inbox: deque[Running] = deque()
         self._cancelling: deque[Running] = deque()
         self._calls: deque[_Call] = deque()
-        self._happened: list[tuple[Running, Piece | Completion]] = []
+        self._happened: list[tuple[Running, Piece | Completion | Prefilled]] = []
         self._live: dict[Running, None] = {}
         self._stopping = False
         self.broken = ""
+        self.steps = self.busy = 0  # steps of the engine, and the requests that ran in them, added up
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -231,6 +230,9 @@ class Worker:
                 self._engine.cancel(one.ticket)
         while self._inbox and not self._calls:
             self._begin(self._inbox.popleft())
+        if self._live:
+            self.steps += 1
+            self.busy += min(len(self._live), self._engine.parallel)
         more = self._engine.step()
         self._hand_over()
         if not more and self._calls:
@@ -241,11 +243,21 @@ class Worker:
         if one.cancelled:
             self._happened.append((one, Completion("", (), "cancelled")))
             return
+
+        def happened(event: Piece | Completion) -> None:
+            self._happened.append((one, event))
+
+        def prefilled(tokens: int) -> None:
+            self._happened.append((one, Prefilled(tokens)))
+
+        wishes = one.wishes
         try:
             one.ticket = self._engine.submit(
                 one.request,
-                on_piece=(lambda piece: self._happened.append((one, piece))) if one.streams else None,
-                on_done=lambda completion: self._happened.append((one, completion)),
+                on_piece=happened if wishes.streams else None,
+                on_done=happened,
+                on_prefill=prefilled if wishes.progress else None,
+                reuse=wishes.reuse,
             )
         except EdgeSteerError as error:
             self._happened.append((one, Completion("", (), "error", error=str(error))))
@@ -269,14 +281,14 @@ class Worker:
         with suppress(RuntimeError):  # the loop is closed: nobody is there to tell
             self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _deliver(self, happened: Sequence[tuple[Running, Piece | Completion]]) -> None:
+    def _deliver(self, happened: Sequence[tuple[Running, Piece | Completion | Prefilled]]) -> None:
         for one, event in happened:
             if isinstance(event, Completion):
                 self._live.pop(one, None)
                 self._on_done(one, event)
-            elif event.token is not None:
+            elif isinstance(event, Piece) and event.token is not None:
                 one.generated += 1
-            one.answers.put(one.index, event)
+            one.answers.put((one.index, event))
 
     def _fail(self, why: str) -> None:
         self._deliver([(one, Completion("", (), "error", error=why)) for one in self._live])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from edge_steer.serving.bodies import ChatBody, CompletionBody, NativeBody, check
+from edge_steer.serving.bodies import ChatBody, CompletionBody, NativeBody, PromptString, check
 from edge_steer.serving.replies import ApiError
 
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
@@ -34,7 +34,7 @@ def test_two_lengths_that_differ_are_refused() -> None:
     assert "max_tokens" in refusal(max_tokens=3, n_predict=4).message
 
 
-@pytest.mark.parametrize("name", ["user", "metadata", "store", "cache_prompt", "id_slot"])
+@pytest.mark.parametrize("name", ["user", "metadata", "store", "n_keep", "id_slot"])
 def test_fields_that_change_no_text_are_taken(name: str) -> None:
     assert chat(**{name: 1}) == chat()
 
@@ -132,7 +132,7 @@ def test_prompts_are_texts_tokens_or_both(prompt: object) -> None:
     assert check(CompletionBody, raw).prompt == check(NativeBody, raw).prompt == prompt
 
 
-@pytest.mark.parametrize("prompt", [{"prompt_string": "a"}, 1, [True], [[1.5]], [[[1]]]])
+@pytest.mark.parametrize("prompt", [{"text": "a"}, 1, [True], [[1.5]], [[[1]]]])
 def test_prompts_of_other_kinds_are_refused(prompt: object) -> None:
     with pytest.raises(ApiError, match="prompt"):
         check(CompletionBody, json.dumps({"prompt": prompt}).encode())
@@ -165,3 +165,11 @@ def test_formats_as_schemas() -> None:
     free = chat(response_format={"type": "json_object"}).response_format
     assert free
     assert free.demanded == {"type": "object"}
+
+
+def test_a_prompt_in_an_object_has_no_images() -> None:
+    body = check(NativeBody, b'{"prompt": ["a", {"prompt_string": "b"}]}')
+    assert isinstance(body.prompt, list)
+    assert body.prompt[1] == PromptString(prompt_string="b")
+    with pytest.raises(ApiError, match="multimodal_data"):
+        check(NativeBody, b'{"prompt": {"prompt_string": "b", "multimodal_data": ["aGk="]}}')

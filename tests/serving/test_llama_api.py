@@ -1,6 +1,7 @@
 """llama-server's own endpoints on a running server."""
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -58,7 +59,10 @@ def test_probabilities_are_of_the_chosen_tokens(http: httpx.Client) -> None:
 
 
 def test_response_fields_choose_what_comes_back(http: httpx.Client) -> None:
-    assert set(complete(http, response_fields=["content", "timings/predicted_n"])) == {"content", "predicted_n"}
+    assert set(complete(http, response_fields=["content", "timings/predicted_n"])) == {
+        "content",
+        "timings/predicted_n",
+    }
 
 
 def test_ignoring_the_end_goes_on_to_the_limit(http: httpx.Client, engine: Engine) -> None:
@@ -143,6 +147,69 @@ def test_metrics_count_what_was_done(http: httpx.Client) -> None:
     assert after["edge_steer:requests_steered_total"] - before["edge_steer:requests_steered_total"] == 1
     assert after["llamacpp:requests_processing"] == 0
     assert http.get("/metrics").headers["process-start-time-unix"].isdigit()
+
+
+def test_metrics_have_llama_servers_names(http: httpx.Client) -> None:
+    complete(http)
+    response = http.get("/metrics")
+    assert b"Process-Start-Time-Unix" in [name for name, _ in response.headers.raw]
+    kinds = dict(re.findall(r"# TYPE llamacpp:(\w+) (\w+)", response.text))
+    assert {kinds[name] for name in ("n_decode_total", "n_tokens_max", "prompt_tokens_cached_total")} == {"counter"}
+    rates = ("prompt_tokens_seconds", "predicted_tokens_seconds", "n_busy_slots_per_decode")
+    assert {kinds[name] for name in rates} == {"gauge"}
+    figures = {name: float(value) for name, value in re.findall(r"^llamacpp:(\w+) (\S+)$", response.text, re.MULTILINE)}
+    assert 1 <= figures["n_busy_slots_per_decode"] <= 4
+    assert all(figures[name] > 0 for name in (*rates, "n_decode_total", "n_tokens_max"))
+
+
+def streamed(http: httpx.Client, path: str, **fields: object) -> list[Json]:
+    with http.stream("POST", path, json={"temperature": 0, "stream": True, **fields}) as response:
+        assert response.status_code == 200, response.read()
+        return [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")]
+
+
+@pytest.mark.parametrize("path", ["/completion", "/v1/completions"])
+def test_a_long_prompt_tells_its_progress(http: httpx.Client, engine: Engine, path: str) -> None:
+    prompt = path + " Every apple of the basket is red." * 45
+    total = len(engine.encode(prompt))
+    for cached in (False, True):
+        chunks = streamed(http, path, prompt=prompt, n_predict=4, return_progress=True, timings_per_token=True)
+        reports = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
+        assert {report["total"] for report in reports} == {total}
+        assert reports[0]["cache"] == reports[0]["processed"]
+        assert bool(reports[0]["cache"]) == cached
+        processed = [report["processed"] for report in reports]
+        assert processed == sorted(set(processed))
+        assert processed[-1] == total
+        assert (len(reports) > 2) != cached
+        assert chunks[0]["timings"]["prompt_n"] == 0
+        timings = [chunk["timings"] for chunk in chunks]
+        assert timings[-1]["predicted_n"] == 4
+        assert timings[-1]["prompt_n"] + timings[-1]["cache_n"] == total
+
+
+def test_a_request_can_leave_the_cache_alone(http: httpx.Client) -> None:
+    prompt = f"{QUESTION} Say it in words, and say what was asked."
+    cached = [
+        complete(http, prompt=prompt, cache_prompt=wanted)["timings"]["cache_n"] for wanted in (True, False, True)
+    ]
+    assert cached[1] == 0
+    assert cached[2] > 16
+
+
+def test_a_verbose_answer_has_its_prompt_as_text(http: httpx.Client) -> None:
+    body = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 3, "verbose": True}
+    whole = http.post("/v1/chat/completions", json=body).json()
+    assert QUESTION in whole["__verbose"]["prompt"]
+    assert whole["__verbose"]["content"] == whole["choices"][0]["message"]["content"]
+    assert whole["__verbose"]["generation_settings"]["n_predict"] == 3
+    assert "__verbose" in streamed(http, "/v1/chat/completions", **body)[-1]
+    assert "__verbose" not in http.post("/v1/chat/completions", json={**body, "verbose": False}).json()
+
+
+def test_an_answer_that_the_context_ends_is_truncated(http: httpx.Client) -> None:
+    assert complete(http, prompt=[5] * 1020, n_predict=-1, ignore_eos=True)["truncated"] is True
+    assert complete(http, prompt=[5] * 1010, n_predict=4, ignore_eos=True)["truncated"] is False
 
 
 def busy(http: httpx.Client) -> bool:

@@ -53,11 +53,11 @@ def test_while_the_model_loads_everyone_is_told_so() -> None:
         later.close()
 
 
-def test_page_and_slots_can_be_left_out(start: Start) -> None:
-    with start("--no-page", "--no-slots").client as http:
+def test_page_slots_and_metrics_can_be_left_out(start: Start) -> None:
+    with start("--no-page", "--no-slots", "--no-metrics").client as http:
         assert http.get("/").status_code == 404
         assert http.get("/page/style.css").status_code == 404
-        assert http.get("/slots").status_code == 501
+        assert http.get("/slots").status_code == http.get("/metrics").status_code == 501
         props = http.get("/props").json()
         assert props["endpoint_slots"] is False
         assert (props["model_path"], props["model_ftype"]) == ("abacus-F16.gguf", "F16")
