@@ -9,7 +9,7 @@ import pytest
 from paths import DENSE
 
 from edge_steer.chat.conversation import Conversation
-from edge_steer.chat.saved import Exchange
+from edge_steer.chat.history import Exchange
 from edge_steer.core.backend import EngineOptions
 from edge_steer.core.errors import EdgeSteerError, RequestError, VectorError
 from edge_steer.core.sampling import Sampling
