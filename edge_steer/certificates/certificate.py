@@ -81,7 +81,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ReferenceSource:
-    """Where the reference comes from. revision: a commit, or a digest of the weights. task: the digest of the task."""
+    """Where the reference comes from. revision: a commit, or a digest of the weights. task: the digest of the task.
+
+    settings: how the task was asked; None of a reference that was saved without.
+    """
 
     name: str
     source: str
@@ -89,6 +92,7 @@ class ReferenceSource:
     dtype: str
     versions: Mapping[str, str]
     task: str | None = None
+    settings: TaskSettings | None = None
 
     @property
     def origin(self) -> str:

@@ -115,6 +115,7 @@ def reference_side(
         dtype=str(provenance.backend.get("dtype", "float32")),
         versions={**provenance.versions, **versions("numpy")},
         task=task.digest if task else None,
+        settings=task.settings if task else None,
     )
     if task is None:
         texts = tokenise_texts(basis.texts or (), reference)[: basis.most_texts]
@@ -139,6 +140,8 @@ def saved_reference_side(path: str | Path, task: Task | None, exact_backend: Bac
         raise EdgeSteerError(f"{path} is no reference saved for a certificate: {error.errors()[0]['msg']}") from None
     if task and source.task != task.digest:
         raise EdgeSteerError(f"{path} holds no answers to these problems; save it with the same task")
+    if task and source.settings not in (None, task.settings):
+        raise EdgeSteerError(f"{path} was asked these problems otherwise; ask them in the same way, or save it again")
     answers = {float(dose): [Row.of(record) for record in rows] for dose, rows in saved.answers.items()}
     return ReferenceSide(saved, answers if task else {}, source)
 

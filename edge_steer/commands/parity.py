@@ -20,6 +20,8 @@ from edge_steer.terminal.options import (
     TASK,
     VECTOR,
     SteeringChoice,
+    TaskChoice,
+    asking_options,
     engine_options,
     json_option,
     revision_option,
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from edge_steer.core.progress import Progress
     from edge_steer.core.stats import Interval
     from edge_steer.parity.findings import Finding, Verdict
-    from edge_steer.tasks.task import Task
 
 ADDRESS = ("http://", "https://")
 
@@ -53,7 +54,6 @@ class ParityChoice:
     revision: str | None
     text_file: Path | None
     task: str | None
-    split: str | None
     problems: int
     doses: str
     texts: int
@@ -79,7 +79,6 @@ class ParityChoice:
 @click.option("--text-file", type=FILE, help="Pairs (.jsonl) or plain text, one a line, to compare on.")
 @click.option("--texts", type=click.IntRange(1), default=16, show_default=True, help="How many texts to compare on.")
 @click.option("--task", type=TASK, help="Compare on the reference's own answers to a task, and on behaviour.")
-@click.option("--split", help="Split of the task.")
 @click.option("--problems", type=click.IntRange(1), default=100, show_default=True, help="Problems of the task.")
 @click.option("--doses", default="-0.5,0,0.5,1", show_default=True,
               help="Factors on the strength at which the task is answered; 0 and 1 among them.")  # fmt: skip
@@ -95,9 +94,15 @@ class ParityChoice:
               help='How a server is asked to steer, as {"steering": "2 dense"}.  [default: as it does]')  # fmt: skip
 @click.option("--check", "checked", type=FILE, help="Run a certificate again and compare; status 1 if it differs.")
 @json_option
+@asking_options
 @engine_options
 def parity(
-    checked: Path | None, as_json: bool, engine: "EngineOptions", steering_choice: SteeringChoice, **values: Any
+    checked: Path | None,
+    as_json: bool,
+    engine: "EngineOptions",
+    steering_choice: SteeringChoice,
+    task_choice: TaskChoice,
+    **values: Any,
 ) -> None:
     """Compare steered MODELs (GGUF files, hub ids or folders) with their reference in PyTorch.
 
@@ -123,7 +128,7 @@ def parity(
             print_served(report)
         sys.exit(report.verdict == "fail")
     with progress_bar() as progress:
-        certificate = _certify(choice, steering_choice, engine, progress)
+        certificate = _certify(choice, steering_choice, task_choice, engine, progress)
     if certificate is None:
         return
     if as_json:
@@ -154,13 +159,18 @@ def _check_choice(choice: ParityChoice) -> None:
 
 
 def _certify(
-    choice: ParityChoice, steering_choice: SteeringChoice, engine: "EngineOptions", progress: "Progress"
+    choice: ParityChoice,
+    steering_choice: SteeringChoice,
+    task_choice: TaskChoice,
+    engine: "EngineOptions",
+    progress: "Progress",
 ) -> "Certificate | None":
     """The certificate; None if the reference was only saved."""
     from edge_steer.certificates.make import certify
     from edge_steer.certificates.reference_side import opened_reference, save_reference
 
-    doses, tolerances, task = _doses(choice.doses), _tolerances(choice), _task(choice)
+    doses, tolerances = _doses(choice.doses), _tolerances(choice)
+    task = task_choice.load(choice.task, choice.problems) if choice.task else None
     steer = _steering_files(steering_choice)
     theirs = choice.reference_vector
     reference_steer = _steering_files(replace(steering_choice, vectors=(theirs,))) if theirs else None
@@ -240,12 +250,6 @@ def _steering_files(choice: SteeringChoice) -> "list[SteeringFile]":
 
     paths = [split_strength(source)[0] for source in choice.vectors]
     return [SteeringFile(*pair) for pair in zip(steering_from(choice), paths, strict=True)]
-
-
-def _task(choice: ParityChoice) -> "Task | None":
-    from edge_steer.tasks.load import load_task
-
-    return load_task(choice.task, split=choice.split, limit=choice.problems) if choice.task else None
 
 
 def _doses(text: str) -> list[float]:

@@ -114,7 +114,7 @@ def generate_solutions(
         store = stack.enter_context(Store.open(Path(path), solutions_header(task, backend.provenance)))
         solved = _solved(store, task)
         samples = {sample.id: sample for sample in task.samples}
-        usable = 0
+        usable = len(usable_solutions(solved.values(), per_problem=per_problem, wrong=wrong))
 
         def keep(row: Row) -> None:
             nonlocal usable
@@ -124,7 +124,7 @@ def generate_solutions(
             usable += solution.whole and (solution.correct or wrong)
             progress("solving", min(usable, count), count)
 
-        progress("solving", 0, count)
+        progress("solving", min(usable, count), count)
         chosen: list[Solution] = []
         rest = task.samples
         while rest and len(chosen) < count:
@@ -134,7 +134,7 @@ def generate_solutions(
             complete(backend, missing, graders, keep, nll=False)
             batch = [solved[job.sample.id, job.repeat] for job in jobs]
             chosen += usable_solutions(batch, per_problem=per_problem, wrong=wrong)
-            usable = len(chosen)
+            usable = len(usable_solutions(solved.values(), per_problem=per_problem, wrong=wrong))
         record = {CHOSEN: [[*solution.key] for solution in chosen[:count]]}
         if not store.records or store.records[-1] != record:
             store.append(record)

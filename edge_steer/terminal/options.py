@@ -223,6 +223,13 @@ def sampling_options(command: F) -> F:
     return _with_value(command, "sampling", _SAMPLING, lambda values: SamplingChanges(**values))
 
 
+def asking_options(command: F) -> F:
+    """How a task is asked, without sampling and subsets; the command takes it as `task_choice: TaskChoice`."""
+    names = ("protocol", "split", "prompt", "system", "max_tokens", "stop", "grading")
+    asking = {name: _TASK[name] for name in names}
+    return _with_value(command, "task_choice", asking, lambda values: TaskChoice(**values))
+
+
 def task_options(command: F) -> F:
     """How a task is asked, sampling included; the command takes it as `task_choice: TaskChoice`."""
 

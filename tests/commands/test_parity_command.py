@@ -153,6 +153,10 @@ def test_a_saved_reference_gives_the_same_figures(folder: Path, told: dict[str, 
     other = parity(ABACUS / "abacus-F16.gguf", *asked, "--task", "wordproblems", "--problems", 3)
     assert other.exit_code == 1
     assert "no answers to these problems" in other.output
+    task = ("--task", "wordproblems", "--split", "dev", "--problems", PROBLEMS)
+    otherwise = parity(ABACUS / "abacus-F16.gguf", *asked, *task, "--prompt", "Say. {question}", "--stop", "Now")
+    assert otherwise.exit_code == 1
+    assert "was asked these problems otherwise" in otherwise.output
 
 
 def test_an_f32_file_has_its_mechanism_checked(bundled_f32: Path) -> None:

@@ -8,6 +8,7 @@ from heard import Heard
 
 from edge_steer.core.backend import EngineOptions
 from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.sampling import Sampling
 from edge_steer.llama.engine import Engine
 from edge_steer.pairs.solutions import (
@@ -69,15 +70,18 @@ def test_a_stopped_run_goes_on_and_a_larger_one_begins_with_what_is_there(
 ) -> None:
     path = tmp_path / "s.jsonl"
 
-    def generate(count: int) -> list[Solution]:
-        return generate_solutions(engine, TASK, path, count=count, at_once=4, graders=graders)
+    def generate(count: int, progress: Progress = SILENT) -> list[Solution]:
+        return generate_solutions(engine, TASK, path, count=count, at_once=4, graders=graders, progress=progress)
 
     whole = generate(6)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:4]) + lines[4][:20])
     with pytest.raises(EdgeSteerError, match="is not complete"):
         read_chosen_solutions(path)
-    resumed = generate(6)
+    heard = Heard()
+    there = len(usable_solutions(read_solutions(path)))
+    resumed = generate(6, heard)
+    assert heard.steps[0] == ("solving", there, 6) and there
     assert [s.id for s in resumed] == [s.id for s in whole]
     again = path.read_bytes().splitlines(keepends=True)
     assert again[:4] == lines[:4]  # what was there is not generated again

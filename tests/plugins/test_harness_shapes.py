@@ -32,11 +32,11 @@ HARNESS = {  # where the harness's own task stands
 }
 
 
-class Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):  # type: ignore[misc]
     """The harness's YAML, whose functions are names here."""
 
 
-Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))  # type: ignore[arg-type]
+Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
 
 
 @pytest.fixture(scope="module")
