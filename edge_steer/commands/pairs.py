@@ -1,4 +1,4 @@
-"""`edge-steer pairs`: generate solutions, rewrite them, check the pairs, show them, make other contrasts.
+"""`edge-steer pairs`: generate solutions, rewrite them, check the pairs, show them; contrast.py makes other pairs.
 
 Takes click's values, calls the library, prints what it gives and what it leaves out.
 """
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 LISTED = 10  # lines of what was left out; more are only counted
 ENDPOINT_TOKENS, LOCAL_TOKENS = 8192, 2048  # most of a rewrite: endpoints think out of sight
 MILLION = "for a million tokens"
-KINDS = ["in-family", "opposites", "letters", "reflection", "thoughts", "personas", "texts"]
 
 
 @click.group("pairs")
@@ -47,8 +46,10 @@ def pairs_group() -> None:
 @click.option("--solutions", "count", type=click.IntRange(1), default=50, show_default=True,
               help="How many solutions to use.")  # fmt: skip
 @click.option("--problems", type=click.IntRange(1), help="Only the first problems of the task.")
-@click.option("--per-problem", type=click.IntRange(1), default=1, show_default=True,
-              help="Most solutions used of a problem.")  # fmt: skip
+@click.option("--per-problem", type=click.IntRange(1),
+              help="Most solutions used of a problem.  [default: 1; all --samples with --style]")  # fmt: skip
+@click.option("--style", type=click.Choice(["dense"]),
+              help="Solve under a dense instruction; for contrast own-samples.")  # fmt: skip
 @click.option("--wrong", is_flag=True, help="Use wrong solutions too.")
 @click.option("--evaluation", "evaluations", type=TASK, multiple=True,
               help="Leave out the problems of this task.  [default: the task's own test split]")  # fmt: skip
@@ -65,7 +66,8 @@ def generate(
     output: Path,
     count: int,
     problems: int | None,
-    per_problem: int,
+    per_problem: int | None,
+    style: str | None,
     wrong: bool,
     evaluations: tuple[str, ...],
     grading_seconds: float,
@@ -79,13 +81,18 @@ def generate(
 
     MODEL is a GGUF file, a Hugging Face folder or a hub id. The same command goes on where a stopped one ended.
     """
+    from edge_steer.evaluation.evaluate import DENSE_PROMPT
     from edge_steer.models.load import load
     from edge_steer.pairs import calibration
     from edge_steer.pairs.solutions import generate_solutions, read_solutions
     from edge_steer.tasks.grading import Graders
 
+    if style and task_choice.system:
+        raise click.UsageError("--style has a system message of its own; leave out --system")
     split = task_choice.split or calibration.CALIBRATION_SPLITS.get(task_name)
-    task = replace(task_choice, split=split).load(task_name, problems)
+    system = DENSE_PROMPT if style else task_choice.system
+    task = replace(task_choice, split=split, system=system).load(task_name, problems)
+    per_problem = per_problem or (task.settings.samples if style else 1)
     excluded = calibration.evaluation_tasks(task, evaluations, NOTES)
     task = calibration.leave_out_evaluation_problems(task, excluded, NOTES)
     with (
@@ -98,7 +105,8 @@ def generate(
             at_once=engine.parallel, graders=graders, progress=progress,
         )  # fmt: skip
     _print_solutions(read_solutions(output), len(chosen), count)
-    click.echo(f"wrote {output}; next: edge-steer pairs rewrite {output} -o pairs.jsonl")
+    following = f"contrast own-samples {output} SOLUTIONS" if style else f"rewrite {output}"
+    click.echo(f"wrote {output}; next: edge-steer pairs {following} -o pairs.jsonl")
 
 
 @pairs_group.command()
@@ -108,7 +116,8 @@ def generate(
 @click.option("--base-url", help="The endpoint's address.  [default: $OPENAI_BASE_URL, else OpenAI's]")
 @click.option("--rewriter", type=MODEL, metavar="MODEL", help="Rewrite with this model on this machine instead.")
 @click.option("--rules", "rules_source", default="conservative", show_default=True, metavar="NAME|FILE",
-              help="Rules of rewriting: conservative, ours, or a file with {problem} and {solution}.")  # fmt: skip
+              help="Rules: conservative, ours, paraphrase, or a file with {problem} and {solution}.")  # fmt: skip
+@click.option("--examples", type=FILE, help="Pairs (.jsonl) to show the rewriter as worked examples.")
 @click.option("--candidates", type=click.IntRange(1), default=1, show_default=True, help="Rewrites of each solution.")
 @click.option("--solutions", "count", type=click.IntRange(1), help="Only the first solutions.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1),
@@ -131,6 +140,7 @@ def rewrite(
     base_url: str | None,
     rewriter: str | None,
     rules_source: str,
+    examples: Path | None,
     candidates: int,
     count: int | None,
     max_tokens: int | None,
@@ -149,7 +159,7 @@ def rewrite(
     """
     from edge_steer.models.load import load
     from edge_steer.pairs.endpoint import Endpoint
-    from edge_steer.pairs.pair import write_pairs
+    from edge_steer.pairs.pair import read_pairs, write_pairs
     from edge_steer.pairs.rewrite import (
         DEFAULT_REWRITER,
         ModelRewriter,
@@ -158,7 +168,7 @@ def rewrite(
         prompt_of,
         rewrite_solutions,
     )
-    from edge_steer.pairs.rules import read_rules
+    from edge_steer.pairs.rules import read_rules, with_examples
     from edge_steer.pairs.solutions import read_chosen_solutions
 
     if (price_in is None) != (price_out is None):
@@ -169,6 +179,8 @@ def rewrite(
             "--rewriter is a model on this machine; leave out --model, --base-url and --reasoning-effort"
         )
     rules = read_rules(rules_source)
+    if examples:
+        rules = with_examples(rules, read_pairs(examples))
     solutions = read_chosen_solutions(solutions_file)[:count]
     if dry_run:
         click.echo(prompt_of(solutions[0], rules))
@@ -191,7 +203,7 @@ def rewrite(
             candidates=candidates, progress=progress,
         )  # fmt: skip
     dense = dense_pairs(solutions, rewriting.rewrites)
-    _list_left_out(dense.left_out)
+    list_left_out(dense.left_out)
     if rewriting.usage.requests:
         click.echo(f"used: {rewriting.usage.text(prices)}")
     if rewriting.total_usage != rewriting.usage:
@@ -308,46 +320,6 @@ def show(file: Path, count: int) -> None:
     click.echo(f"{min(count, len(pairs))} of {len(pairs)} pairs shown")
 
 
-@pairs_group.command()
-@click.argument("kind", type=click.Choice(KINDS))
-@click.argument("files", type=FILE, nargs=-1, required=True)
-@click.option("-o", "--output", type=FILE, required=True, help="Where to write the pairs (.jsonl).")
-@click.option("--positive", default="", help="personas: the persona to steer towards.")
-@click.option("--negative", default="", help="personas: the persona to leave.")
-@click.option("--template", help="personas: the user's turn, with {persona}.  [default: Act as if you're {persona}.]")
-@click.option("--beginnings", is_flag=True, help="personas: also every beginning of a text, word by word.")
-def contrast(
-    kind: str,
-    files: tuple[Path, ...],
-    output: Path,
-    positive: str,
-    negative: str,
-    template: str | None,
-    beginnings: bool,
-) -> None:
-    """Make pairs of another contrast from FILES.
-
-    \b
-    in-family   a larger model's SOLUTIONS, the target's SOLUTIONS (InFamilySteer)
-    opposites   SOLUTIONS under one system message, SOLUTIONS under its opposite (CAA)
-    letters     QUESTIONS with the matching and the other answer's letter (CAA)
-    reflection  the target's SOLUTIONS, steered away from reflecting (after SEAL)
-    thoughts    the target's SOLUTIONS, all their thoughts (SEAL; extract with --method class_means)
-    personas    TEXTS that begin an answer, one a line, under two personas (repeng)
-    texts       POSITIVE and NEGATIVE texts, one a line (llama-cvector-generator)
-    """
-    from edge_steer.pairs.contrasts import CONTRASTS, PERSONA, Sources
-    from edge_steer.pairs.pair import write_pairs
-
-    if kind != "personas" and (positive or negative or template or beginnings):
-        raise click.UsageError("--positive, --negative, --template and --beginnings belong to personas")
-    contrasted = CONTRASTS[kind](Sources(files, (positive, negative), template or PERSONA, beginnings))
-    _list_left_out(contrasted.left_out)
-    write_pairs(contrasted.pairs, output)
-    count = len(contrasted.pairs)
-    click.echo(f"wrote {output}: {count} pairs; next: edge-steer extract MODEL {output} -o vector.safetensors")
-
-
 def _name_and_path(text: str) -> tuple[str, Path]:
     name, sign, path = text.partition("=")
     if not (name and sign and path):
@@ -355,7 +327,7 @@ def _name_and_path(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def _list_left_out(lines: Sequence[str]) -> None:
+def list_left_out(lines: Sequence[str]) -> None:
     """What gave no pair, and why, on stderr."""
     more = [f"{len(lines) - LISTED} more"] if len(lines) > LISTED else []
     for line in (*lines[:LISTED], *more):

@@ -14,4 +14,5 @@ criteria      what they must satisfy
 likelihood    NLL under the model they are for
 numbers       what a rewrite keeps
 contrasts     pairs of other kinds
+controls      pairs that change something else
 """

@@ -1,5 +1,5 @@
-"""Other contrasts than dense and sparse, as pairs: another model's traces, prompted opposites, answer letters,
-reflection, personas, plain texts.
+"""Contrasts as pairs: another model's traces, the model's own dense samples, prompted opposites, answer letters,
+reflection, personas, plain texts; and controls.
 
 Takes files, gives pairs and what was left out. Each contrast is one function in CONTRASTS. It runs no model.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge_steer.core.errors import EdgeSteerError
+from edge_steer.pairs.controls import with_sentences_dropped, without_line_breaks
 from edge_steer.pairs.pair import ContrastPairs, Pair
 from edge_steer.pairs.solutions import Solution, read_solutions, usable_solutions
 from edge_steer.storage.files import read_lines, readable
@@ -41,13 +42,14 @@ HOLDS: dict[Thought, tuple[str, ...]] = {
 class Sources:
     """What a contrast is made of. personas: of the positive and the negative side; template: holds {persona}.
 
-    beginnings: take every beginning of a text, word by word, too.
+    beginnings: take every beginning of a text, word by word, too. seed: of what is drawn.
     """
 
     files: tuple[str | Path, ...]
     personas: tuple[str, str] | None = None
     template: str = PERSONA
     beginnings: bool = False
+    seed: int = 0
 
 
 def in_family(sources: Sources) -> ContrastPairs:
@@ -197,14 +199,48 @@ def texts(sources: Sources) -> ContrastPairs:
     )
 
 
+def own_samples(sources: Sources) -> ContrastPairs:
+    """Dense pairs without a teacher: right samples of the target under a dense instruction against its own solutions.
+
+    Files: the samples under the instruction, the target's solutions. Every different right sample of a problem is a
+    candidate of the same negative, asked without the instruction; `checks` keeps the denser ones and the likeliest.
+    """
+    samples, own = _solutions(sources, "the samples under a dense instruction", "the target's solutions")
+    by_question: dict[str, list[Solution]] = {}
+    for sample in usable_solutions(samples, per_problem=MANY):
+        by_question.setdefault(sample.question, []).append(sample)
+    pairs, left_out = [], []
+    for solution in usable_solutions(own):
+        candidates = [s for s in by_question.get(solution.question, ()) if s.text != solution.text]
+        if not candidates:
+            left_out.append(f"{solution.id}: no other right sample under the instruction")
+        for number, sample in enumerate(candidates, 1):
+            name = f"{solution.id}, sample {number}"
+            pairs.append(Pair(solution.prompt, sample.text, solution.text, solution.answer, name, solution.system))
+    return ContrastPairs(tuple(pairs), tuple(left_out))
+
+
+def line_breaks(sources: Sources) -> ContrastPairs:
+    """Control: right solutions of the target on one line against the same as they are. File: its solutions."""
+    return without_line_breaks(_own(sources))
+
+
+def compressions(sources: Sources) -> ContrastPairs:
+    """Control: right solutions of the target without some sentences against the whole. File: its solutions."""
+    return with_sentences_dropped(_own(sources), seed=sources.seed)
+
+
 CONTRASTS: dict[str, Callable[[Sources], ContrastPairs]] = {
     "in-family": in_family,
+    "own-samples": own_samples,
     "opposites": opposites,
     "letters": letters,
     "reflection": reflection,
     "thoughts": thoughts,
     "personas": personas,
     "texts": texts,
+    "line-breaks": line_breaks,
+    "compressions": compressions,
 }
 
 
@@ -277,6 +313,11 @@ def _files(sources: Sources, *wanted: str) -> tuple[Path, ...]:
 
 def _solutions(sources: Sources, *wanted: str) -> list[list[Solution]]:
     return [read_solutions(path) for path in _files(sources, *wanted)]
+
+
+def _own(sources: Sources) -> list[Solution]:
+    [solutions] = _solutions(sources, "the target's solutions")
+    return usable_solutions(solutions, per_problem=MANY)
 
 
 def _pair(path: Path, **fields: Any) -> Pair:

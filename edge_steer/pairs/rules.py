@@ -1,15 +1,21 @@
 """The rules a rewriter is given: what it must keep, what it may change, and where problem and solution stand.
 
-Takes a name or a file, gives text. Rules hold {solution} and may hold {problem}; other braces are left as they are.
+Takes a name or a file, and worked examples as pairs; gives text. Rules hold {solution} and may hold {problem}; other
+braces are left as they are.
 """
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from edge_steer.core.errors import EdgeSteerError
+from edge_steer.pairs.pair import Pair
 from edge_steer.storage.files import readable
 
+PLACE = re.compile(r"\{(problem|solution)\}")
+PARAGRAPH = re.compile(r"\n[ \t]*\n")
+REWRITTEN = "Rewritten solution:"
 PLACES = "\n\nProblem:\n{problem}\n\nSolution:\n{solution}"
 # DenseSteer's demands and an aim of ours: few, full steps.
 OUR_RULES = """\
@@ -35,8 +41,21 @@ Below are a problem and a solution to it. Rewrite the solution so that it is den
 - Separate the steps by a blank line.
 
 Reply with the rewritten solution and nothing else."""
+# A control: as many steps in other words.
+PARAPHRASE_RULES = """\
+Below are a problem and a solution to it. Say the same in other words.
+
+- Keep every step, their number and their order, and each step about as long as it is.
+- Keep every computation with its numbers, and the final answer in the form it has, with its \\boxed{} if there is one.
+- Separate the steps as they are separated.
+
+Reply with the reworded solution and nothing else."""
 DEFAULT_RULES_NAME = "conservative"
-BUILT_IN = {DEFAULT_RULES_NAME: CONSERVATIVE_RULES + PLACES, "ours": OUR_RULES + PLACES}
+BUILT_IN = {
+    DEFAULT_RULES_NAME: CONSERVATIVE_RULES + PLACES,
+    "ours": OUR_RULES + PLACES,
+    "paraphrase": PARAPHRASE_RULES + PLACES,
+}
 DEFAULT_RULES = BUILT_IN[DEFAULT_RULES_NAME]
 
 
@@ -59,18 +78,41 @@ def read_rules(source: str | Path) -> str:
     return rules
 
 
+def with_examples(rules: str, examples: Sequence[Pair]) -> str:
+    """The rules with worked examples before the problem and the solution that are to be rewritten.
+
+    examples: a pair's negative is the solution, its positive the rewrite. Errors: EdgeSteerError for no examples.
+    """
+    if not examples:
+        raise EdgeSteerError("no examples to show; give at least one pair")
+    paragraphs = PARAGRAPH.split(rules)
+    first = next(number for number, text in enumerate(paragraphs) if PLACE.search(text))
+    while first > 0 and paragraphs[first - 1].rstrip().endswith(":"):  # the title of the place
+        first -= 1
+    shown = [
+        f"Example {number}\n\nProblem:\n{_plain(pair.question)}\n\nSolution:\n{_plain(pair.negative)}\n\n"
+        f"{REWRITTEN}\n{_plain(pair.positive)}"
+        for number, pair in enumerate(examples, 1)
+    ]
+    return "\n\n".join([*paragraphs[:first], *shown, "Now the one to rewrite", *paragraphs[first:], REWRITTEN])
+
+
 def fill_rules(rules: str, problem: str, solution: str) -> str:
     """The prompt for one solution."""
     texts = {"problem": problem, "solution": solution}
-    return re.sub(r"\{(problem|solution)\}", lambda place: texts[place[1]], rules)
+    return PLACE.sub(lambda place: texts[place[1]], rules)
 
 
 def instruction(rules: str) -> str:
     """The rules as a prompt to the model that answers: without the paragraphs that hold a place."""
-    paragraphs = re.split(r"\n[ \t]*\n", rules)
-    return "\n\n".join(text for text in paragraphs if not re.search(r"\{(problem|solution)\}", text)).strip()
+    return "\n\n".join(text for text in PARAGRAPH.split(rules) if not PLACE.search(text)).strip()
 
 
 def rules_digest(rules: str) -> str:
     """SHA-256 of the rules in hex; the usual end, PLACES, is not part of it."""
     return hashlib.sha256(rules.removesuffix(PLACES).encode()).hexdigest()
+
+
+def _plain(text: str) -> str:
+    """A text in which nothing is a place."""
+    return PLACE.sub(lambda place: f"{{ {place[1]} }}", text.strip())

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from paths import ABACUS
 from edge_steer.commands.main import main
 from edge_steer.core.stats import cosine
 from edge_steer.core.vector import SteeringVector
+from edge_steer.evaluation.evaluate import DENSE_PROMPT
 from edge_steer.pairs.pair import read_pairs, write_pairs
 from edge_steer.pairs.solutions import read_chosen_solutions, read_solutions
 from edge_steer.storage.records import read
@@ -124,10 +126,31 @@ def test_a_dry_run_needs_no_key_and_sends_nothing(
     other = edge_steer("rewrite", solutions, "--dry-run", "--rules", "ours", "--candidates", 3)
     assert "necessary and safe" in result.stdout and "necessary and safe" not in other.stdout
     assert f"estimate of all: {3 * COUNT} requests" in other.stdout
+    shown = edge_steer("rewrite", solutions, "--dry-run", "--examples", ABACUS / "pairs.jsonl")
+    assert read_pairs(ABACUS / "pairs.jsonl")[0].positive in shown.stdout
     refused = edge_steer("rewrite", solutions, "-o", tmp_path / "pairs.jsonl")
     assert refused.exit_code == 1
     assert refused.stderr.strip().startswith("edge-steer: no API key for https://api.openai.com/v1: set OPENAI_API_KEY")
     assert not list(tmp_path.iterdir())
+
+
+def test_several_samples_of_a_problem_under_a_dense_instruction(tmp_path: Path, bundled_f16: Path) -> None:
+    dense = tmp_path / "dense.jsonl"
+    asked = ("--task", "wordproblems", "--problems", 4, "--solutions", 8, "--wrong", "--threads", 1)
+    drawn = ("--style", "dense", "--samples", 2, "--temperature", 1, "-o", dense)
+    made = edge_steer("generate", bundled_f16, *asked, *drawn)
+    assert made.exit_code == 0, made.output
+    assert f"next: edge-steer pairs contrast own-samples {dense} SOLUTIONS" in made.stdout
+    assert {sample.system for sample in read_solutions(dense)} == {DENSE_PROMPT}
+    samples = Counter(sample.id for sample in read_chosen_solutions(dense))
+    assert max(samples.values()) > 1, "several of a problem are used"
+
+
+def test_line_breaks_alone_make_a_control(solutions: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    assert edge_steer("contrast", "line-breaks", solutions, "-o", pairs).exit_code == 0
+    assert len(read_pairs(pairs)) == COUNT
+    assert not any("\n" in pair.positive for pair in read_pairs(pairs))
 
 
 def test_a_refused_key_is_one_line_without_the_key(solutions: Path, tmp_path: Path) -> None:
@@ -268,6 +291,7 @@ def test_evaluation_problems_are_left_out(tmp_path: Path) -> None:
         (("check", "{pairs}", "--nll"), "name it with --model"),
         (("check", "{pairs}", "--only-nll"), "needs --max-nll-ratio, --best-candidate or --keep-lowest"),
         (("check", "{pairs}", "--model", "m", "--traces", "x"), "write NAME=FILE"),
+        (("generate", "m", "--task", "t", "-o", "o", "--style", "dense", "--system", "s"), "leave out --system"),
         (("contrast", "texts", "{pairs}", "-o", "o", "--positive", "x"), "belong to personas"),
     ],
 )

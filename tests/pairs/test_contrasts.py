@@ -250,3 +250,46 @@ def test_the_pairs_are_extracted_with_their_own_prompts(tiny: Reference, tmp_pat
                     prompt, answer = side.tokens(tiny)
                     states.append(sign * tiny.record((*prompt, *answer), (layer,))[layer][-1])
             assert vector.directions[layer] == pytest.approx(sum(states) / len(pairs), abs=1e-4)
+
+
+def test_own_samples_are_candidates_of_the_models_own_solution(tmp_path: Path) -> None:
+    dense = solved(
+        tmp_path / "dense.jsonl",
+        solution("1", "one line", system="be dense"),
+        solution("1", "wrong", repeat=1, correct=False),
+        solution("1", "another", repeat=2),
+        solution("1", "one line", repeat=3),
+        solution("2", "the same"),
+        solution("4", "no own"),
+    )
+    own = solved(tmp_path / "own.jsonl", solution("1", "long", system="s"), solution("2", "the same"))
+    made = contrast("own-samples", dense, own)
+    assert made.pairs == (
+        Pair("q1?", "one line", "long", "1", "1, sample 1", "s"),
+        Pair("q1?", "another", "long", "1", "1, sample 2", "s"),
+    )
+    assert len({pair.negative_digest for pair in made.pairs}) == 1, "so that the likeliest can be chosen"
+    assert made.left_out == ("2: no other right sample under the instruction",)
+
+
+def test_line_breaks_become_spaces_and_nothing_else_changes(tmp_path: Path) -> None:
+    text = "First:\n\n- 2 + 3 = 5.  Then\n  5 * 2 = 10.\n"
+    own = solved(tmp_path / "own.jsonl", solution("1", text, system="s"), solution("2", "on one line"))
+    [pair], left_out = contrast("line-breaks", own).pairs, contrast("line-breaks", own).left_out
+    assert pair == Pair("q1?", "First: - 2 + 3 = 5.  Then 5 * 2 = 10.", text, "1", "1", "s")
+    assert pair.positive.split() == text.split()
+    assert left_out == ("2: has no line break",)
+
+
+def test_a_compression_leaves_out_sentences_by_its_seed_but_never_the_last(tmp_path: Path) -> None:
+    sentences = [f"Step {n} gives {n}.5." for n in range(10)]
+    own = solved(tmp_path / "own.jsonl", solution("1", "\n\n".join(sentences)), solution("2", "Only one."))
+    made = [contrast("compressions", own, seed=seed) for seed in (0, 0, 1)]
+    assert made[0] == made[1] != made[2]
+    for one in made:
+        [pair] = one.pairs
+        left = pair.positive.split("\n\n")
+        assert len(left) == 7
+        assert left == [sentence for sentence in sentences if sentence in left]
+        assert left[-1] == sentences[-1]
+        assert one.left_out == ("2: has but one sentence",)

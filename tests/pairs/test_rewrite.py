@@ -16,6 +16,7 @@ from edge_steer.core.backend import EngineOptions
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.llama.engine import Engine
 from edge_steer.pairs.endpoint import Endpoint, Reply
+from edge_steer.pairs.pair import Pair
 from edge_steer.pairs.rewrite import (
     ModelRewriter,
     Rewrite,
@@ -24,7 +25,15 @@ from edge_steer.pairs.rewrite import (
     prompt_of,
     rewrite_solutions,
 )
-from edge_steer.pairs.rules import CONSERVATIVE_RULES, DEFAULT_RULES, OUR_RULES, read_rules
+from edge_steer.pairs.rules import (
+    CONSERVATIVE_RULES,
+    DEFAULT_RULES,
+    OUR_RULES,
+    fill_rules,
+    read_rules,
+    rules_digest,
+    with_examples,
+)
 from edge_steer.pairs.solutions import Solution
 from edge_steer.storage.digests import digest
 from edge_steer.storage.records import read
@@ -414,3 +423,18 @@ def test_wrong_rules_are_one_line(text: bytes, said: str, tmp_path: Path) -> Non
         read_rules(path)
     with pytest.raises(EdgeSteerError, match="no rules none; built in are conservative, ours"):
         read_rules("none")
+
+
+def test_worked_examples_stand_between_the_rules_and_what_is_to_be_rewritten() -> None:
+    rules = with_examples(DEFAULT_RULES, [Pair("1 + {problem}?", "dense {solution}", "sparse"), Pair("q", "d", "s")])
+    prompt = fill_rules(rules, "2 + 2?", "It is 4.")
+    parts = ["nothing else.", "1 + { problem }?", "sparse", "dense { solution }", "\nq\n", "2 + 2?", "It is 4."]
+    places = [prompt.index(part) for part in parts]
+    assert places == sorted(places)
+    assert prompt.count("2 + 2?") == prompt.count("It is 4.") == 1
+    assert prompt.endswith("Rewritten solution:")
+    assert rules_digest(rules) != rules_digest(DEFAULT_RULES)
+    own = with_examples("Shorten this, please: {solution}", [Pair("q", "d", "s")])
+    assert fill_rules(own, "", "a b c").index("Example 1") < fill_rules(own, "", "a b c").index("a b c")
+    with pytest.raises(EdgeSteerError, match="no examples"):
+        with_examples(DEFAULT_RULES, [])
