@@ -5,8 +5,7 @@ keep a model answering are in `frontends`.
 
 main      the door: edge-steer, its groups
 build     demo, build
-pairs     pairs generate, rewrite, check, show
-contrast  pairs contrast
+pairs, contrast   pairs generate, rewrite, check, show, contrast
 extract   extract
 train     train rloo, show
 sweep     sweep, plot, table
