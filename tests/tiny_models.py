@@ -287,8 +287,8 @@ def convert(folders: Iterable[Path]) -> list[Path]:
     return [Path(f"{folder}.gguf") for folder in folders]
 
 
-def rename(source: Path, target: Path, architecture: str) -> None:
-    """The same model under another name of its architecture."""
+def rename(source: Path, target: Path, architecture: str, numbers: Mapping[str, float] | None = None) -> None:
+    """The same model under another name of its architecture. numbers: keys of that architecture to add, float32."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, architecture)
     old = str(reader.fields["general.architecture"].contents())
@@ -297,6 +297,8 @@ def rename(source: Path, target: Path, architecture: str) -> None:
             kinds = field.types
             key = name.replace(f"{old}.", f"{architecture}.", 1) if name.startswith(f"{old}.") else name
             writer.add_key_value(key, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
+    for key, number in (numbers or {}).items():
+        writer.add_float32(f"{architecture}.{key}", number)
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edge_steer.terminal.options import FILE, LAYERS, PATH
+from edge_steer.terminal.options import FILE, LAYERS, MODEL, PATH
 from edge_steer.terminal.parameters import PHASE
 from edge_steer.terminal.progress import NOTES, say
 from edge_steer.terminal.tables import print_vector
@@ -74,9 +74,18 @@ def import_command(
 
 @click.command()
 @click.argument("vector", type=PATH)
-@click.option("-o", "--output", type=FILE, required=True, help="The GGUF control vector to write.")
-@click.option("--layers", type=LAYERS, metavar="LAYERS", help="Layers to keep.  [default: all but layer 0]")
-@click.option("--strength", type=float, default=1.0, show_default=True, help="Bake this strength into the values.")
+@click.option("-o", "--output", type=FILE, required=True, help="The GGUF to write.")
+@click.option(
+    "--bake",
+    "model",
+    type=MODEL,
+    metavar="MODEL",
+    help="Write MODEL with the vector in it, which any llama.cpp, Ollama or LM Studio runs steered.",
+)
+@click.option(
+    "--layers", type=LAYERS, metavar="LAYERS", help="Layers to keep.  [default: all but layer 0, with --bake as tuned]"
+)
+@click.option("--strength", type=float, help="Multiply the values by this.  [default: 1, with --bake as tuned]")
 @click.option("--phase", type=PHASE, help="The phase it is meant to be used in.  [default: VECTOR's]")
 @click.option(
     "--format",
@@ -90,8 +99,9 @@ def import_command(
 def export(
     vector: Path,
     output: Path,
+    model: str | None,
     layers: tuple[int, ...] | None,
-    strength: float,
+    strength: float | None,
     phase: "Phase | None",
     target: "Target",
     model_hint: str | None,
@@ -99,8 +109,13 @@ def export(
     """Write a VECTOR file of any kind, or of an export folder, as a GGUF control vector, for llama.cpp or repeng.
 
     How VECTOR is meant to be used goes along: its tuned layers as far as they are kept, its tuned strength divided by
-    --strength, its phase.
+    --strength, its phase. With --bake a whole model is written instead, which is steered at every position.
     """
+    if model is not None:
+        if phase or model_hint or target != "llama.cpp":
+            raise click.UsageError("--bake steers every position; leave out --phase, --format and --model-hint")
+        _bake(vector, model, output, layers, strength)
+        return
     from edge_steer.core.vector import spans
     from edge_steer.vectors.gguf_writer import write
     from edge_steer.vectors.read import load
@@ -111,6 +126,7 @@ def export(
         source = (
             source.tuned(tuning.layers, tuning.strength, phase) if tuning else source.tuned(layers, strength, phase)
         )
+    strength = 1.0 if strength is None else strength
     written = write(source, output, layers=layers, strength=strength, target=target, hint=model_hint)
     if written.left_out:
         say("layer 0 left out: llama.cpp's control vectors have none")
@@ -122,6 +138,20 @@ def export(
     click.echo(f"wrote {output}: layers {spans(written.vector.layers)}, strength {strength:g} baked in")
     if tuning:
         click.echo(f"to be used at {tuning}")
+
+
+def _bake(vector: Path, model: str, output: Path, layers: tuple[int, ...] | None, strength: float | None) -> None:
+    from edge_steer.core.steering import Steering
+    from edge_steer.core.vector import spans
+    from edge_steer.models.bake import bake
+    from edge_steer.models.quantize import gguf_for
+    from edge_steer.vectors.read import load
+
+    steering = Steering.of(load(vector), strength, layers)
+    bake(steering, gguf_for(model, progress=NOTES), output)
+    if steering.phase != "all":
+        say(f"the vector is tuned for phase {steering.phase}; a baked one steers every position, the prompt included")
+    click.echo(f"wrote {output}: layers {spans(steering.layers or ())}, strength {steering.strength:g} baked in")
 
 
 @click.group("vector")

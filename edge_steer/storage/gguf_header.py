@@ -17,7 +17,7 @@ from edge_steer.storage.files import readable
 Scalar = str | int | float | bool
 F32, F16, F64, BF16 = 0, 1, 28, 30  # enum ggml_type
 CONTROL_VECTOR = "controlvector"  # general.architecture of a control vector
-UINT32, INT32 = 4, 5  # enum gguf_type
+UINT32, INT32, STRING, FLOAT64 = 4, 5, 8, 12  # enum gguf_type
 MAX_KEYS = 65_536
 MAX_TENSORS = 65_536
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
@@ -27,7 +27,7 @@ MAX_ITEMS = 2**21  # strings in all arrays that are passed over; the largest voc
 KEPT_ITEMS = 1024
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_STRING, _ARRAY = 8, 9
+_ARRAY = 9
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # enum gguf_type
 _SCALARS = {kind: struct.Struct("<" + code) for kind, code in _CODES.items()}
 _U32, _U64 = _SCALARS[4], _SCALARS[10]
@@ -47,7 +47,7 @@ class TensorInfo:
 class Header:
     """`metadata` leaves out arrays of more than 1024 items that were not asked for. `data`: where the tensors begin.
 
-    types: each key's type, of enum gguf_type.
+    types: each key's type, of enum gguf_type. listing: where the list of the tensors begins and ends.
     """
 
     metadata: dict[str, Scalar | tuple[Scalar, ...]]
@@ -55,6 +55,7 @@ class Header:
     tensors: tuple[TensorInfo, ...]
     data: int
     alignment: int
+    listing: tuple[int, int]
 
     @property
     def architecture(self) -> str:
@@ -110,10 +111,12 @@ class _Reader:
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise self.damaged(f"general.alignment is {alignment!r}; it must be a power of two")
+        first = self.at
         tensors = tuple(self.tensor() for _ in range(tensor_count))
         if len({tensor.name for tensor in tensors}) < tensor_count:
             raise self.damaged("two tensors have the same name")
-        return Header(metadata, types, tensors, -(-self.at // alignment) * alignment, alignment)
+        data = -(-self.at // alignment) * alignment
+        return Header(metadata, types, tensors, data, alignment, (first, self.at))
 
     def tensor(self) -> TensorInfo:
         name = self.string()
@@ -129,7 +132,7 @@ class _Reader:
         if kind != _ARRAY:
             return self.scalar(kind)
         kind = self.number(_U32)
-        if kind != _STRING and kind not in _SCALARS:
+        if kind != STRING and kind not in _SCALARS:
             raise self.damaged(f"an array holds items of unknown type {kind}")
         item_size = _SCALARS[kind].size if kind in _SCALARS else 8
         items = self.count("array items", self.size, least=item_size)
@@ -142,7 +145,7 @@ class _Reader:
         return None
 
     def scalar(self, kind: int) -> Scalar:
-        if kind == _STRING:
+        if kind == STRING:
             return self.string()
         if kind not in _SCALARS:
             raise self.damaged(f"a key has a value of unknown type {kind}")

@@ -133,7 +133,7 @@ def test_the_geometry_is_that_of_known_vectors(unembedding: Unembedding) -> None
     first, second = np.eye(256, dtype=np.float32)[:2]
     vector = SteeringVector({0: first, 1: 2 * first, 2: second}, unembedding.model)
     geometry = read_vector(vector, unembedding, top=1).geometry
-    assert geometry.norms == (1, 2, 1)
+    assert geometry.norms == pytest.approx((1, 2, 1))
     assert geometry.cosines[0] == pytest.approx((1, 1, 0))
     assert geometry.stable_rank == pytest.approx(6 / 5)
 
