@@ -10,7 +10,7 @@ advantages   rewards to advantages, and what the loss is divided by
 policy       log-probabilities of answers in PyTorch, and their gradient
 adapter      the trained vector as parameters that steer a network
 optimiser    Adam with warm-up and clipping, saved and restored
-memory       what a gradient needs, against what there is
+checks       what is refused before a training starts
 records      the log, step by step
 plots        reward, length and norms over the steps
 """

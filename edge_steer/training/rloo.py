@@ -8,12 +8,12 @@ import contextlib
 import gzip
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_steer.core.errors import EdgeSteerError, ModelError, first_line
+from edge_steer.core.errors import ModelError, first_line
 from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.vector import SteeringVector
 from edge_steer.storage.digests import digest
@@ -23,8 +23,8 @@ from edge_steer.storage.records import Store
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.task import Task
 from edge_steer.training.adapter import METHOD, VectorAdapter
-from edge_steer.training.advantages import advantages, rewarded_alike, shuffled
-from edge_steer.training.memory import check_memory
+from edge_steer.training.advantages import advantages, shuffled
+from edge_steer.training.checks import check_agreement, check_memory, check_variance
 from edge_steer.training.optimiser import Optimiser
 from edge_steer.training.policy import DEFAULTS, GradientOptions, Policy
 from edge_steer.training.records import FORMAT, LOG, StepRecord
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 STATE = "state.npz"
 ROLLOUTS = "rollouts"
-MOST_GAP = 1.0  # nats; files of different models are further apart, quants of one are not
 OnVector = Callable[[int, SteeringVector], None]  # steps made, the vector by then
 
 
@@ -64,36 +63,51 @@ def train_vector(
 ) -> SteeringVector:
     """Train one vector a block on a task whose reward is a right answer in the last box.
 
-    folder: keeps the log, the state and the answers of each step; the same call goes on from there. layers: None is
-    every block, layer 0 included. graders: those of a caller who trains again and again. on_vector: called after each
-    step. Errors: EdgeSteerError for a folder of another
-    training, answers of the first step that are all rewarded alike, gradient weights that are not the engine's model,
-    too little memory; VectorError or ModelError for a model that cannot be steered.
+    folder: keeps the log, the state and the answers of each step; the same call goes on from there, and one with more
+    steps too. layers: None is every block, layer 0 included. graders: those of a caller who trains again and again.
+    on_vector: called after each step. Errors: EdgeSteerError for a folder of another training, or answers of the first
+    step that are all rewarded alike; ModelError for gradient weights that are not the engine's model, a model that
+    llama.cpp cannot steer, too little memory.
     """
     folder = Path(folder)
     adapter = VectorAdapter(trainee.reference.model, layers, _on_device(trainee.reference, gradient.device))
-    trainee.engine.check_steering(adapter.steering())
-    header = _header(trainee, task, settings, adapter.layers)
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(Store.open(folder / LOG, header))
-        optimiser = Optimiser(adapter, settings)
-        if (folder / STATE).exists():
-            optimiser.restore(folder / STATE)
-        if log.records[optimiser.step :]:  # logged, but killed before the state was on disk
-            log.replace(log.records[: optimiser.step])
+        log = stack.enter_context(_open_log(folder / LOG, _header(trainee, task, settings, adapter.layers)))
+        optimiser = _resumed(adapter, settings, folder, log)
         if optimiser.step < settings.steps:
-            sampler = Sampler(trainee.engine, graders or stack.enter_context(Graders()), task, settings)
             policy = Policy(trainee.reference, adapter, gradient)
             prompts = [trainee.engine.chat(task.messages(one)) for one in problems_of(task, settings, optimiser.step)]
+            check_agreement(trainee.engine, trainee.reference, adapter.layers, prompts[0])
             check_memory(policy, prompts, settings.max_tokens, gradient)
-            (folder / ROLLOUTS).mkdir(exist_ok=True)
-            steps = _Steps(sampler, policy, adapter, optimiser, settings, folder, progress, optimiser.step)
-        while optimiser.step < settings.steps:
-            log.append(steps.make().record())
-            optimiser.save(folder / STATE)
-            if on_vector:
-                on_vector(optimiser.step, adapter.vector())
+            sampler = Sampler(trainee.engine, graders or stack.enter_context(Graders()), task, settings)
+            steps = _Steps(sampler, policy, adapter, optimiser, settings, folder, progress)
+            while optimiser.step < settings.steps:
+                log.append(steps.make().record())
+                optimiser.save(folder / STATE)
+                if on_vector:
+                    on_vector(optimiser.step, adapter.vector())
     return adapter.vector(_provenance(trainee, task, settings, optimiser.step, folder / LOG))
+
+
+@contextlib.contextmanager
+def _open_log(path: Path, header: dict[str, Any]) -> Iterator[Store]:
+    """The log of a folder. A training that is refused before its first step leaves none."""
+    with Store.open(path, header) as log:
+        try:
+            yield log
+        finally:
+            if not log.records:
+                path.unlink(missing_ok=True)
+
+
+def _resumed(adapter: VectorAdapter, settings: RlooSettings, folder: Path, log: Store) -> Optimiser:
+    """The optimiser with the state in the folder, if there is one; a step that is logged behind it is made again."""
+    optimiser = Optimiser(adapter, settings)
+    if (folder / STATE).exists():
+        optimiser.restore(folder / STATE)
+    if log.records[optimiser.step :]:
+        log.replace(log.records[: optimiser.step])
+    return optimiser
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,6 @@ class _Steps:
     settings: RlooSettings
     folder: Path
     progress: Progress
-    first: int
 
     def make(self) -> StepRecord:
         """One step: answers, their gradient, an update. Errors: EdgeSteerError, as `train_vector`."""
@@ -117,15 +130,10 @@ class _Steps:
         swapped = time.perf_counter()
         batch = self.sampler.batch(step, steering, self._tell)
         if step == 0:
-            _check_variance(batch)
+            check_variance(batch)
         rewards = shuffled(batch.rewards, settings.seed + step) if settings.shuffle_rewards else batch.rewards
         sampled = time.perf_counter()
         figures = self.policy.gradient(batch.rollouts, advantages(rewards, settings.baseline).ravel(), settings)
-        if figures.gap and figures.gap["mean"] > MOST_GAP:
-            raise EdgeSteerError(
-                f"log-probabilities in PyTorch and llama.cpp are {figures.gap['mean']:.2g} nats apart at step "
-                f"{step + 1}; these are not the weights of one model"
-            )
         derived = time.perf_counter()
         update = self.optimiser.update()
         seconds = {
@@ -135,10 +143,9 @@ class _Steps:
             "gradient": derived - sampled,
             "update": time.perf_counter() - derived,
         }
+        (self.folder / ROLLOUTS).mkdir(exist_ok=True)
         _keep_rollouts(batch, self.folder / ROLLOUTS / f"step-{step + 1:05}.jsonl.gz")
         record = StepRecord.make(step + 1, batch, figures, update, self.adapter.vector(), seconds)
-        if self.first == step:
-            self._estimate(sum(seconds.values()))
         self._tell(0)
         return record
 
@@ -146,10 +153,6 @@ class _Steps:
         """How much of the training is done, counted in answers."""
         whole = self.settings.prompts * self.settings.generations
         self.progress("training, in answers", self.optimiser.step * whole + answers, self.settings.steps * whole)
-
-    def _estimate(self, seconds: float) -> None:
-        left = self.settings.steps - self.optimiser.step
-        self.progress.note(f"a step takes {seconds:.1f} s; {left} more take about {left * seconds / 60:.0f} min")
 
 
 def _on_device(reference: "Reference", device: str | None) -> "torch.device":
@@ -187,21 +190,10 @@ def _provenance(trainee: Trainee, task: Task, settings: RlooSettings, steps: int
         f"{settings.loss} loss, {settings.baseline} baseline, kl {settings.kl:g}, seed {settings.seed}",
         f"rewards: {'shuffled, a control' if settings.shuffle_rewards else 'right in the last box'}; task {task.name}, "
         f"{len(task.samples)} problems {task.digest[:12]}",
-        f"answers by {sampler['name']} {sampler['quant']} {sampler['digest']}",
+        f"answers by {sampler['name']} {sampler.get('quant', '')} {sampler['digest']}",
         f"gradient weights {policy['name']} {policy['digest']}",
         f"log {digest(log)}",
     ]
-
-
-def _check_variance(batch: Batch) -> None:
-    """Errors: EdgeSteerError where no problem of the first batch has both right and wrong answers."""
-    if rewarded_alike(batch.rewards) < 1:
-        return
-    boxed = sum(rollout.boxed for rollout in batch.rollouts)
-    raise EdgeSteerError(
-        f"the rewards of the first batch have no variance: {batch.rewards.mean():.0%} of {len(batch.rollouts)} answers "
-        f"are right and {boxed} have a box, alike for each problem; take other problems, or more of them or of answers"
-    )
 
 
 def _keep_rollouts(batch: Batch, path: Path) -> None:

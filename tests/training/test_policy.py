@@ -15,7 +15,7 @@ from edge_steer.core.steering import Steering
 from edge_steer.core.vector import SteeringVector
 from edge_steer.reference.model import Reference
 from edge_steer.training.adapter import VectorAdapter
-from edge_steer.training.memory import bytes_per_position, check_memory
+from edge_steer.training.checks import bytes_per_position, check_memory
 from edge_steer.training.optimiser import Optimiser
 from edge_steer.training.policy import GradientOptions, Policy
 from edge_steer.training.rollouts import Rollout

@@ -251,7 +251,7 @@ def test_memory_is_flat(trainee: Trainee, task: Task, graders: Graders, tmp_path
 def test_rewards_without_variance_are_refused(trainee: Trainee, task: Task, graders: Graders, tmp_path: Path) -> None:
     with pytest.raises(EdgeSteerError, match=r"no variance: 0% of 8 answers are right and 0 have a box"):
         train_vector(trainee, task, replace(SETTINGS, max_tokens=20), tmp_path, graders=graders)
-    assert TrainingLog.read(tmp_path).steps == ()
+    assert not (tmp_path / LOG).exists()
 
 
 def test_weights_of_another_model_are_refused(
