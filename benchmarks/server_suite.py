@@ -100,7 +100,7 @@ def run(folder: Path, llama_server: Path | None) -> dict[str, dict[str, str]]:
         start = Path(scratch) / "start"
         start.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).resolve()}" --shim "$@"\n')
         start.chmod(0o755)
-        environment = {**os.environ, "LLAMA_SERVER_BIN_PATH": str(start), "PYTHONPATH": f"{scratch}:{folder}"}
+        environment = {**os.environ, "LLAMA_SERVER_BIN_PATH": str(start), "PYTHONPATH": f"{scratch}:{folder}:{ROOT}"}
         environment["PORT"] = "8577" if llama_server else "8477"
         if llama_server:
             environment["LLAMA_SERVER"] = str(llama_server.resolve())

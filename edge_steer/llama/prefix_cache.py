@@ -67,11 +67,18 @@ def cache_keys(tokens: Sequence[int], prompt: int, steering: LiveSteering | None
 
 @dataclass
 class Entry:
-    """What one sequence has cached. The steering is held, so that its number stays its own. used: when, by count."""
+    """What one sequence has cached. The steering is held, so that its number stays its own. used: when, by count.
+
+    raw: the keys as bytes, which Python compares many times faster than numpy.
+    """
 
     keys: CacheKeys = field(default_factory=lambda: NO_KEYS)
     steering: LiveSteering | None = None
     used: int = 0
+    raw: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.raw = self.keys.tobytes()
 
 
 class PrefixCache:
@@ -100,11 +107,14 @@ class PrefixCache:
         """The sequence that has most of a prompt, and how much; `sequence` itself unless copying is worth it."""
         if not self._can_trim:
             return sequence, 0
-        common = [common_prefix(entry.keys, keys) for entry in self._entries]
-        best = max(common)
-        if best >= max(WORTH_COPYING, common[sequence] + 1):
-            return common.index(best), best
-        return sequence, common[sequence]
+        own = common_prefix(self._entries[sequence].keys, keys)
+        start = keys[:WORTH_COPYING].tobytes()
+        worth = [other for other, entry in enumerate(self._entries) if entry.raw.startswith(start)]
+        common = {other: common_prefix(self._entries[other].keys, keys) for other in worth}
+        best = max(common, key=lambda other: common[other], default=sequence)
+        if common.get(best, 0) >= max(WORTH_COPYING, own + 1):
+            return best, common[best]
+        return sequence, own
 
     def begin(self, sequence: int, donor: int, common: int, steering: LiveSteering | None) -> int:
         """Give the sequence the donor's first `common` positions and nothing else; how many it has then."""
@@ -129,13 +139,17 @@ class PrefixCache:
 
     def rescue(self, sequence: int, idle: Iterable[int]) -> None:
         """Copy what the sequence has cached, before it is overwritten, to the idle sequence that loses least by it."""
+        if len(self._entries[sequence].keys) < WORTH_COPYING:
+            return
         victim = min(idle, key=self._value, default=sequence)
-        if len(self._entries[sequence].keys) >= WORTH_COPYING and self._value(victim) < self._value(sequence):
+        if self._value(victim) < self._value(sequence):
             self.move(sequence, victim)
 
     def _value(self, sequence: int) -> int:
         """When the sequence was last used; 0 if another has the same cached."""
-        keys = self._entries[sequence].keys
-        others = (entry.keys for other, entry in enumerate(self._entries) if other != sequence)
-        copied = any(common_prefix(keys, other) == len(keys) for other in others)
-        return 0 if copied or not len(keys) else self._entries[sequence].used
+        entry = self._entries[sequence]
+        if not entry.raw:
+            return 0
+        others = (one.raw for other, one in enumerate(self._entries) if other != sequence)
+        copied = any(raw.startswith(entry.raw) for raw in others)
+        return 0 if copied else entry.used

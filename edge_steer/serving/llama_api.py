@@ -9,8 +9,17 @@ from fastapi.responses import JSONResponse, Response
 from edge_steer.core.backend import Completion, Piece, Request, TokenLogprobs
 from edge_steer.serving.bodies import DetokenizeBody, Generating, NativeBody, Steered, TemplateBody, TokenizeBody
 from edge_steer.serving.metrics import CONTENT_TYPE
-from edge_steer.serving.questions import Question, Service, begun, in_thread, schema_of, while_connected
-from edge_steer.serving.replies import NOTHING, ApiError, Json, StreamClock, Throughput, chat_logprobs, event_stream
+from edge_steer.serving.questions import Question, Service, in_thread, schema_of
+from edge_steer.serving.replies import (
+    NOTHING,
+    ApiError,
+    Json,
+    StreamClock,
+    Throughput,
+    chat_logprobs,
+    event_stream,
+    while_connected,
+)
 from edge_steer.serving.worker import Prefilled
 
 
@@ -34,7 +43,7 @@ def router(service: Service, *, slots: bool = True, metrics: bool = True) -> API
         question = await service.question(body, prompts, logprobs=body.n_probs or None, schema=schema_of(body))
         reply = NativeReply(service, question, body)
         if body.stream:
-            return event_stream(await begun(request, reply.stream()), done=False)
+            return event_stream(request, reply.stream(), done=False)
         whole = reply.whole(await while_connected(request, service.completions(question)))
         return JSONResponse(whole[0] if len(whole) == 1 else whole)
 

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from edge_steer.core.backend import Completion, Piece, TokenLogprobs, Tokens
 from edge_steer.serving.bodies import Body, ChatMessage, Conversation, Generating, Logprobs, Stops, check_fields
-from edge_steer.serving.questions import Question, Service, begun, while_connected
-from edge_steer.serving.replies import ApiError, Json, chat_logprobs, line_stream
+from edge_steer.serving.questions import Question, Service
+from edge_steer.serving.replies import ApiError, Json, chat_logprobs, line_stream, while_connected
 
 MANY = timedelta(days=365)  # until when a model stays loaded: as long as the server
 
@@ -135,7 +135,7 @@ def router(service: Service) -> APIRouter:
         question = await service.question(generating, [prompt], logprobs=logprobs, schema=body.schema_demanded)
         chunks = _chunks(service, question, body.model, field)
         if body.stream:
-            return line_stream(await begun(request, chunks))
+            return line_stream(request, chunks)
         return JSONResponse(await while_connected(request, _whole(service, question, body.model, field)))
 
     @api.get("/tags")

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from edge_steer.core.backend import Completion, Piece, TokenLogprobs, Tokens
 from edge_steer.serving.bodies import ChatBody, CompletionBody, Generating, ScoredChatBody
 from edge_steer.serving.llama_api import NativeReply
-from edge_steer.serving.questions import Question, Service, begun, schema_of, while_connected
+from edge_steer.serving.questions import Question, Service, schema_of
 from edge_steer.serving.replies import (
     NOTHING,
     ApiError,
@@ -24,6 +24,7 @@ from edge_steer.serving.replies import (
     legacy_logprobs,
     readable,
     usage,
+    while_connected,
 )
 from edge_steer.serving.worker import Prefilled
 
@@ -45,7 +46,7 @@ def router(service: Service) -> APIRouter:
         )
         reply = _Chat(service, question, body)
         if body.stream:
-            return event_stream(await begun(request, reply.stream()), done=True)
+            return event_stream(request, reply.stream(), done=True)
         return JSONResponse(reply.whole(await while_connected(request, service.completions(question))))
 
     @api.post("/v1/chat/logprobs")
@@ -70,7 +71,7 @@ def router(service: Service) -> APIRouter:
         if body.stream:
             if body.echo:
                 raise ApiError(400, "'echo' is not streamed; leave out one of 'echo' and 'stream'")
-            return event_stream(await begun(request, reply.stream()), done=True)
+            return event_stream(request, reply.stream(), done=True)
         return JSONResponse(await while_connected(request, reply.whole_with_echo()))
 
     @api.post("/v1/chat/completions/input_tokens")

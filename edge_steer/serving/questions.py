@@ -7,12 +7,11 @@ import asyncio
 import json
 import math
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
 from edge_steer.core.backend import Completion, Message, Request, TokenLogprobs, Tokens
@@ -306,42 +305,6 @@ def schema_of(body: Generating, format_: ResponseFormat | None = None) -> dict[s
     if demanded is not None and body.json_schema is not None:
         raise ApiError(400, "'json_schema' and 'response_format' are both given; give one of them")
     return body.json_schema if demanded is None else demanded
-
-
-async def while_connected(request: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives, ended when the client goes away. Errors: ClientDisconnect."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        gone.cancel()
-        task.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def begun(request: HttpRequest, chunks: AsyncIterator[T]) -> AsyncIterator[T]:
-    """The same chunks, of which the first is there: what is wrong before it is an ordinary HTTP error."""
-    first = await while_connected(request, _next(chunks))
-
-    async def all_chunks() -> AsyncIterator[T]:
-        yield first
-        async for chunk in chunks:
-            yield chunk
-
-    return all_chunks()
-
-
-async def _next(chunks: AsyncIterator[T]) -> T:
-    return await anext(chunks)
-
-
-async def _gone(request: HttpRequest) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _logprobs(logits: Array, token: int | None, top: int) -> TokenLogprobs:

@@ -3,17 +3,23 @@
 Takes completions and errors, gives what JSON holds. It knows no endpoint and no engine.
 """
 
+import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from edge_steer.core.backend import Completion, Piece, TokenLogprobs
 
 Json = dict[str, object]
+T = TypeVar("T")
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -67,10 +73,33 @@ def dumps(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def event_stream(chunks: AsyncIterator[Json], *, done: bool) -> StreamingResponse:
+class Stream(Response):
+    """A body that comes piece by piece, ended when the client goes away. What is wrong before the first piece is an
+    ordinary HTTP error."""
+
+    def __init__(self, request: Request, pieces: AsyncIterator[str], media_type: str) -> None:
+        self._request, self._pieces, self.media_type = request, pieces, media_type
+        self.status_code, self.background = 200, None
+        self.init_headers(STREAM_HEADERS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(ClientDisconnect):
+            await while_connected(self._request, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        first = await anext(self._pieces)
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": first.encode(), "more_body": True})
+        async for piece in self._pieces:
+            await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def event_stream(request: Request, chunks: AsyncIterator[Json], *, done: bool) -> Stream:
     """Server-sent events; done: end with [DONE], as OpenAI does. An error after the first chunk is a chunk."""
 
     async def lines() -> AsyncIterator[str]:
+        yield f"data: {dumps(await anext(chunks))}\n\n"
         try:
             async for chunk in chunks:
                 yield f"data: {dumps(chunk)}\n\n"
@@ -79,20 +108,41 @@ def event_stream(chunks: AsyncIterator[Json], *, done: bool) -> StreamingRespons
         if done:
             yield "data: [DONE]\n\n"
 
-    return StreamingResponse(lines(), media_type="text/event-stream", headers=STREAM_HEADERS)
+    return Stream(request, lines(), "text/event-stream")
 
 
-def line_stream(chunks: AsyncIterator[Json]) -> StreamingResponse:
+def line_stream(request: Request, chunks: AsyncIterator[Json]) -> Stream:
     """One JSON object a line, as Ollama streams."""
 
     async def lines() -> AsyncIterator[str]:
+        yield dumps(await anext(chunks)) + "\n"
         try:
             async for chunk in chunks:
                 yield dumps(chunk) + "\n"
         except ApiError as error:
             yield dumps({"error": error.message}) + "\n"
 
-    return StreamingResponse(lines(), media_type="application/x-ndjson", headers=STREAM_HEADERS)
+    return Stream(request, lines(), "application/x-ndjson")
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives, ended when the client goes away. Errors: ClientDisconnect."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ def serve(
     check_binding(options.host, options.access.keys, no_auth=options.no_auth)
     if options.admin and not options.access.keys:
         raise EdgeSteerError("loading vectors while the server runs needs a key; set one")
+    logging.getLogger("asyncio").addFilter(_is_no_client_that_left)
     with _bound(options) as listening, ExitStack() as running:
         with refusing_while_loading(listening):
             service = running.enter_context(_loaded(model, quant, options, engine, progress))
@@ -210,6 +211,11 @@ async def _gone(request: Request, error: Exception) -> Response:
 async def _bug(request: Request, error: Exception) -> Response:
     _LOG.exception("a request failed", exc_info=error)
     return ApiError(500, f"a defect of the server: {type(error).__name__}").response(ollama=_of_ollama(request))
+
+
+def _is_no_client_that_left(record: logging.LogRecord) -> bool:
+    """asyncio warns where several pieces of an answer meet a connection that its client has just closed."""
+    return record.getMessage() != "socket.send() raised exception."
 
 
 def _of_ollama(request: Request) -> bool:

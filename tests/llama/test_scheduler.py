@@ -12,8 +12,10 @@ import pytest
 from edge_steer.core.backend import Completion, EngineOptions, Piece, Request
 from edge_steer.core.errors import OutOfMemory, RequestError, VectorError
 from edge_steer.core.steering import Steering
+from edge_steer.core.streaming import common_prefix
 from edge_steer.core.vector import ModelIdentity, Phase, SteeringVector
 from edge_steer.llama.engine import Engine
+from edge_steer.llama.prefix_cache import WORTH_COPYING
 from edge_steer.tasks.wordproblems import word_problems
 
 EXACT = EngineOptions(threads=1, parallel=4, kv_type="f32", flash_attention="off")
@@ -240,3 +242,63 @@ def test_copies_that_wait_for_a_decode_move_to_a_new_context(
         for prompt in prompts[1:3]:
             both(prompt)
             assert [completion.text for completion in both(prompts[0])] == [completion.text for completion in alone]
+
+
+def test_a_long_prompt_is_prefilled_a_batch_a_step(keeping: Engine) -> None:
+    long = Request(tuple(keeping.encode("Every apple of the basket is red. " * 40))[:500], 2)
+    batch = 128
+    keeping.reserve()
+    assert keeping._contexts.current
+    keeping._contexts.current.batch = batch
+    there: list[int] = []
+    done: list[Completion] = []
+    ticket = keeping.submit(long, on_prefill=there.append, on_done=done.append)
+    keeping.step()
+    assert there == [0, batch]
+    keeping.cancel(ticket)
+    run(keeping)
+    assert done[0].finish == "cancelled"
+    assert there == [0, batch]
+    there.clear()
+    assert answer(keeping, long).timings.reused == batch
+
+
+def test_prompts_that_wait_share_a_batch(keeping: Engine, engine: Engine, prompts: list[tuple[int, ...]]) -> None:
+    """Of one batch each, with the first token; a prompt that begins like another waits and takes over its cache."""
+    asked = [Request(prompt, 12) for prompt in prompts[:3]]
+    alone = [engine.generate([request])[0] for request in asked]
+    done: dict[int, Completion] = {}
+    pieces: list[Piece] = []
+    for index, request in enumerate(asked):
+        keeping.submit(request, on_piece=pieces.append, on_done=partial(done.__setitem__, index))
+    before = keeping.usage.reused
+    keeping.step()
+    head = min(common_prefix(prompts[0], prompt) for prompt in prompts[1:3])
+    assert len(pieces) == (3 if head < WORTH_COPYING else 1)
+    run(keeping)
+    assert [done[index] for index in range(3)] == alone
+    assert keeping.usage.reused - before == (0 if head < WORTH_COPYING else 2 * head)
+
+
+def test_a_cancelled_answer_stays_cached(keeping: Engine, prompts: list[tuple[int, ...]]) -> None:
+    pieces: list[Piece] = []
+    ticket = keeping.submit(Request(prompts[0], 40), on_piece=pieces.append)
+    for _ in range(20):
+        keeping.step()
+    keeping.cancel(ticket)
+    run(keeping)
+    tokens = [piece.token for piece in pieces if piece.token is not None]
+    assert len(tokens) >= 19
+    again = answer(keeping, Request((*prompts[0], *tokens[:15]), 5))
+    assert again.timings.reused >= len(prompts[0]) + 14
+
+
+def test_a_request_may_leave_the_cache_alone(keeping: Engine, prompts: list[tuple[int, ...]]) -> None:
+    request = Request(prompts[0], 5)
+    first = answer(keeping, request)
+    done: list[Completion] = []
+    keeping.submit(request, on_done=done.append, reuse=False)
+    run(keeping)
+    assert done == [first]
+    assert done[0].timings.reused == 0
+    assert answer(keeping, request).timings.reused == len(prompts[0]) - 1

@@ -177,7 +177,7 @@ def test_a_long_prompt_tells_its_progress(http: httpx.Client, engine: Engine, pa
         reports = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
         assert {report["total"] for report in reports} == {total}
         assert reports[0]["cache"] == reports[0]["processed"]
-        assert bool(reports[0]["cache"]) == cached
+        assert (reports[0]["cache"] > 100) == cached
         processed = [report["processed"] for report in reports]
         assert processed == sorted(set(processed))
         assert processed[-1] == total
