@@ -184,12 +184,17 @@ class LiveReference:
 
 
 def _with_delimiters(texts: Sequence[TokenisedText], offsets: Offsets | None) -> list[TokenisedText]:
-    """The texts, and where phase "delimiter" steers them. Errors: EdgeSteerError if it steers none."""
+    """The texts, and where phase "delimiter" steers them: those it does not are left out.
+
+    Errors: EdgeSteerError if it steers none.
+    """
     if offsets is None or offsets.phase != "delimiter":
         return list(texts)
     steered = [offsets.steered(text.tokens[:-1], 0, text.prompt) for text in texts]
     if texts and not any(at.any() for at in steered):
         raise EdgeSteerError("phase 'delimiter' steers none of the texts; compare on answers with blank lines")
     return [
-        replace(text, delimiters=tuple(np.flatnonzero(at).tolist())) for text, at in zip(texts, steered, strict=True)
+        replace(text, delimiters=tuple(np.flatnonzero(at).tolist()))
+        for text, at in zip(texts, steered, strict=True)
+        if at.any()
     ]

@@ -6,9 +6,8 @@ a block of bytes for each text: its length as int64, and inside it, all little-e
     for each position: float64 log(sum(exp(logits))), uint32 count, a bit for each token of the vocabulary (first token
     in the highest bit), then float32 logits of the tokens whose bit is set
     for each of the first steered texts: what steering changes in the logits (float32 positions x vocabulary) and in the
-    residual stream after the last block (float32 positions x hidden), at EFFECT_POSITIONS positions, and in that after
-    the first steered block (float32 positions x hidden), at these, the first and a middle one of the prompt, and the
-    first delimiters of a text that names any
+    residual stream after the last block (float32 positions x hidden), at the text's effect_rows, and in that after
+    the first steered block (float32 positions x hidden), at these and the first and a middle one of the prompt
 
 It holds the token that follows and those whose log-probability is above -16, which are those llama-perplexity counts.
 """

@@ -38,19 +38,18 @@ class TokenisedText:
 
     @property
     def effect_rows(self) -> npt.NDArray[np.int64]:
-        """Which of the compared positions the effect of steering is measured at."""
+        """Which of the compared positions the effect of steering is measured at: some of all, and of the delimiters."""
         last = len(self.tokens) - self.prompt - 1
-        return np.unique(np.linspace(0, last, EFFECT_POSITIONS).astype(np.int64))
+        delimiters = np.array(self.delimiters, dtype=np.int64) - self.prompt + 1
+        return np.unique(np.concatenate((_spread(np.arange(last + 1)), _spread(delimiters))))
 
     @property
     def first_block_positions(self) -> npt.NDArray[np.int64]:
         """Positions at which the residual stream after the first steered block is compared.
 
-        They are the effect's, two of the prompt, which tell the phases apart, and the first delimiters.
+        They are the effect's and two of the prompt. Those two tell the phases apart.
         """
-        effect = self.effect_rows + self.prompt - 1
-        delimiters = [at for at in self.delimiters[:EFFECT_POSITIONS] if at <= effect[-1]]
-        return np.unique([0, (self.prompt - 1) // 2, *effect, *delimiters])
+        return np.unique([0, (self.prompt - 1) // 2, *(self.effect_rows + self.prompt - 1)])
 
     @property
     def to_delimiters(self) -> Self:
@@ -93,6 +92,13 @@ def question_and_answer(backend: Backend, question: str, answer: str) -> Tokenis
     """The text of a question in the chat template, followed by its answer."""
     prompt = backend.chat([{"role": "user", "content": question}])
     return TokenisedText(prompt + backend.encode(answer, start=False), len(prompt))
+
+
+def _spread(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """At most EFFECT_POSITIONS of them, evenly spaced."""
+    if not len(positions):
+        return positions
+    return positions[np.linspace(0, len(positions) - 1, EFFECT_POSITIONS).astype(np.int64)]
 
 
 def _tokenised(text: TextSource, backend: Backend) -> TokenisedText:

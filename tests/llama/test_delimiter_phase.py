@@ -146,13 +146,14 @@ def test_parity_of_a_delimiter_steering(
     exact: Engine, bundled: Reference, texts: list[TokenisedText], bundled_vector: SteeringVector, tmp_path: Path
 ) -> None:
     """Also against a saved reference; the mechanism is checked at the delimiters too."""
-    steering = [at_delimiters(bundled_vector, 1.0, 3)]
+    steering = [at_delimiters(bundled_vector, 1.0, 5)]  # the last block, where nothing but delimiters changes
     live = LiveReference(bundled, texts, texts, steering)
     save(tmp_path / "reference", live, {}, {})
     report = compare_backend(live, exact, steering, "F32", tolerance_of("F32"))
     saved = compare_backend(SavedReference(tmp_path / "reference"), exact, steering, "F32", tolerance_of("F32"))
     assert {row.phase for row in report.mechanism} == {"all", "generated", "delimiter"}
     assert report.passed and report.effect and saved.effect
+    assert report.effect.cosine > 0.9999 and abs(report.effect.norm - 1) < 1e-3
     assert report.effect.placed_cosine > 0.999999 and abs(report.effect.placed_norm - 1) < 1e-4
     assert saved.effect.placed_norm == pytest.approx(report.effect.placed_norm)
     wrong = compare_backend(live, exact, [replace(steering[0], phase="generated")], "F32", tolerance_of("F32"))
