@@ -15,7 +15,7 @@ from edge_steer.core.backend import Backend, Tokens
 from edge_steer.core.errors import EdgeSteerError, ModelError, OutOfMemory
 from edge_steer.core.stats import cosine
 from edge_steer.core.steering import Steering
-from edge_steer.core.vector import SteeringVector
+from edge_steer.core.vector import Array, SteeringVector
 from edge_steer.storage.files import size_in_words
 from edge_steer.training.advantages import rewarded_alike
 from edge_steer.training.policy import GradientOptions, Policy
@@ -37,11 +37,11 @@ def check_agreement(engine: Backend, reference: "Reference", layers: Sequence[in
     """
     random = np.random.default_rng(0)
     states = reference.record(prompt, layers)
-    directions = {}
+    directions: dict[int, Array] = {}
     for layer, rows in states.items():
         direction = random.standard_normal(rows.shape[1])
         size = PROBE_STRENGTH * np.linalg.norm(rows[-1]) / np.linalg.norm(direction)
-        directions[layer] = (size * direction).astype(np.float32)
+        directions[layer] = np.asarray(size * direction, dtype=np.float32)
     steering = (Steering(SteeringVector(directions, reference.model)),)
     engine.check_steering(steering)
     effects = [model.nll(prompt, 1, steering) - model.nll(prompt, 1) for model in (engine, reference)]
