@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.pairs.pair import Pair
-from edge_steer.storage.files import readable
+from edge_steer.storage.files import read_text
 
 PLACE = re.compile(r"\{(problem|solution)\}")
 PARAGRAPH = re.compile(r"\n[ \t]*\n")
@@ -69,10 +69,7 @@ def read_rules(source: str | Path) -> str:
     path = Path(source)
     if not path.is_file():
         raise EdgeSteerError(f"no rules {source}; built in are {', '.join(BUILT_IN)}, anything else is a file")
-    try:
-        rules = readable(path, "rules of rewriting").read_text("utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise EdgeSteerError(f"{path} is not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from None
+    rules = read_text(path, "rules of rewriting").strip()
     if "{solution}" not in rules:
         raise EdgeSteerError(f"{path} has no {{solution}} in it, the place of the text to rewrite")
     return rules

@@ -17,7 +17,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from edge_steer.core.backend import Completion, EngineOptions, FlashAttention, KvType, Request
+from edge_steer.core.backend import PLAIN, Completion, EngineOptions, FlashAttention, KvType, Message, Request
 from edge_steer.core.errors import ModelError, RequestError
 from edge_steer.core.progress import Progress
 from edge_steer.core.sampling import Sampling
@@ -29,6 +29,7 @@ from edge_steer.llama.library import system_info
 from edge_steer.llama.model import LlamaModel
 from edge_steer.models import quantize
 from edge_steer.storage import digests
+from edge_steer.storage.files import read_text
 from edge_steer.vectors.steer import steering_of_file
 
 MAX_GEN_TOKS = 256  # the harness's own default
@@ -74,7 +75,8 @@ class ModelArguments:
     vector: FILE[:STRENGTH] or an export folder, used as it says where strength, layers or phase are not set.
     layers: as 3 or 1-5 or 1+2+7-9, a comma being taken. max_length: most positions of a prompt and its answer
     (default: the model's context). prefix_token_id: what text without a context is conditioned on (default: the
-    begin token, else the end token). seed: of the first request that samples; the next one has the next.
+    begin token, else the end token). seed: of the first request that samples; the next one has the next. template:
+    "none", or a file with a Jinja chat template in place of the model's; date: as EngineOptions has it.
     """
 
     vector: str | None = None
@@ -90,6 +92,8 @@ class ModelArguments:
     flash_attention: FlashAttention = "auto"
     gpu_layers: int = -1
     seed: int = 0
+    template: str | None = None
+    date: str | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "ModelArguments":
@@ -106,6 +110,14 @@ class ModelArguments:
             return ()
         layers = None if self.layers is None else parse_layers(str(self.layers).replace("+", ","))
         return (steering_of_file(self.vector, self.strength, layers, self.phase, progress=Log()),)
+
+    def loaded(self, model: str) -> LlamaModel:
+        """The model's file, with its chat template. Errors: EdgeSteerError."""
+        template = self.template
+        if template not in (None, PLAIN):
+            template = read_text(str(template), "a Jinja chat template")
+            chat_template.check_template(template)
+        return LlamaModel(quantize.gguf_for(model), self.gpu_layers, template=template, date=self.date)
 
     def engine_options(self, context: int) -> EngineOptions:
         return EngineOptions(
@@ -143,7 +155,7 @@ class EdgeSteerLM(TemplateLM):  # type: ignore[misc]
         if device == "cpu":
             arguments = replace(arguments, gpu_layers=0)
         steering = arguments.steering()
-        file = LlamaModel(quantize.gguf_for(model), arguments.gpu_layers)
+        file = arguments.loaded(model)
         self.max_length = arguments.max_length or file.trained_context
         self.max_gen_toks = arguments.max_gen_toks
         # the last token is scored without being decoded
@@ -229,9 +241,9 @@ class EdgeSteerLM(TemplateLM):  # type: ignore[misc]
         return self._file.template if chat_template else ""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as text in the file's own template; see chat_template.render."""
-        bos, eos = self._file.bos_eos_text
-        return chat_template.render(self._file.template, chat_history, bos=bos, eos=eos, answer=add_generation_prompt)
+        """The conversation as text by the chat template; see LlamaModel.conversation."""
+        messages = [Message(role=turn["role"], content=turn["content"]) for turn in chat_history]
+        return self._file.conversation(messages, answer=add_generation_prompt)
 
     def get_model_info(self) -> dict[str, object]:
         """What the harness records with the results."""

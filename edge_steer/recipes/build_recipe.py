@@ -15,7 +15,7 @@ from edge_steer.core.backend import PLAIN
 from edge_steer.core.vector import Phase, parse_layers
 from edge_steer.pairs.rules import DEFAULT_RULES_NAME
 from edge_steer.recipes.recipe import BUILT_PAIRS, phase_of
-from edge_steer.storage.files import readable
+from edge_steer.storage.files import read_text
 from edge_steer.storage.toml import TomlTable
 from edge_steer.tasks.protocols import PROTOCOLS, Protocol
 
@@ -274,7 +274,7 @@ def _template(table: TomlTable, folder: Path) -> str | None:
     name = table.text("template", optional=True) or "chat"
     if name in ("chat", PLAIN):
         return None if name == "chat" else PLAIN
-    return readable(folder / name, "a Jinja chat template").read_text("utf-8")
+    return read_text(folder / name, "a Jinja chat template")
 
 
 def _count(table: TomlTable, key: str, default: int) -> int:

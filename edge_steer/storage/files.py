@@ -62,12 +62,17 @@ def readable(path: str | Path, what: str) -> Path:
     return path
 
 
-def read_lines(path: str | Path, what: str) -> list[str]:
-    """The lines of a UTF-8 text that are not blank. Errors: EdgeSteerError if there are none, or it is not UTF-8."""
+def read_text(path: str | Path, what: str) -> str:
+    """A whole UTF-8 text. Errors: EdgeSteerError as of `readable`, or if it is not UTF-8."""
     try:
-        lines = [line for line in readable(path, what).read_text("utf-8").splitlines() if line.strip()]
+        return readable(path, what).read_text("utf-8")
     except UnicodeDecodeError as error:
         raise EdgeSteerError(f"{path} is not UTF-8 at byte {error.start + 1}; expected {what}") from None
+
+
+def read_lines(path: str | Path, what: str) -> list[str]:
+    """The lines of a UTF-8 text that are not blank. Errors: EdgeSteerError if there are none, or it is not UTF-8."""
+    lines = [line for line in read_text(path, what).splitlines() if line.strip()]
     if not lines:
         raise EdgeSteerError(f"{path} holds only blank lines; expected {what}")
     return lines

@@ -25,7 +25,7 @@ from paths import ROOT
 
 from edge_steer.commands.main import main
 from edge_steer.core.backend import Message, Request
-from edge_steer.core.errors import ModelError, RequestError, VectorError
+from edge_steer.core.errors import EdgeSteerError, ModelError, RequestError, VectorError
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import SteeringVector
 from edge_steer.evaluation.harness import read_samples
@@ -261,6 +261,21 @@ def test_the_command_line_runs_the_harness_on_the_model(
     assert {measure: len(values) for measure, values in read_samples(tmp_path).items()} == {
         ("local_answers", "none", "exact_match"): 4
     }
+
+
+def test_a_template_of_ones_own_its_date_and_plain_text(bundled_f16: Path, tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text("{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}")
+    turns = [{"role": "user", "content": "Hi."}]
+    for template, date, text in (
+        (str(tmp_path / "chat.jinja"), "2024-07-26", "26 Jul 2024: Hi."),
+        ("none", None, "Hi."),
+    ):
+        model = EdgeSteerLM(str(bundled_f16), template=template, date=date, threads=1)
+        assert model.apply_chat_template(turns) == text
+        model.close()
+    for wrong, error in (("absent.jinja", "no such file: absent.jinja"), (str(bundled_f16), "is not UTF-8 at byte")):
+        with pytest.raises(EdgeSteerError, match=error):
+            EdgeSteerLM(str(bundled_f16), template=wrong)
 
 
 @pytest.mark.parametrize(

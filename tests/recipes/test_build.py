@@ -429,6 +429,7 @@ def test_a_sweep_that_finds_nothing_ends_the_build(folder: Path) -> None:
             'template = "absent.jinja"\nphase = "',
             r"no such file: .*absent\.jinja; expected a Jinja chat template",
         ),
+        ('phase = "', 'template = "latin.jinja"\nphase = "', r"latin\.jinja is not UTF-8 at byte 1; expected a Jinja"),
         (
             'phase = "',
             'protocol = "mine"\nphase = "',
@@ -440,6 +441,7 @@ def test_a_sweep_that_finds_nothing_ends_the_build(folder: Path) -> None:
 )
 def test_a_recipe_is_checked_before_anything_runs(folder: Path, before: str, after: str, words: str) -> None:
     assert before in WITH_PAIRS + PARITY
+    (folder / "latin.jinja").write_bytes(b"\xff")
     (folder / "recipe.toml").write_text((WITH_PAIRS + PARITY).replace(before, after))
     with pytest.raises(EdgeSteerError, match=words) as caught:
         plan_build(folder)
