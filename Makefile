@@ -22,7 +22,7 @@ serve: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/edge-steer convert --fetch-converter
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
