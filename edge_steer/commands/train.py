@@ -148,7 +148,7 @@ def _row(steps: "Sequence[StepRecord]") -> list[str]:
     from statistics import fmean
 
     first, last = steps[0].step, steps[-1].step
-    gaps = [step.gap["mean"] for step in steps if step.gap]
+    gaps = [step.gap.mean for step in steps if step.gap]
     return [
         f"{first}-{last}" if last > first else str(first),
         f"{fmean(step.reward for step in steps):.1%}",
@@ -159,5 +159,5 @@ def _row(steps: "Sequence[StepRecord]") -> list[str]:
         f"{fmean(step.alike for step in steps):.0%}",
         f"{fmean(gaps):.2g}" if gaps else "",
         f"{max(steps[-1].norms.values()):.3g}",
-        f"{fmean(sum(step.seconds.values()) for step in steps):.1f}",
+        f"{fmean(step.seconds.total for step in steps):.1f}",
     ]

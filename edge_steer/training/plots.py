@@ -32,7 +32,7 @@ def plot_training(log: TrainingLog, path: str | Path) -> Path:
     axes[0].set_ylim(0, 1)
     _line(axes[1], "tokens of an answer", [step.length for step in steps])
     _norms(axes[2], log)
-    _line(axes[3], "|log p in PyTorch - in llama.cpp|", [(step.gap or {}).get("mean", 0.0) for step in steps])
+    _line(axes[3], "|log p in PyTorch - in llama.cpp|", [step.gap.mean if step.gap else 0.0 for step in steps])
     for axis in axes:
         axis.set_xlabel("step")
         axis.grid(alpha=0.25)

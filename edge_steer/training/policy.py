@@ -47,6 +47,16 @@ DEFAULTS = GradientOptions()
 
 
 @dataclass(frozen=True)
+class Gap:
+    """How far the sampler is from the policy, over tokens: mean |difference| of log-probabilities, divergence of the
+    sampler from the policy (estimator k3), share of ratios beyond 1/2 to 2."""
+
+    mean: float
+    kl: float
+    outside: float
+
+
+@dataclass(frozen=True)
 class GradientFigures:
     """How a gradient came about, over the tokens it is of: all, or those of answers that differ in reward.
 
@@ -59,16 +69,21 @@ class GradientFigures:
     kl: float | None = None
 
     @property
-    def gap(self) -> dict[str, float] | None:
-        """How far the sampler is from the policy: mean |difference|, k3 divergence, share of ratios beyond 1/2 to 2."""
+    def gap(self) -> Gap | None:
+        """None where no answer has a part in the gradient."""
         if not self.apart.size:
             return None
-        size = np.abs(self.apart)
-        return {
-            "mean": float(size.mean()),
-            "kl": float((np.exp(self.apart) - 1 - self.apart).mean()),
-            "outside": float((size > np.log(2)).mean()),
-        }
+        size, divergence = np.abs(self.apart), np.exp(self.apart) - 1 - self.apart
+        return Gap(float(size.mean()), float(divergence.mean()), float((size > np.log(2)).mean()))
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """Of each token: its part in the loss, `GradientFigures.apart`, and its divergence, none where that does not count."""
+
+    losses: Tensor
+    apart: Tensor
+    divergences: Tensor
 
 
 class Policy:
@@ -115,29 +130,32 @@ class Policy:
         self._adapter.values.grad = torch.zeros_like(self._adapter.values)
         divisor = normaliser([len(rollout.tokens) for rollout in rollouts], settings.loss)
         useful = [place for place in range(len(rollouts)) if advantages[place] or settings.kl]
-        losses, divergences, apart = [0.0], [], [np.empty(0)]
+        losses, divergences, apart = [0.0], [np.empty(0)], [np.empty(0)]
         for batch in self._batches([rollouts[place] for place in useful]):
             places = [useful[index] for index in batch]
-            rows = [rollouts[place] for place in places]
-            logprobs = self.token_logprobs(rows)
-            sampled = self._flat([row.logprobs for row in rows])
-            weights = self._flat([[advantages[place]] * len(rollouts[place].tokens) for place in places])
-            difference = logprobs.detach() - sampled
-            if settings.importance_cap:
-                weights = weights * difference.exp().clamp(max=settings.importance_cap)
-            loss = -(weights * logprobs).sum() / divisor
-            if settings.kl:
-                with torch.no_grad():
-                    base = self.token_logprobs(rows, adapted=False)
-                ratio = base - logprobs
-                divergence = ratio.exp() - ratio - 1
-                loss = loss + settings.kl * divergence.sum() / divisor
-                divergences.append(divergence.detach())
+            terms = self._terms([rollouts[place] for place in places], advantages[places], settings)
+            loss = terms.losses.sum() / divisor
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.item())
-            apart.append(difference.double().cpu().numpy())
-        kl = float(torch.cat(divergences).mean()) if divergences else None
+            apart.append(terms.apart.double().cpu().numpy())
+            divergences.append(terms.divergences.detach().double().cpu().numpy())
+        kl = float(np.concatenate(divergences).mean()) if settings.kl else None
         return GradientFigures(sum(losses), np.concatenate(apart), kl)
+
+    def _terms(self, rows: Sequence[Rollout], advantages: Floats, settings: RlooSettings) -> "_Terms":
+        """What each token of the rows adds to the loss, before it is divided."""
+        logprobs = self.token_logprobs(rows)
+        apart = logprobs.detach() - self._flat([row.logprobs for row in rows])
+        weights = self._flat([[one] * len(row.tokens) for one, row in zip(advantages, rows, strict=True)])
+        if settings.importance_cap:
+            weights = weights * apart.exp().clamp(max=settings.importance_cap)
+        losses = -weights * logprobs
+        if not settings.kl:
+            return _Terms(losses, apart, torch.empty(0))
+        with torch.no_grad():
+            untrained = self.token_logprobs(rows, adapted=False)
+        divergences = (untrained - logprobs).exp() - (untrained - logprobs) - 1
+        return _Terms(losses + settings.kl * divergences, apart, divergences)
 
     def token_logprobs(self, rows: Sequence[Rollout], *, adapted: bool = True) -> Tensor:
         """Log-probabilities of the rows' tokens, one row behind the other, to be derived: float32 (tokens,).

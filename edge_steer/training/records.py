@@ -14,12 +14,27 @@ from edge_steer.core.vector import SteeringVector
 from edge_steer.storage.records import read
 from edge_steer.training.advantages import rewarded_alike
 from edge_steer.training.optimiser import Update
-from edge_steer.training.policy import GradientFigures
+from edge_steer.training.policy import Gap, GradientFigures
 from edge_steer.training.rollouts import Batch
 
 LOG = "log.jsonl"
 FORMAT = "edge-steer training 1"
 SMOOTHED = 10  # steps that a smoothed figure is the mean of
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What the parts of a step took. swap: to make the steering of the parameters. grading: beyond the answers."""
+
+    swap: float
+    rollouts: float
+    grading: float
+    gradient: float
+    update: float
+
+    @property
+    def total(self) -> float:
+        return self.swap + self.rollouts + self.grading + self.gradient + self.update
 
 
 @dataclass(frozen=True)
@@ -44,9 +59,9 @@ class StepRecord:
     clipped: bool
     rate: float
     kl: float | None
-    gap: Mapping[str, float] | None
+    gap: Gap | None
     norms: Mapping[str, float]
-    seconds: Mapping[str, float] = field(compare=False)
+    seconds: Seconds = field(compare=False)
 
     @classmethod
     def make(
@@ -56,7 +71,7 @@ class StepRecord:
         figures: GradientFigures,
         update: Update,
         vector: SteeringVector,
-        seconds: Mapping[str, float],
+        seconds: Seconds,
     ) -> Self:
         """vector: after the step."""
         rollouts = batch.rollouts
@@ -87,8 +102,9 @@ class StepRecord:
     def of(cls, record: Mapping[str, Any]) -> Self:
         """The inverse of `record`. Errors: EdgeSteerError for anything else."""
         try:
-            return cls(**record)
-        except TypeError as error:
+            gap = Gap(**record["gap"]) if record["gap"] else None
+            return cls(**{**record, "gap": gap, "seconds": Seconds(**record["seconds"])})
+        except (TypeError, KeyError) as error:
             raise EdgeSteerError(f"{str(dict(record))[:80]} is no step of a training: {error}") from None
 
 

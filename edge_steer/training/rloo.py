@@ -27,7 +27,7 @@ from edge_steer.training.advantages import advantages, shuffled
 from edge_steer.training.checks import check_agreement, check_memory, check_variance
 from edge_steer.training.optimiser import Optimiser
 from edge_steer.training.policy import DEFAULTS, GradientOptions, Policy
-from edge_steer.training.records import FORMAT, LOG, StepRecord
+from edge_steer.training.records import FORMAT, LOG, Seconds, StepRecord
 from edge_steer.training.rollouts import Batch, Sampler, problems_of
 from edge_steer.training.settings import RlooSettings
 
@@ -136,13 +136,13 @@ class _Steps:
         figures = self.policy.gradient(batch.rollouts, advantages(rewards, settings.baseline).ravel(), settings)
         derived = time.perf_counter()
         update = self.optimiser.update()
-        seconds = {
-            "swap": swapped - began,
-            "rollouts": batch.decoding_seconds,
-            "grading": batch.grading_seconds,
-            "gradient": derived - sampled,
-            "update": time.perf_counter() - derived,
-        }
+        seconds = Seconds(
+            swap=swapped - began,
+            rollouts=batch.decoding_seconds,
+            grading=batch.grading_seconds,
+            gradient=derived - sampled,
+            update=time.perf_counter() - derived,
+        )
         (self.folder / ROLLOUTS).mkdir(exist_ok=True)
         _keep_rollouts(batch, self.folder / ROLLOUTS / f"step-{step + 1:05}.jsonl.gz")
         record = StepRecord.make(step + 1, batch, figures, update, self.adapter.vector(), seconds)

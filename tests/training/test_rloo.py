@@ -89,8 +89,8 @@ def test_a_step_is_logged_whole(run: tuple[Path, SteeringVector], trainee: Train
         assert 0 <= step.reward <= 1
         assert step.boxed == step.finished == 1
         assert 100 < step.length < 250
-        assert set(step.seconds) == {"swap", "rollouts", "grading", "gradient", "update"}
-        assert step.gap is None or step.gap["mean"] < 0.01
+        assert step.seconds.swap < 0.01 * step.seconds.total
+        assert step.gap is None or step.gap.mean < 0.01
     assert list(log.steps[-1].norms.values()) == pytest.approx(list(vector.norms.values()))
     assert log.header["sampler"]["model"]["digest"] == trainee.engine.provenance.model["digest"]
     assert "steps" not in log.header["settings"]

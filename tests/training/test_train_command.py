@@ -41,7 +41,7 @@ def test_a_quantised_file_is_trained_on(folder: Path) -> None:
     assert log.header["sampler"]["model"]["quant"] == "Q4_K_M"
     assert log.header["policy"]["backend"]["name"] == "torch"
     assert log.header["settings"]["loss"] == "sequence"
-    gaps = [step.gap["mean"] for step in log.steps if step.gap]
+    gaps = [step.gap.mean for step in log.steps if step.gap]
     assert all(1e-4 < gap < 0.1 for gap in gaps)
     assert all(step.kl is not None and step.kl >= 0 for step in log.steps)
 
