@@ -79,7 +79,7 @@ class GradientFigures:
 
 @dataclass(frozen=True)
 class _Terms:
-    """Of each token: its part in the loss, `GradientFigures.apart`, and its divergence, none where that does not count."""
+    """Of each token: its part in the loss, how far it is apart, its divergence; none where that does not count."""
 
     losses: Tensor
     apart: Tensor
