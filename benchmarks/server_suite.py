@@ -1,6 +1,6 @@
 """llama-server's own tests, of the same source distribution, run against edge-steer's server.
 
-    python benchmarks/server_suite.py                          the files of docs/serve.md, edge-steer
+    python benchmarks/server_suite.py [FILE...]                the files of docs/serve.md, edge-steer
     python benchmarks/server_suite.py --llama-server PATH      the same tests on llama-server, beside it
 
 The tests start what LLAMA_SERVER_BIN_PATH names; that is this file, which maps llama-server's flags to ours. Their
@@ -13,10 +13,12 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -92,7 +94,7 @@ def template_of(flag: argparse.Namespace) -> str | None:
     return str(written)
 
 
-def run(folder: Path, llama_server: Path | None) -> dict[str, dict[str, str]]:
+def run(folder: Path, files: Sequence[str], llama_server: Path | None) -> dict[str, dict[str, str]]:
     """File -> test -> how it ended."""
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "our_plugin.py").write_text(PLUGIN)
@@ -104,19 +106,21 @@ def run(folder: Path, llama_server: Path | None) -> dict[str, dict[str, str]]:
         environment["PORT"] = "8577" if llama_server else "8477"
         if llama_server:
             environment["LLAMA_SERVER"] = str(llama_server.resolve())
-        return {name: run_file(name, folder, {**environment, "ALIASES": ",".join(FILES[name])}) for name in FILES}
+        return {name: run_file(name, folder, {**environment, "ALIASES": ",".join(FILES[name])}) for name in files}
 
 
 def run_file(name: str, folder: Path, environment: dict[str, str]) -> dict[str, str]:
     """Test -> how it ended, for one file; those that did not end in time are left out."""
     command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "our_plugin", "-p", "no:cacheprovider", "-v"]
     command += ["-m", "not slow", "--rootdir", str(folder), f"unit/test_{name}.py"]
-    with suppress(subprocess.TimeoutExpired), tempfile.TemporaryFile("w+", errors="replace") as log:
-        try:
-            subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, timeout=SECONDS)
-        finally:
-            log.seek(0)
-            text = log.read()
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        tests = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+        with suppress(subprocess.TimeoutExpired):
+            tests.wait(SECONDS)
+        with suppress(ProcessLookupError):  # the tests, if they still run, and any server that they left
+            os.killpg(tests.pid, signal.SIGKILL)
+        log.seek(0)
+        text = log.read()
     ends = dict(re.findall(r"^unit/test_\w+\.py::(.+) (PASSED|FAILED|ERROR|SKIPPED) +\[", text, re.MULTILINE))
     if not ends:
         raise SystemExit(text[-2000:])
@@ -125,18 +129,20 @@ def run_file(name: str, folder: Path, environment: dict[str, str]) -> dict[str, 
 
 
 @click.command(help=__doc__)
+@click.argument("files", nargs=-1, type=click.Choice(list(FILES)))
 @click.option("--llama-server", type=click.Path(path_type=Path, exists=True))
-def main(llama_server: Path | None) -> None:
+def main(files: tuple[str, ...], llama_server: Path | None) -> None:
     folder = source() / "tools" / "server" / "tests"
-    results = {"edge-steer": run(folder, None)}
+    files = files or tuple(FILES)
+    results = {"edge-steer": run(folder, files, None)}
     if llama_server:
-        results["llama-server"] = run(folder, llama_server)
+        results["llama-server"] = run(folder, files, llama_server)
     print(f"{'file':20}" + "".join(f"{name:>16}" for name in results))
-    for file in FILES:
-        passed = [list(result[file].values()) for result in results.values()]
-        print(f"{file:20}" + "".join(f"{ends.count('PASSED'):>10}/{len(ends):<5}" for ends in passed))
+    for file in files:
+        ends = [list(result[file].values()) for result in results.values()]
+        print(f"{file:20}" + "".join(f"{some.count('PASSED'):>10}/{len(some):<5}" for some in ends))
     for name, result in results.items():
-        for file in FILES:
+        for file in files:
             for test, outcome in result[file].items():
                 if outcome not in ("PASSED", "SKIPPED"):
                     print(f"{name}: {file}: {test} {outcome.lower()}")

@@ -12,6 +12,7 @@ import pytest
 from paths import ABACUS, DENSE, ROOT
 from serving_server import QUESTION, Server, Start
 
+from edge_steer.core.backend import Request
 from edge_steer.core.steering import Steering
 from edge_steer.llama.engine import Engine
 from edge_steer.vectors.read import load
@@ -80,12 +81,11 @@ def test_lm_evals_local_completions_score_and_generate(server: Server, engine: E
     assert generated[0]
 
 
-def test_a_whole_run_of_lm_eval_scores_a_steered_server(start: Start, engine: Engine, tmp_path: Path) -> None:
+def test_a_whole_run_of_lm_eval_scores_a_steered_server(server: Server, engine: Engine, tmp_path: Path) -> None:
     """With `local-completions`: each choice has the log-probability that the steered engine gives it."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    url = start("--vector", f"dense={DENSE}:0", "--preset", "strong=2 dense", "--alias", "abacus").url
     rows: Any = [{"context": f"3 + {n} =", "choices": [f" {3 + n}", " cups"], "gold": 0} for n in (1, 2, 4)]
     data = tmp_path / "sums.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -97,7 +97,7 @@ def test_a_whole_run_of_lm_eval_scores_a_steered_server(start: Start, engine: En
     for name, steering in (("abacus", []), ("abacus+strong", [Steering.of(load(DENSE), 2.0)])):
         run = lm_eval.simple_evaluate(
             "local-completions",
-            model_args={"base_url": f"{url}/v1/completions", "model": name, "tokenizer": str(ABACUS)},
+            model_args={"base_url": f"{server.url}/v1/completions", "model": name, "tokenizer": str(ABACUS)},
             tasks=["local_sums"],
             task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
             bootstrap_iters=0,
@@ -110,6 +110,36 @@ def test_a_whole_run_of_lm_eval_scores_a_steered_server(start: Start, engine: En
                 context, tokens = engine.encode(row["context"]), engine.encode(row["context"] + choice)
                 nll, _ = engine.score(tokens, 1, steering)
                 assert logprob == pytest.approx(-float(nll[len(context) - 1 :].sum()), abs=0.05)
+
+
+def test_a_whole_run_of_lm_eval_chats_with_a_steered_server(server: Server, engine: Engine, tmp_path: Path) -> None:
+    """With `local-chat-completions`: each answer is the steered engine's."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    questions = [QUESTION, "Ann has 9 pens and gives 4 to Tom. How many pens does Ann have?"]
+    data = tmp_path / "words.jsonl"
+    data.write_text("".join(json.dumps({"question": question}) + "\n" for question in questions))
+    (tmp_path / "words.yaml").write_text(
+        f"task: local_words\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
+        'output_type: generate_until\ndoc_to_text: "{{question}}"\ndoc_to_target: "7"\n'
+        "generation_kwargs: {max_gen_toks: 12, do_sample: false, until: ['never said']}\n"
+        "metric_list: [{metric: exact_match}]\n"
+    )
+    run = lm_eval.simple_evaluate(
+        "local-chat-completions",
+        model_args={"base_url": f"{server.url}/v1/chat/completions", "model": "abacus+strong"},
+        tasks=["local_words"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        apply_chat_template=True,
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    assert run
+    steering = (Steering.of(load(DENSE), 2.0),)
+    for sample in run["samples"]["local_words"]:
+        prompt = engine.chat([{"role": "user", "content": sample["doc"]["question"]}])
+        assert sample["resps"] == [[engine.generate([Request(prompt, 12, steering)])[0].text]]
 
 
 def test_the_curl_lines_of_the_docs_run(start: Start) -> None:

@@ -13,6 +13,7 @@ from serving_server import QUESTION, Json
 
 from edge_steer.core.backend import Request
 from edge_steer.core.steering import Steering
+from edge_steer.core.vector import PHASES, Phase
 from edge_steer.llama.engine import Engine
 from edge_steer.vectors.read import load
 
@@ -79,12 +80,13 @@ def test_every_form_of_steering_steers_and_is_told(
     assert answer["steering"] == [told]
 
 
-def test_layers_and_phase_are_the_requests(http: httpx.Client, engine: Engine) -> None:
+@pytest.mark.parametrize("phase", PHASES)
+def test_layers_and_phase_are_the_requests(http: httpx.Client, engine: Engine, phase: Phase) -> None:
     vector = load(DENSE)
-    steering = Steering(vector, 3.0, None, "generated")
-    answer = ask(http, control_vectors=[{"name": "dense", "scale": 3, "phase": "generated", "layers": "5"}])
+    steering = Steering(vector, 3.0, None, phase)
+    answer = ask(http, control_vectors=[{"name": "dense", "scale": 3, "phase": phase, "layers": "5"}])
     assert text(answer) == expected(engine, steering)
-    assert answer["steering"][0]["phase"] == "generated"
+    assert answer["steering"][0]["phase"] == phase
 
 
 def test_an_empty_list_wins_over_a_preset(http: httpx.Client, engine: Engine) -> None:
