@@ -20,7 +20,7 @@ from edge_steer.core.backend import EngineOptions
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import Array, SteeringVector
 from edge_steer.llama.engine import Engine
-from edge_steer.models.bake import READS_BIAS, bake
+from edge_steer.adapters.bake import READS_BIAS, bake
 
 FAMILIES = (
     "bloom", "falcon-h1", "gpt-neox", "gpt2", "granite", "llama", "llama, biases", "nemotron", "phi2", "starcoder2",

@@ -4,7 +4,8 @@
     python benchmarks/serve.py --llama-server PATH [MODEL.gguf]    beside llama-server of the same build, with ratios
 
 Both servers get the same prompts, greedy, of one length that no end token cuts short, streamed, in turns: what else
-the machine does falls on both. Prints a table and a JSON line.
+the machine does falls on both. A model without a vector gets a random direction. Prints the median of the rounds, with
+the ratio of each round's two neighbours as median, smallest and largest, and a JSON line.
 """
 
 import json
@@ -12,21 +13,25 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import httpx
+import numpy as np
+
+from edge_steer.core.vector import SteeringVector
+from edge_steer.models.file import ModelFile
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "abacus" / "abacus-F16.gguf"
 VECTOR = ROOT / "export" / "abacus" / "dense"
-CLIENTS = (1, 8, 32)
 QUESTION = "Tom has {} apples and buys {} more. How many apples does Tom have?"
 Steer = Callable[[int], dict[str, Any]]  # number of a client -> what its requests say besides
 
@@ -100,14 +105,29 @@ def measure(url: str, clients: int, tokens: int, requests: int, steer: Steer, tu
     return Speed(statistics.median(firsts), clients * requests * tokens / (time.perf_counter() - began))
 
 
-def best(speeds: list[Speed]) -> Speed:
-    return Speed(min(speed.first_token for speed in speeds), max(speed.rate for speed in speeds))
+@dataclass(frozen=True)
+class Ratio:
+    """Of one server to another, round by round."""
+
+    rounds: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"{statistics.median(self.rounds):.2f} ({min(self.rounds):.2f}-{max(self.rounds):.2f})"
 
 
-def ours(model: Path, threads: int, context: int) -> list[str]:
+def vector_for(model: Path, folder: Path) -> Path:
+    """The bundled model's vector; for another model a weak random direction in its middle block."""
+    if model == MODEL:
+        return VECTOR
+    identity = ModelFile(model).identity
+    direction = np.random.default_rng(0).standard_normal(identity.hidden_size).astype(np.float32) / 100
+    return SteeringVector({identity.block_count // 2: direction}, identity).save(folder / "random.safetensors")
+
+
+def ours(model: Path, vector: Path, threads: int, context: int) -> list[str]:
     command = [sys.executable, "-m", "edge_steer", "serve", str(model), "--port", "0", "--parallel", "32"]
     command += ["--threads", str(threads), "--context", str(context)]
-    return [*command, "--vector", f"dense={VECTOR}:0"] if model == MODEL else command
+    return [*command, "--vector", f"dense={vector}:0"]
 
 
 def theirs(program: Path, model: Path, threads: int, context: int) -> list[str]:
@@ -120,47 +140,61 @@ def theirs(program: Path, model: Path, threads: int, context: int) -> list[str]:
 @click.option("--llama-server", type=click.Path(path_type=Path))
 @click.option("--tokens", default=64)
 @click.option("--requests", default=4, help="Of each client.")
-@click.option("--turns", default=3, help="The best of so many counts.")
+@click.option("--rounds", default=5)
 @click.option("--threads", default=1)
 @click.option("--context", default=256)
+@click.option("--clients", "counts", multiple=True, type=int, default=(1, 8, 32), show_default=True)
 def main(
-    model: Path, llama_server: Path | None, tokens: int, requests: int, turns: int, threads: int, context: int
+    model: Path,
+    llama_server: Path | None,
+    tokens: int,
+    requests: int,
+    rounds: int,
+    threads: int,
+    context: int,
+    counts: tuple[int, ...],
 ) -> None:
-    cases: dict[str, Steer] = {"edge-steer": unsteered}
-    if model == MODEL:
-        cases |= {"edge-steer, steered": alike, "edge-steer, each its own": each_its_own}
-    results: dict[str, dict[int, Speed]] = {}
-    with running(ours(model, threads, context)) as url:
-        urls = dict.fromkeys(cases, url)
+    cases: dict[str, Steer] = {"edge-steer": unsteered, "steered": alike, "each its own": each_its_own}
+    with ExitStack() as servers:
+        vector = vector_for(model, Path(servers.enter_context(tempfile.TemporaryDirectory())))
+        urls = dict.fromkeys(cases, servers.enter_context(running(ours(model, vector, threads, context))))
         if llama_server:
-            with running(theirs(llama_server, model, threads, context), "http://127.0.0.1:8971") as other:
-                urls["llama-server"] = other
-                results = compare(urls, {**cases, "llama-server": unsteered}, tokens, requests, turns)
-        else:
-            results = compare(urls, cases, tokens, requests, turns)
-    base = results.get("llama-server", results["edge-steer"])
-    print(f"{'':26}{'clients':>8}{'first token ms':>16}{'ratio':>7}{'tokens/s':>10}{'ratio':>7}")
-    for name, speeds in results.items():
-        for clients, speed in speeds.items():
-            first, rate = speed.first_token / base[clients].first_token, speed.rate / base[clients].rate
-            print(f"{name:26}{clients:8}{1000 * speed.first_token:16.1f}{first:7.2f}{speed.rate:10.0f}{rate:7.2f}")
-    print(json.dumps({name: {n: vars(speed) for n, speed in speeds.items()} for name, speeds in results.items()}))
+            command = theirs(llama_server, model, threads, context)
+            urls["llama-server"] = servers.enter_context(running(command, "http://127.0.0.1:8971"))
+            cases["llama-server"] = unsteered
+        speeds = compare(urls, cases, counts, tokens, requests, rounds)
+    print(f"{'':14}{'clients':>8}{'first token ms':>16}{'tokens/s':>10}")
+    for name, counted in speeds.items():
+        for clients, measured in counted.items():
+            first, rate = (statistics.median(figures) for figures in zip(*map(astuple, measured), strict=True))
+            print(f"{name:14}{clients:8}{1000 * first:16.1f}{rate:10.0f}")
+    pairs = [("edge-steer", "llama-server"), ("steered", "edge-steer"), ("each its own", "steered")]
+    print(f"\n{'':28}{'clients':>8}{'first token':>20}{'tokens/s':>20}")
+    for name, other in [pair for pair in pairs if pair[1] in speeds]:
+        for clients in counts:
+            mine, its = speeds[name][clients], speeds[other][clients]
+            first_token = Ratio(tuple(a.first_token / b.first_token for a, b in zip(mine, its, strict=True)))
+            rate_ratio = Ratio(tuple(a.rate / b.rate for a, b in zip(mine, its, strict=True)))
+            print(f"{name + ' / ' + other:28}{clients:8}{first_token!s:>20}{rate_ratio!s:>20}")
+    print(
+        json.dumps({name: {n: [*map(vars, some)] for n, some in counted.items()} for name, counted in speeds.items()})
+    )
 
 
 def compare(
-    urls: dict[str, str], cases: dict[str, Steer], tokens: int, requests: int, turns: int
-) -> dict[str, dict[int, Speed]]:
-    """The best of `turns` turns for each server, case and number of clients; a first turn warms up and is left out."""
-    speeds: dict[str, dict[int, list[Speed]]] = {name: {clients: [] for clients in CLIENTS} for name in urls}
+    urls: dict[str, str], cases: dict[str, Steer], counts: tuple[int, ...], tokens: int, requests: int, rounds: int
+) -> dict[str, dict[int, list[Speed]]]:
+    """Server or case -> clients -> its speed in each round; a first round warms up and is left out."""
+    speeds: dict[str, dict[int, list[Speed]]] = {name: {clients: [] for clients in counts} for name in urls}
     turn = 0
-    for round_ in range(turns + 1):
-        for clients in CLIENTS:
+    for round_ in range(rounds + 1):
+        for clients in counts:
             for name, url in urls.items():
                 turn += 1
                 speed = measure(url, clients, tokens, requests, cases[name], turn)
                 if round_:
                     speeds[name][clients].append(speed)
-    return {name: {clients: best(some) for clients, some in held.items()} for name, held in speeds.items()}
+    return speeds
 
 
 if __name__ == "__main__":

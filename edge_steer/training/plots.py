@@ -44,8 +44,9 @@ def plot_training(log: TrainingLog, path: str | Path) -> Path:
 
 
 def _line(axis: "Axes", title: str, values: list[float]) -> None:
-    axis.plot(values, ".", color=BLUE, alpha=0.35, markersize=4)
-    axis.plot(smoothed(values), color=BLUE, label=f"mean of {SMOOTHED} steps")
+    steps = range(1, len(values) + 1)
+    axis.plot(steps, values, ".", color=BLUE, alpha=0.35, markersize=4)
+    axis.plot(steps, smoothed(values), color=BLUE, label=f"mean of {SMOOTHED} steps")
     axis.set_title(title)
     axis.legend(frameon=False, fontsize=8)
 
@@ -56,7 +57,8 @@ def _norms(axis: "Axes", log: TrainingLog) -> None:
     layers = list(log.steps[0].norms)
     for place, layer in enumerate(layers):
         colour = colormaps["viridis"](LIGHTEST * place / max(1, len(layers) - 1))
-        axis.plot([step.norms[layer] for step in log.steps], color=colour, label=f"layer {layer}")
+        norms = [step.norms[layer] for step in log.steps]
+        axis.plot(range(1, len(norms) + 1), norms, color=colour, label=f"layer {layer}")
     axis.set_title("norm of the vector")
     if len(layers) <= NAMED_LAYERS:
         axis.legend(frameon=False, fontsize=7, ncols=2)
