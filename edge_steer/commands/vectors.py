@@ -121,12 +121,12 @@ def export(
     from edge_steer.vectors.read import load
 
     source = load(vector)
+    strength = 1.0 if strength is None else strength
     if phase:
         tuning = source.tuning
         source = (
             source.tuned(tuning.layers, tuning.strength, phase) if tuning else source.tuned(layers, strength, phase)
         )
-    strength = 1.0 if strength is None else strength
     written = write(source, output, layers=layers, strength=strength, target=target, hint=model_hint)
     if written.left_out:
         say("layer 0 left out: llama.cpp's control vectors have none")
@@ -141,9 +141,9 @@ def export(
 
 
 def _bake(vector: Path, model: str, output: Path, layers: tuple[int, ...] | None, strength: float | None) -> None:
+    from edge_steer.adapters.bake import bake
     from edge_steer.core.steering import Steering
     from edge_steer.core.vector import spans
-    from edge_steer.models.bake import bake
     from edge_steer.models.quantize import gguf_for
     from edge_steer.vectors.read import load
 

@@ -5,17 +5,19 @@ evaluation, parity and extraction are handed either and know no other. Token ids
 tokenised once, by the caller.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_steer.core.errors import RequestError
+from edge_steer.core.errors import ModelError, RequestError
 from edge_steer.core.sampling import GREEDY, Sampling
 from edge_steer.core.steering import Offsets, Steering, steerings
 from edge_steer.core.vector import Array, ModelIdentity
@@ -32,6 +34,22 @@ FlashAttention = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
+class Lora:
+    """A low-rank adapter that a model runs with: `scale` times what its file, or its folder of PEFT, says.
+
+    digest: a SHA-256 of its weights. Errors: ModelError for a scale that is not finite.
+    """
+
+    path: Path
+    digest: str
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ModelError(f"an adapter's scale is {self.scale}; it must be a finite number")
+
+
+@dataclass(frozen=True)
 class EngineOptions:
     """How a model runs in llama.cpp.
 
@@ -39,7 +57,8 @@ class EngineOptions:
     threads: None is the cores this process may use. kv_type: of the KV cache. gpu_layers: to offload, -1 is all.
     keep_cache: go on with what earlier requests have cached, for speed; else answers depend on their own call alone.
     template: a Jinja chat template in place of the model's own, or PLAIN for the messages' plain text. date: as
-    2024-07-26, for templates that write the date; None is today. Errors: RequestError for another date.
+    2024-07-26, for templates that write the date; None is today. lora: an adapter, for as long as the model is loaded.
+    Errors: RequestError for another date.
     """
 
     context: int | None = None
@@ -51,14 +70,16 @@ class EngineOptions:
     keep_cache: bool = False
     template: str | None = None
     date: str | None = None
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         dated("", self.date)
 
     def described(self) -> dict[str, Any]:
-        """The settings that change numbers, for headers of results; template and date only where they were set."""
-        left_out = {"keep_cache", *(name for name in ("template", "date") if getattr(self, name) is None)}
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        """The settings that change numbers, for headers of results; the last three only where they were set."""
+        left_out = {"keep_cache", *(name for name in ("template", "date", "lora") if getattr(self, name) is None)}
+        settings = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return settings | ({"lora": {"digest": self.lora.digest, "scale": self.lora.scale}} if self.lora else {})
 
 
 def available_cores() -> int:

@@ -84,7 +84,7 @@ class LlamaContext:
         if self._hook:
             params.cb_eval = self._hook.callback
         with complaining(f"llama.cpp cannot make a context of {sequences} x {length} positions for {model.path}"):
-            self.handle = llama_cpp.llama_init_from_model(model.handle, params)
+            self.handle = model.open_context(params)
             if not self.handle:
                 raise ModelError
         self._memory = llama_cpp.llama_get_memory(self.handle)

@@ -79,7 +79,8 @@ class Engine(Runtime):
     @classmethod
     def load(cls, path: Path | str, options: EngineOptions = DEFAULTS) -> Self:
         """Load a GGUF file. Errors: ModelError."""
-        return cls(LlamaModel(Path(path), options.gpu_layers, template=options.template, date=options.date), options)
+        o = options
+        return cls(LlamaModel(Path(path), o.gpu_layers, template=o.template, date=o.date, lora=o.lora), o)
 
     def close(self) -> None:
         self._contexts.close()

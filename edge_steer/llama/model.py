@@ -8,7 +8,8 @@ from typing import Any, Self
 
 import llama_cpp
 
-from edge_steer.core.backend import PLAIN, KvType, Message, Tokens, dated, plain_text
+from edge_steer.adapters.gguf_lora import check_fits
+from edge_steer.core.backend import PLAIN, KvType, Lora, Message, Tokens, dated, plain_text
 from edge_steer.core.errors import ModelError
 from edge_steer.core.vector import ModelIdentity
 from edge_steer.llama.chat_template import render
@@ -29,16 +30,20 @@ class LlamaModel:
         repack: bool | None = None,
         template: str | None = None,
         date: str | None = None,
+        lora: Lora | None = None,
     ) -> None:
         """gpu_layers: how many layers to offload where llama.cpp can; -1 is all.
 
         repack: lay quantised weights out for this CPU; None is wherever that is safe. template: a chat template in
-        place of the file's own, or PLAIN. date: what the template takes for today. Errors: ModelError.
+        place of the file's own, or PLAIN. date: what the template takes for today. lora: a GGUF LoRA that every
+        context of this model runs with. Errors: ModelError.
         """
         readable(path, "a GGUF model")
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise ModelError(f"{path} is not a GGUF file; make one with: edge-steer convert FOLDER")
+        if lora:
+            check_fits(lora.path, path)
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
@@ -48,6 +53,8 @@ class LlamaModel:
             if not self.handle:
                 raise ModelError
         self.path = path
+        self._lora = lora
+        self._adapter = self._load_adapter(lora) if lora else None
         self.other_template, self.date = template, date
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
@@ -69,6 +76,17 @@ class LlamaModel:
         if handle:
             with interrupts_wait():
                 llama_cpp.llama_model_free(handle)
+
+    def open_context(self, params: Any) -> Any:
+        """The handle of a new context, with the adapter in force; None if llama.cpp makes none. Errors: ModelError."""
+        context = llama_cpp.llama_init_from_model(self.handle, params)
+        if context and self._lora:
+            # int32_t llama_set_adapters_lora(ctx, struct llama_adapter_lora ** adapters, size_t n, float * scales)
+            adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._adapter)
+            if llama_cpp.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(self._lora.scale)):
+                llama_cpp.llama_free(context)
+                raise ModelError(f"llama.cpp refused the adapter {self._lora.path}")
+        return context
 
     @property
     def identity(self) -> ModelIdentity:
@@ -162,6 +180,14 @@ class LlamaModel:
         width = self.hidden_size / max(1, llama_cpp.llama_model_n_head(self.handle))
         numbers = zip(heads, per_block("key_length", width), per_block("value_length", width), strict=True)
         return sum(count * (key + value) for count, key, value in numbers) * KV_BYTES[kv_type]
+
+    def _load_adapter(self, lora: Lora) -> Any:
+        # struct llama_adapter_lora * llama_adapter_lora_init(struct llama_model * model, const char * path_lora)
+        with complaining(f"llama.cpp cannot load the adapter {lora.path}"):
+            if not (adapter := llama_cpp.llama_adapter_lora_init(self.handle, str(lora.path).encode())):
+                self.close()
+                raise ModelError
+        return adapter  # the model frees it
 
     def _special(self, token: int) -> str:
         return (llama_cpp.llama_vocab_get_text(self.vocab, token) or b"").decode() if token >= 0 else ""

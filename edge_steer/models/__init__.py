@@ -9,7 +9,6 @@ index_files      GGUF files in wheels of the Python package index
 convert          Hugging Face weights to GGUF, by llama.cpp's converter
 convert_driver   the script that runs the converter in a process of its own
 quantize         a GGUF in a type, by llama.cpp's quantiser
-bake             a steering in a model file, which any llama.cpp runs
 importance       importance matrices, for the smallest types
 file             a GGUF model as a value: header, type, digest
 describe         what a model or vector file says of itself

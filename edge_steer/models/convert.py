@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from edge_steer.adapters import peft_folder
 from edge_steer.core.errors import EdgeSteerError, ModelError, need
 from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.quants import OUTTYPES
@@ -26,7 +27,7 @@ from edge_steer.storage.hub import Snapshot
 from edge_steer.storage.provenance import key
 
 _OF_DTYPE = {"float16": "F16", "bfloat16": "BF16"}  # without loss; any other dtype becomes F32
-_CONVERTER = re.compile(r"[^/]+/vendor/llama\.cpp/(LICENSE|convert_hf_to_gguf\.py|(conversion|gguf-py/gguf)/.+)")
+_CONVERTER = re.compile(r"[^/]+/vendor/llama\.cpp/(LICENSE|convert_(hf|lora)_to_gguf\.py|(conversion|gguf-py/gguf)/.+)")
 
 
 def convert(
@@ -64,9 +65,35 @@ def convert(
     return Path(target)
 
 
+def convert_adapter(
+    folder: str | Path, base: Path, target: str | Path | None = None, *, progress: Progress = SILENT
+) -> Path:
+    """An adapter of PEFT as a GGUF LoRA in float32, by llama.cpp's converter; where it was written.
+
+    base: the folder of the model it was trained on, of which the settings alone are read. target: None is the cache.
+    Errors: ModelError for an adapter that cannot be honoured or that the converter refuses, no network.
+    """
+    need("convert")
+    adapter = peft_folder.read(folder)
+    readable(base / "config.json", "the config.json of the model that the adapter was trained on")
+    if target is None:
+        origin = [llama_version(), adapter.digest, digest(base / "config.json")]
+        if (target := cached_path(f"{adapter.folder.resolve().name}-lora", origin)).is_file():
+            return target
+    scripts = fetch_converter(progress)
+    progress.note(f"converting the adapter {adapter.folder} to GGUF")
+    with replacing(target) as temporary, tempfile.TemporaryDirectory() as plain:
+        (Path(plain) / peft_folder.CONFIG).write_text(json.dumps(adapter.plain_settings()))
+        (Path(plain) / peft_folder.WEIGHTS).symlink_to((adapter.folder / peft_folder.WEIGHTS).resolve())
+        command = [sys.executable, str(scripts / "convert_lora_to_gguf.py"), plain, "--base", str(base.resolve())]
+        command += ["--outtype", "f32", "--outfile", str(temporary.resolve())]
+        _run(command, f"llama.cpp's converter refuses the adapter {folder}", {"HF_HUB_OFFLINE": "1"})
+    return Path(target)
+
+
 def converter_folder() -> Path:
     """Where llama.cpp's converter of the installed version is kept; it need not be there yet."""
-    return cache_folder() / f"llama.cpp-{llama_version()}"
+    return cache_folder() / f"llama.cpp-converters-{llama_version()}"
 
 
 def fetch_converter(progress: Progress = SILENT) -> Path:

@@ -5,14 +5,17 @@ or a Reference of PyTorch. Either runtime is imported when it is asked for.
 """
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
+from edge_steer.adapters import peft_folder
 from edge_steer.core.backend import PLAIN, EngineOptions
 from edge_steer.core.errors import ModelError
 from edge_steer.core.progress import SILENT, Progress
 from edge_steer.llama.chat_template import check_template
 from edge_steer.models import quantize, sources
+from edge_steer.models.convert import convert_adapter
 
 if TYPE_CHECKING:
     from edge_steer.llama.engine import Engine
@@ -74,8 +77,8 @@ def load(
     """The model that `source` names, running; close it when done, or use it in a `with` block.
 
     quant: quantise to this type first (cached); PyTorch runs the weights as they are. runtime: "llama" for llama.cpp,
-    "torch" for PyTorch in float32, which takes `threads`, `template` and `date` of the options; a GGUF is dequantised
-    for it. trust_remote_code: let PyTorch run the Python code that comes with the model.
+    "torch" for PyTorch in float32, which takes `threads`, `template`, `date` and `lora` of the options; a GGUF is
+    dequantised for it. trust_remote_code: let PyTorch run the Python code that comes with the model.
     Errors: ModelError.
     """
     if options.template not in (None, PLAIN):
@@ -87,6 +90,9 @@ def load(
     from edge_steer.llama.engine import Engine
 
     path = quantize.gguf_for(source, quant, revision=revision, threads=options.threads, progress=progress)
+    if options.lora and options.lora.path.is_dir():
+        converted = convert_adapter(options.lora.path, _base_of(options.lora.path, source), progress=progress)
+        options = replace(options, lora=replace(options.lora, path=converted))
     return Engine.load(path, options)
 
 
@@ -118,6 +124,15 @@ def load_recorder(
     )
 
 
+def _base_of(adapter: Path, source: str | Path) -> Path:
+    """The folder of the model that an adapter of PEFT was trained on: `source`, or what the adapter names."""
+    if (Path(source) / "config.json").is_file():
+        return Path(source)
+    if base := peft_folder.read(adapter).base:
+        return sources.weights(base).folder
+    raise ModelError(f"{adapter} names no model that it was trained on; convert it with its model's folder first")
+
+
 def _load_reference(
     source: str | Path,
     quant: str | None,
@@ -133,17 +148,23 @@ def _load_reference(
     else:
         files = sources.weights(source, revision)
     if isinstance(files, Path):
-        return _dequantised(files, options, progress)
-    from edge_steer.reference.model import Reference
+        reference = _dequantised(files, options, progress)
+    else:
+        from edge_steer.reference.model import Reference
 
-    progress("loading the reference")
-    return Reference.load(
-        files,
-        threads=options.threads,
-        trust_remote_code=trust_remote_code,
-        template=options.template,
-        date=options.date,
-    )
+        progress("loading the reference")
+        reference = Reference.load(
+            files,
+            threads=options.threads,
+            trust_remote_code=trust_remote_code,
+            template=options.template,
+            date=options.date,
+        )
+    if options.lora:
+        from edge_steer.reference.adapter import merge_adapter
+
+        merge_adapter(reference, options.lora)
+    return reference
 
 
 def _dequantised(path: Path, options: EngineOptions, progress: Progress) -> "Reference":

@@ -9,6 +9,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -45,12 +46,7 @@ from edge_steer.storage.hub import Snapshot
 from edge_steer.storage.provenance import Provenance, versions
 
 need("extract")
-DTYPES: dict[str, torch.dtype] = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
 LOGITS_BYTES = 2**27  # of float32 logits held at once
 
 
@@ -157,15 +153,17 @@ class Reference(Runtime):
             "dtype": str(self._network.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
         }
-        if template := self._vocabulary.other_template:
-            backend["template"] = template
-        if date := self._vocabulary.date:
-            backend["date"] = date
+        chosen = {"template": self._vocabulary.other_template, "date": self._vocabulary.date}
+        backend |= {name: value for name, value in chosen.items() if value}
         return Provenance(
             model={"name": self.model.name, "digest": self.model.revision},
             backend=backend,
             versions=versions("edge-steer", "torch", "transformers"),
         )
+
+    def revise(self, revision: str) -> None:
+        """Take another revision, after the weights were changed."""
+        self._model = replace(self._model, revision=revision)
 
     def close(self) -> None:
         """Let go of the network, whose memory Python then frees."""

@@ -14,6 +14,7 @@
 | `--prompt`, `--system`, `--stop`, `--grade`, `-n, --max-tokens`, `--temperature`, ... | in place of the protocol's |
 | `--subset N`, `--subset-seed S` | so many problems of a task, drawn at random |
 | `--quant`, `--revision`, `--backend` | which form of MODEL runs, and in which runtime |
+| `--lora ADAPTER[:SCALE]` | a low-rank adapter MODEL runs with |
 | `--date` | what a chat template that writes the date takes for today |
 | `--template` | how a question becomes a prompt: `chat`, `none` or a Jinja file |
 | `--json` | one JSON document on standard output, or one a line |
@@ -34,6 +35,7 @@ from edge_steer.terminal.parameters import FILE, FOLDER, LAYERS, MODEL, PATH, PH
 from edge_steer.terminal.progress import NOTES
 
 if TYPE_CHECKING:
+    from edge_steer.core.backend import Lora
     from edge_steer.core.sampling import Sampling
     from edge_steer.core.steering import Steering
     from edge_steer.core.vector import Phase
@@ -84,6 +86,10 @@ _ENGINE: dict[str, Any] = {
         "--gpu-layers", type=int, default=-1, show_default=True, help="Layers to offload where possible; -1 is all."
     ),
     "template": template_option,
+    "lora": click.option(
+        "--lora", type=VECTOR, metavar="ADAPTER[:SCALE]",
+        help="Run MODEL with a low-rank adapter: a folder of PEFT, or a LoRA of llama.cpp.",
+    ),
     "date": click.option(
         "--date", metavar="YYYY-MM-DD", help="What a chat template takes for today.  [default: today]"
     ),
@@ -258,7 +264,18 @@ def steering_from(choice: SteeringChoice) -> "tuple[Steering, ...]":
 def _engine(values: Mapping[str, Any]) -> object:
     from edge_steer.core.backend import EngineOptions
 
-    return EngineOptions(**values)
+    return EngineOptions(**{**values, "lora": _lora(values["lora"])})
+
+
+def _lora(source: str | None) -> "Lora | None":
+    """The adapter of ADAPTER[:SCALE]."""
+    if source is None:
+        return None
+    from edge_steer.adapters.choice import choose_lora
+    from edge_steer.vectors.steer import split_strength
+
+    path, scale = split_strength(source)
+    return choose_lora(path, 1.0 if scale is None else scale)
 
 
 def _with_value(

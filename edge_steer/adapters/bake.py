@@ -17,9 +17,9 @@ import numpy as np
 from edge_steer.core.errors import ModelError, VectorError
 from edge_steer.core.steering import Offsets, Steer, described, steerings
 from edge_steer.core.vector import Array, ModelIdentity
-from edge_steer.models.file import ModelFile
 from edge_steer.storage import gguf_append
-from edge_steer.storage.gguf_header import Header
+from edge_steer.storage.digests import digest
+from edge_steer.storage.gguf_header import Header, read_header
 
 KEY = "edge_steer.baked"
 SCALE = "residual_scale"  # key of an architecture, by which Granite multiplies what a block adds
@@ -37,27 +37,27 @@ def bake(steer: Steer, model: str | Path, target: str | Path) -> Path:
     cannot be written.
     """
     everywhere = [replace(one, phase="all") for one in steerings(steer)]
-    file = ModelFile(Path(model))
-    _check_readable(file)
-    offsets = Offsets.of(everywhere, _identity(file))
+    path = Path(model)
+    header = read_header(path)
+    _check_readable(path, header)
+    offsets = Offsets.of(everywhere, _identity(path, header))
     if offsets is None:
         raise VectorError("the steering is zero; there is nothing to bake")
-    scale = _number(file.header, SCALE) or 1.0
-    before = _biases(file)
+    scale = _number(header, SCALE) or 1.0
+    before = _biases(path, header)
     tensors = {
         _name(layer): np.asarray(before.get(_name(layer), 0) + offset / scale, dtype=np.float32)
         for layer, offset in sorted(offsets.by_layer.items())
     }
     keys = {
         KEY: json.dumps(described(everywhere)),
-        f"{KEY}.source": file.digest,
+        f"{KEY}.source": digest(path),
         f"{KEY}.version": importlib.metadata.version("edge-steer"),
     }
-    return gguf_append.append(file.path, target, keys, tensors)
+    return gguf_append.append(path, target, keys, tensors)
 
 
-def _check_readable(file: ModelFile) -> None:
-    header, path = file.header, file.path
+def _check_readable(path: Path, header: Header) -> None:
     architecture = header.architecture
     if KEY in header.types:
         raise ModelError(f"{path} has a steering baked in already; bake into the file it was made from")
@@ -70,26 +70,24 @@ def _check_readable(file: ModelFile) -> None:
         raise ModelError(f"{path} is a mixture of experts, whose blocks have no such bias; export a control vector")
     if scaled := [tensor.name for tensor in header.tensors if tensor.name.endswith("ffn_down.scale")]:
         raise ModelError(f"{path} scales the end of its blocks by {scaled[0]}; export a control vector")
-    _check_whole(file)
+    _check_whole(path, header)
 
 
-def _check_whole(file: ModelFile) -> None:
+def _check_whole(path: Path, header: Header) -> None:
     """That the tensors end where the file ends, so that what is added stands where llama.cpp looks for it."""
-    header = file.header
     last = max(header.tensors, key=lambda tensor: tensor.offset)
     try:
         values, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(last.type)]
     except (ValueError, KeyError):
-        raise ModelError(f"{file.path}: {last.name} is of an unknown type, {last.type}") from None
+        raise ModelError(f"{path}: {last.name} is of an unknown type, {last.type}") from None
     end = header.data + last.offset + prod(last.shape) // values * size
-    if not end <= file.path.stat().st_size < end + header.alignment:
-        raise ModelError(f"{file.path} is truncated or damaged: its tensors end at byte {end}")
+    if not end <= path.stat().st_size < end + header.alignment:
+        raise ModelError(f"{path} is truncated or damaged: its tensors end at byte {end}")
 
 
-def _identity(file: ModelFile) -> ModelIdentity:
-    header = file.header
+def _identity(path: Path, header: Header) -> ModelIdentity:
     return ModelIdentity(
-        str(header.metadata.get("general.name") or file.path.stem),
+        str(header.metadata.get("general.name") or path.stem),
         header.architecture,
         int(_number(header, "embedding_length")),
         int(_number(header, "block_count")),
@@ -102,13 +100,13 @@ def _number(header: Header, key: str) -> float:
     return number if isinstance(number, int | float) else 0
 
 
-def _biases(file: ModelFile) -> Mapping[str, Array]:
+def _biases(path: Path, header: Header) -> Mapping[str, Array]:
     """The biases that the file has already, float32; another type is refused where it is written."""
-    header, biases = file.header, {}
+    biases: dict[str, Array] = {}
     for tensor in header.tensors:
         if tensor.name.endswith(".ffn_down.bias") and tensor.type == gguf.GGMLQuantizationType.F32:
             biases[tensor.name] = np.fromfile(
-                file.path, dtype="<f4", count=prod(tensor.shape), offset=header.data + tensor.offset
+                path, dtype="<f4", count=prod(tensor.shape), offset=header.data + tensor.offset
             )
     return biases
 

@@ -11,13 +11,13 @@ import tiny_models
 from click.testing import CliRunner
 from paths import ABACUS
 
+from edge_steer.adapters.bake import KEY, bake
 from edge_steer.commands.main import main
 from edge_steer.core.backend import EngineOptions
 from edge_steer.core.errors import EdgeSteerError, ModelError, VectorError
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import Array, ModelIdentity, SteeringVector
 from edge_steer.llama.engine import Engine
-from edge_steer.models.bake import KEY, bake
 from edge_steer.models.quantize import quantize
 from edge_steer.storage.digests import digest
 from edge_steer.storage.gguf_append import append
