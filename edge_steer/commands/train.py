@@ -38,7 +38,8 @@ def train_group() -> None:
 @click.option("-o", "--out", "folder", type=FOLDER, required=True, help="Folder of the log, the state and the vector.")
 @click.option("--gguf", type=FILE, help="The file that answers in llama.cpp.  [default: MODEL itself]")
 @quant_option
-@click.option("--adapter", type=click.Choice(["vector"]), default="vector", show_default=True, help="What is trained.")
+@click.option("--adapter", type=click.Choice(["vector"]), default="vector", show_default=True, expose_value=False,
+              help="What is trained.")  # fmt: skip
 @click.option("--preset", type=click.Choice(["laptop", "paper"]), default="laptop", show_default=True,
               help="Whose numbers hold where no option says otherwise; the paper's are for 16 GPUs.")  # fmt: skip
 @click.option("--split", help="Split of the task to train on.  [default: train]")
@@ -78,7 +79,6 @@ def rloo(
     folder: Path,
     gguf: Path | None,
     quant: str | None,
-    adapter: str,
     preset: "Preset",
     split: str | None,
     protocol: "Protocol",
