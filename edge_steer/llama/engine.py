@@ -1,7 +1,7 @@
 """llama.cpp as a Backend: requests of any steering in one running batch on one GGUF file.
 
 Takes requests, gives completions, logits and likelihoods. Where all requests agree, they are steered by llama.cpp's
-own control vector; where they differ, or steer layer 0, by rows added to the residual stream.
+own control vector; where they differ, or steer layer 0 or some tokens alone, by rows added to the residual stream.
 """
 
 import itertools

@@ -1,8 +1,8 @@
 """Requests driven through one llama.cpp context, which may come at any time: decode first, then admit.
 
 Takes jobs (requests with their steering), calls back with pieces and completions. Where all live requests agree, they
-are steered by llama.cpp's own control vector; where they differ, or steer layer 0, by rows added to the residual
-stream. It loads no model.
+are steered by llama.cpp's own control vector; where they differ, or steer layer 0 or some tokens alone, by rows added
+to the residual stream. It loads no model.
 """
 
 import itertools

@@ -17,7 +17,7 @@ import safetensors.numpy
 from edge_steer.core.backend import Request
 from edge_steer.core.errors import EdgeSteerError, VectorError
 from edge_steer.core.steering import Offsets, Steering, steerings
-from edge_steer.core.vector import ModelIdentity, SteeringVector, Tuning, parse_layers, spans
+from edge_steer.core.vector import PHASES, ModelIdentity, Phase, SteeringVector, Tuning, parse_layers, spans
 from edge_steer.vectors import native
 
 MODEL = ModelIdentity("tiny", "qwen2", hidden_size=4, block_count=6, revision="abc")
@@ -245,6 +245,25 @@ def test_offsets_add_up_and_zero_is_no_steering() -> None:
         Offsets.of([Steering(A), Steering(A, phase="generated")], MODEL)
     with pytest.raises(VectorError, match="use one extracted from that model"):
         Offsets.of([Steering(A)], replace(MODEL, hidden_size=8))
+
+
+def test_each_phase_steers_its_positions() -> None:
+    tokens, prompt = (9, 1, 9, 1, 9, 2), 3
+
+    def steered(phase: Phase, first: int = 0) -> list[bool]:
+        offsets = Offsets.of([Steering(A, phase=phase)], MODEL)
+        assert offsets is not None
+        assert offsets.needs_rows == (phase == "delimiter")
+        found: list[bool] = replace(offsets, delimiters=(7, 9)).steered(tokens[first:], first, prompt).tolist()
+        return found
+
+    assert steered("all") == [True] * 6
+    assert steered("generated") == [False, False, True, True, True, True]
+    assert steered("delimiter") == [False, False, True, False, True, False]
+    for phase in PHASES:
+        assert steered(phase, 3) == steered(phase)[3:]
+    whole = Offsets.of([Steering(SteeringVector({0: np.ones(4, dtype=np.float32)}, MODEL))], MODEL)
+    assert whole and whole.needs_rows
 
 
 def test_offset_keys_tell_steerings_apart() -> None:
