@@ -188,7 +188,9 @@ def _nested(entry: object) -> object:
     """A file's entry with its report and its engine options as values of their own."""
     if not isinstance(entry, Mapping) or not isinstance(conditions := entry.get("conditions"), Mapping):
         return entry
-    return {"rows": None, **entry, "report": entry, "conditions": {**conditions, "options": conditions}}
+    lora = {"lora": {"path": "", **adapter}} if isinstance(adapter := conditions.get("lora"), Mapping) else {}
+    options = {**conditions, **lora}
+    return {"rows": None, **entry, "report": entry, "conditions": {**conditions, "options": options}}
 
 
 def read_certificate(path: str | Path) -> Certificate:

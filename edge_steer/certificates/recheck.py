@@ -17,7 +17,7 @@ from edge_steer.certificates.certificate import (
 )
 from edge_steer.certificates.files import path_at
 from edge_steer.certificates.reference_side import opened_reference
-from edge_steer.core.backend import EngineOptions
+from edge_steer.core.backend import EngineOptions, Lora
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.steering import Steering
@@ -67,8 +67,8 @@ def check_again(
     """Compare again what a certificate compared, on its texts, under its conditions.
 
     certificate: its certificate.json. files, reference, vectors, reference_vectors: where they lie, if not where the
-    certificate says. revision: of the reference. options: only its `threads` are used. Errors: EdgeSteerError for
-    files, vectors, texts or a reference that the certificate is not for.
+    certificate says. revision: of the reference. options: its `threads` and `lora` alone are used.
+    Errors: EdgeSteerError for files, vectors, texts, an adapter or a reference that the certificate is not for.
     """
     path = Path(certificate)
     recorded, folder = read_certificate(path), path.parent
@@ -86,7 +86,8 @@ def check_again(
         save(saved, LiveReference(model, unsteered, steered, theirs), {}, {}, progress)
         baseline = SavedReference(saved, model)
         for file, entry in entries:
-            conditions = replace(entry.conditions.options, threads=options.threads)
+            _check_adapter(entry, options.lora)
+            conditions = replace(entry.conditions.options, threads=options.threads, lora=options.lora)
             with load(file, options=conditions, progress=progress) as engine:
                 report = compare_backend(
                     baseline, engine, steering, entry.quant, entry.report.tolerance, progress=progress
@@ -139,6 +140,14 @@ def _check_reference(certificate: Certificate, model: RunningModel) -> None:
             f"the certificate is for {recorded.name}, {recorded.origin}, not {given.origin}; "
             "name its reference, or its revision"
         )
+
+
+def _check_adapter(entry: FileEntry, lora: Lora | None) -> None:
+    """Errors: EdgeSteerError for another adapter than the file ran with, or another scale."""
+    recorded = entry.conditions.options.lora
+    if lora != (recorded and replace(recorded, path=lora.path if lora else recorded.path)):
+        wanted = f"adapter {recorded.digest[:12]} at scale {recorded.scale:g}" if recorded else "no adapter"
+        raise EdgeSteerError(f"the certificate is for {entry.file} with {wanted}; name just that")
 
 
 def _figures(report: Report) -> dict[str, float]:

@@ -16,11 +16,20 @@ from edge_steer.terminal.tables import print_table, print_vector
 @click.option("-o", "--out", type=FILE, help="Where to write the GGUF.  [default: the cache]")
 @click.option("--type", "outtype", help="F32, F16 or BF16.  [default: the one that loses nothing]")
 @click.option("--revision", help="Commit of a hub model.")
+@click.option("--base", type=MODEL, help="The model that an adapter was trained on.  [default: the one it names]")
 @click.option("--fetch-converter", is_flag=True, help="Only fetch llama.cpp's converter, for later use offline.")
 def convert(
-    model: str | None, out: Path | None, outtype: str | None, revision: str | None, fetch_converter: bool
+    model: str | None,
+    out: Path | None,
+    outtype: str | None,
+    revision: str | None,
+    base: str | None,
+    fetch_converter: bool,
 ) -> None:
-    """Convert MODEL (a Hugging Face folder, a recipe's folder or a hub id) to GGUF by llama.cpp's own converter."""
+    """Convert MODEL (a Hugging Face folder, a recipe's folder or a hub id) to GGUF by llama.cpp's own converter.
+
+    MODEL may be a folder of PEFT with a LoRA, which becomes a LoRA of llama.cpp.
+    """
     from edge_steer.models import convert
 
     if fetch_converter:
@@ -28,6 +37,9 @@ def convert(
         return
     if not model:
         raise click.UsageError("name a MODEL to convert, or give --fetch-converter")
+    if (Path(model) / "adapter_config.json").is_file():
+        click.echo(convert.convert_adapter(model, base, out, progress=NOTES))
+        return
     click.echo(convert.convert(model, out, outtype, revision=revision, progress=NOTES))
 
 

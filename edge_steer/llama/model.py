@@ -53,7 +53,7 @@ class LlamaModel:
             if not self.handle:
                 raise ModelError
         self.path = path
-        self._lora = lora
+        self.lora = lora
         self._adapter = self._load_adapter(lora) if lora else None
         self.other_template, self.date = template, date
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
@@ -80,12 +80,12 @@ class LlamaModel:
     def open_context(self, params: Any) -> Any:
         """The handle of a new context, with the adapter in force; None if llama.cpp makes none. Errors: ModelError."""
         context = llama_cpp.llama_init_from_model(self.handle, params)
-        if context and self._lora:
+        if context and self.lora:
             # int32_t llama_set_adapters_lora(ctx, struct llama_adapter_lora ** adapters, size_t n, float * scales)
             adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._adapter)
-            if llama_cpp.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(self._lora.scale)):
+            if llama_cpp.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(self.lora.scale)):
                 llama_cpp.llama_free(context)
-                raise ModelError(f"llama.cpp refused the adapter {self._lora.path}")
+                raise ModelError(f"llama.cpp refused the adapter {self.lora.path}")
         return context
 
     @property

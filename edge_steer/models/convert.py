@@ -66,18 +66,26 @@ def convert(
 
 
 def convert_adapter(
-    folder: str | Path, base: Path, target: str | Path | None = None, *, progress: Progress = SILENT
+    folder: str | Path,
+    base: str | Path | None = None,
+    target: str | Path | None = None,
+    *,
+    progress: Progress = SILENT,
 ) -> Path:
     """An adapter of PEFT as a GGUF LoRA in float32, by llama.cpp's converter; where it was written.
 
-    base: the folder of the model it was trained on, of which the settings alone are read. target: None is the cache.
-    Errors: ModelError for an adapter that cannot be honoured or that the converter refuses, no network.
+    base: the model it was trained on, of which the settings alone are read: a Hugging Face folder or a hub id; None is
+    the one that the adapter names. target: None is the cache. Errors: ModelError for an adapter that cannot be honoured
+    or that the converter refuses, a base that is not there, no network.
     """
     need("convert")
     adapter = peft_folder.read(folder)
-    readable(base / "config.json", "the config.json of the model that the adapter was trained on")
+    if not (base := base or adapter.base):
+        raise ModelError(f"{folder} names no model that it was trained on; name its Hugging Face folder")
+    base_folder = sources.weights(base).folder
+    config = readable(base_folder / "config.json", "the config.json of the model that the adapter was trained on")
     if target is None:
-        origin = [llama_version(), adapter.digest, digest(base / "config.json")]
+        origin = [llama_version(), adapter.digest, digest(config)]
         if (target := cached_path(f"{adapter.folder.resolve().name}-lora", origin)).is_file():
             return target
     scripts = fetch_converter(progress)
@@ -85,8 +93,8 @@ def convert_adapter(
     with replacing(target) as temporary, tempfile.TemporaryDirectory() as plain:
         (Path(plain) / peft_folder.CONFIG).write_text(json.dumps(adapter.plain_settings()))
         (Path(plain) / peft_folder.WEIGHTS).symlink_to((adapter.folder / peft_folder.WEIGHTS).resolve())
-        command = [sys.executable, str(scripts / "convert_lora_to_gguf.py"), plain, "--base", str(base.resolve())]
-        command += ["--outtype", "f32", "--outfile", str(temporary.resolve())]
+        command = [sys.executable, str(scripts / "convert_lora_to_gguf.py"), plain, "--outtype", "f32"]
+        command += ["--base", str(base_folder.resolve()), "--outfile", str(temporary.resolve())]
         _run(command, f"llama.cpp's converter refuses the adapter {folder}", {"HF_HUB_OFFLINE": "1"})
     return Path(target)
 

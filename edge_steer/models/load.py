@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-from edge_steer.adapters import peft_folder
-from edge_steer.core.backend import PLAIN, EngineOptions
+from edge_steer.core.backend import PLAIN, EngineOptions, Lora
 from edge_steer.core.errors import ModelError
 from edge_steer.core.progress import SILENT, Progress
 from edge_steer.llama.chat_template import check_template
@@ -90,10 +89,8 @@ def load(
     from edge_steer.llama.engine import Engine
 
     path = quantize.gguf_for(source, quant, revision=revision, threads=options.threads, progress=progress)
-    if options.lora and options.lora.path.is_dir():
-        converted = convert_adapter(options.lora.path, _base_of(options.lora.path, source), progress=progress)
-        options = replace(options, lora=replace(options.lora, path=converted))
-    return Engine.load(path, options)
+    lora = options.lora and gguf_lora_of(options.lora, source, progress)
+    return Engine.load(path, replace(options, lora=lora))
 
 
 def load_recorder(
@@ -124,13 +121,16 @@ def load_recorder(
     )
 
 
-def _base_of(adapter: Path, source: str | Path) -> Path:
-    """The folder of the model that an adapter of PEFT was trained on: `source`, or what the adapter names."""
-    if (Path(source) / "config.json").is_file():
-        return Path(source)
-    if base := peft_folder.read(adapter).base:
-        return sources.weights(base).folder
-    raise ModelError(f"{adapter} names no model that it was trained on; convert it with its model's folder first")
+def gguf_lora_of(lora: Lora, source: str | Path, progress: Progress = SILENT) -> Lora:
+    """The adapter as a LoRA of llama.cpp: a folder of PEFT is converted (cached), with the settings of its model.
+
+    source: the MODEL it runs in; one without such settings, as a GGUF, leaves them to the model that the adapter names.
+    Errors: ModelError.
+    """
+    if not lora.path.is_dir():
+        return lora
+    base = source if (Path(source) / "config.json").is_file() else None
+    return replace(lora, path=convert_adapter(lora.path, base, progress=progress))
 
 
 def _load_reference(

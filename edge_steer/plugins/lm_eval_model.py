@@ -17,7 +17,8 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from edge_steer.core.backend import PLAIN, Completion, EngineOptions, FlashAttention, KvType, Message, Request
+from edge_steer.adapters.choice import choose_lora
+from edge_steer.core.backend import PLAIN, Completion, EngineOptions, FlashAttention, KvType, Lora, Message, Request
 from edge_steer.core.errors import ModelError, RequestError
 from edge_steer.core.progress import Progress
 from edge_steer.core.sampling import Sampling
@@ -28,9 +29,10 @@ from edge_steer.llama.engine import Engine
 from edge_steer.llama.library import system_info
 from edge_steer.llama.model import LlamaModel
 from edge_steer.models import quantize
+from edge_steer.models.load import gguf_lora_of
 from edge_steer.storage import digests
 from edge_steer.storage.files import read_text
-from edge_steer.vectors.steer import steering_of_file
+from edge_steer.vectors.steer import split_strength, steering_of_file
 
 MAX_GEN_TOKS = 256  # the harness's own default
 PARALLEL = 16
@@ -76,7 +78,8 @@ class ModelArguments:
     layers: as 3 or 1-5 or 1+2+7-9, a comma being taken. max_length: most positions of a prompt and its answer
     (default: the model's context). prefix_token_id: what text without a context is conditioned on (default: the
     begin token, else the end token). seed: of the first request that samples; the next one has the next. template:
-    "none", or a file with a Jinja chat template in place of the model's; date: as EngineOptions has it.
+    "none", or a file with a Jinja chat template in place of the model's; date: as EngineOptions has it. lora:
+    ADAPTER[:SCALE], a folder of PEFT or a LoRA of llama.cpp.
     """
 
     vector: str | None = None
@@ -94,6 +97,7 @@ class ModelArguments:
     seed: int = 0
     template: str | None = None
     date: str | None = None
+    lora: str | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "ModelArguments":
@@ -117,10 +121,19 @@ class ModelArguments:
         if template not in (None, PLAIN):
             template = read_text(str(template), "a Jinja chat template")
             chat_template.check_template(template)
-        return LlamaModel(quantize.gguf_for(model), self.gpu_layers, template=template, date=self.date)
+        lora = self.adapter(model)
+        return LlamaModel(quantize.gguf_for(model), self.gpu_layers, template=template, date=self.date, lora=lora)
 
-    def engine_options(self, context: int) -> EngineOptions:
+    def adapter(self, model: str) -> Lora | None:
+        """The adapter, as llama.cpp loads it. Errors: ModelError."""
+        if self.lora is None:
+            return None
+        path, scale = split_strength(self.lora)
+        return gguf_lora_of(choose_lora(path, 1.0 if scale is None else scale), model, Log())
+
+    def engine_options(self, context: int, lora: Lora | None) -> EngineOptions:
         return EngineOptions(
+            lora=lora,
             context=context,
             parallel=self.parallel or PARALLEL,
             threads=self.threads,
@@ -159,7 +172,7 @@ class EdgeSteerLM(TemplateLM):  # type: ignore[misc]
         self.max_length = arguments.max_length or file.trained_context
         self.max_gen_toks = arguments.max_gen_toks
         # the last token is scored without being decoded
-        self.engine = Engine(file, arguments.engine_options(context=self.max_length + 1))
+        self.engine = Engine(file, arguments.engine_options(self.max_length + 1, file.lora))
         self.engine.check_steering(steering)
         self._file = file
         self._steering = steering

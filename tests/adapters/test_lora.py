@@ -16,14 +16,18 @@ from safetensors.torch import load_file, save_file
 
 from edge_steer.adapters import gguf_lora, peft_folder
 from edge_steer.adapters.choice import choose_lora
+from edge_steer.certificates.certificate import read_certificate
+from edge_steer.certificates.make import certify
+from edge_steer.certificates.recheck import check_again
 from edge_steer.commands.main import main
 from edge_steer.core.backend import EngineOptions, Request
 from edge_steer.core.errors import EdgeSteerError, ModelError
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import Array, SteeringVector
 from edge_steer.llama.engine import Engine
-from edge_steer.models.convert import convert_adapter
+from edge_steer.models.convert import convert_adapter, converter_folder
 from edge_steer.models.load import load
+from edge_steer.parity.texts import TokenisedText
 
 EXACT = EngineOptions(threads=1, kv_type="f32", flash_attention="off", gpu_layers=0)
 TOKENS = tuple(range(5, 60))
@@ -110,14 +114,31 @@ def test_at_scale_0_the_model_is_as_it_was(bundled_f32: Path, plain: Engine, fol
         assert np.array_equal(merged(folder, 0.0), reference.logits(TOKENS, 1))
 
 
-def test_a_folder_is_converted_with_its_rank_stabilisation(bundled_f32: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_of_peft_is_converted_with_its_rank_stabilisation_and_shown_to_be_right(
+    bundled_f32: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripts = converter_folder()
+    monkeypatch.setenv("EDGE_STEER_CACHE", str(tmp_path))
+    converter_folder().symlink_to(scripts, target_is_directory=True)
     stabilised = write_peft(tmp_path / "stabilised", use_rslora=True)
-    converted = convert_adapter(stabilised, ABACUS, tmp_path / "lora.gguf")
+    options = replace(EXACT, lora=choose_lora(stabilised, 0.5))
+    texts = [TokenisedText(tuple(range(first, first + 16)), 1) for first in range(5, 105, 10)]
+    file = tmp_path / "out" / "certificate.json"
+    certificate = certify(bundled_f32, ABACUS, texts=texts, options=options, folder=file.parent)
+    assert certificate.verdict == "pass"
+    assert read_certificate(file).files[0].conditions.to_json() == certificate.files[0].conditions.to_json()
+    assert certificate.files[0].conditions.to_json()["lora"] == options.described()["lora"]
+    assert all(figure.holds for figure in check_again(file, options=options))
+    with pytest.raises(EdgeSteerError, match="the certificate is for"):
+        check_again(file, options=replace(options, lora=choose_lora(stabilised)))
+    converted = convert_adapter(stabilised)  # from the cache
     alpha = gguf_lora.read(converted).metadata["adapter.lora.alpha"]
     assert alpha == pytest.approx(ALPHA * RANK**0.5)
     apart = np.abs(adapted(bundled_f32, converted) - merged(stabilised)).max(axis=1)
     assert np.median(apart) < EQUAL
     assert choose_lora(stabilised).digest != choose_lora(folder).digest
+    with pytest.raises(ModelError, match="names no model"):
+        convert_adapter(write_peft(tmp_path / "orphan", base_model_name_or_path=None))
 
 
 def test_every_context_has_the_adapter(bundled_f32: Path, file: Path, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -29,6 +31,7 @@ from edge_steer.core.errors import EdgeSteerError, ModelError, RequestError, Vec
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import SteeringVector
 from edge_steer.evaluation.harness import read_samples
+from edge_steer.models.load import load
 from edge_steer.plugins.lm_eval_model import EdgeSteerLM, ModelArguments, with_model
 from edge_steer.reference.model import Reference
 from edge_steer.vectors import read
@@ -276,6 +279,26 @@ def test_a_template_of_ones_own_its_date_and_plain_text(bundled_f16: Path, tmp_p
     for wrong, error in (("absent.jinja", "no such file: absent.jinja"), (str(bundled_f16), "is not UTF-8 at byte")):
         with pytest.raises(EdgeSteerError, match=error):
             EdgeSteerLM(str(bundled_f16), template=wrong)
+
+
+def test_an_adapter_runs_in_the_harness(bundled_f32: Path, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "lora.gguf", "qwen2")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 1.0)
+    random = np.random.default_rng(0)
+    for half, shape in (("a", (1, 512)), ("b", (256, 1))):
+        writer.add_tensor(f"blk.2.ffn_down.weight.lora_{half}", random.standard_normal(shape, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    model = EdgeSteerLM(str(bundled_f32), lora=f"{tmp_path / 'lora.gguf'}:0.5", **EXACT)
+    logits = model.engine.logits(range(5, 25), 1)
+    with load(bundled_f32, options=model.engine.options) as adapted, load(bundled_f32) as plain:
+        assert np.array_equal(logits, adapted.logits(range(5, 25), 1))
+        assert np.abs(logits - plain.logits(range(5, 25), 1)).max() > 0.5
+    assert model.engine.provenance.backend["lora"]["scale"] == 0.5
 
 
 @pytest.mark.parametrize(
