@@ -19,6 +19,9 @@ Interval = tuple[float, float]
 MIN_VALUES = 5  # with fewer, the resamples take too few values to have tails to cut off
 RESAMPLES = 5000
 DRAWN_AT_ONCE = 2**22  # indices in memory
+TAIL = 0.1  # of the values, for a tail that is fitted
+LEAST_SHAPE = 0.05  # of a fitted tail: one so light that the shape no longer matters
+TAIL_RESAMPLES = 1000  # fewer, since each looks at every large value
 
 
 def log_softmax(logits: npt.NDArray[np.floating]) -> Floats:
@@ -115,6 +118,36 @@ def bootstrap_groups(
     return _percentiles(statistic(drawn @ sums), count, level)
 
 
+def heavy_tailed_mean(
+    groups: Sequence[Floats], *, floor: float, most: float, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Interval of the mean over all values of independent groups, where rare large values may carry it.
+
+    A bootstrap that has not met such a value cannot know of it. So every resample has two means: its own, and one in
+    which the largest TAIL of its values give way to the mean of a Pareto tail that is fitted to them (Hill, 1975) and
+    cut off at `most`. The interval reaches from the lower of both bootstraps to the upper. Values up to `floor` are no
+    tail. Errors: EdgeSteerError for fewer than MIN_VALUES groups.
+    """
+    count = len(groups)
+    if count < MIN_VALUES:
+        raise EdgeSteerError(f"{count} groups are too few for a bootstrap interval; at least {MIN_VALUES} are needed")
+    sizes, sums = np.array([(len(values), values.sum()) for values in groups]).T
+    values, of_group = np.concatenate(groups), np.repeat(np.arange(count), [len(group) for group in groups])
+    falling = np.argsort(-values)[: math.ceil(2 * TAIL * len(values))]  # more than the tail of any likely resample
+    falling = falling[values[falling] > floor]
+    rng = np.random.default_rng(seed)
+    rows = max(1, DRAWN_AT_ONCE // max(len(falling), 1))
+    plain, tailed = [], []
+    for start in range(0, TAIL_RESAMPLES, rows):
+        drawn = rng.multinomial(count, np.full(count, 1 / count), size=min(rows, TAIL_RESAMPLES - start))
+        total = drawn @ sizes
+        gain = _tail_gain(values[falling], drawn[:, of_group[falling]], TAIL * total, floor, most)
+        plain.append(drawn @ sums / total)
+        tailed.append(plain[-1] + gain / total)
+    ends = [_percentiles(np.concatenate(means), count, level) for means in (plain, tailed)]
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
 def combined(weights: Sequence[float], means: Sequence[float], intervals: Sequence[Interval]) -> Interval:
     """Interval of a weighted sum of independent means from their own intervals (Zou and Donner, 2008, "MOVER").
 
@@ -139,6 +172,22 @@ def mcnemar(lost: int, gained: int) -> float:
     pairs = lost + gained
     tail = sum(math.comb(pairs, k) for k in range(min(lost, gained) + 1))
     return min(1.0, float(Fraction(2 * tail, 2**pairs)))
+
+
+def _tail_gain(values: Floats, drawn: npt.NDArray[np.integer], wanted: Floats, floor: float, most: float) -> Floats:
+    """By how much a resample's sum rises where a Pareto tail stands for its largest values.
+
+    values: falling, above the floor. drawn: (resamples, values), how often each was. wanted: how many are the tail.
+    """
+    inside = drawn.cumsum(axis=1) <= wanted[:, None]
+    counts = drawn * inside
+    members = counts.sum(axis=1)
+    threshold = np.append(values, floor)[inside.sum(axis=1)]
+    shape = np.maximum((counts @ np.log(values)) / np.maximum(members, 1) - np.log(threshold), LEAST_SHAPE)
+    power, reach = 1 - 1 / shape, np.log(np.maximum(most / threshold, 1))
+    beyond = np.where(np.abs(power) < 1e-6, reach, np.expm1(power * reach) / np.where(power == 0, 1, power))
+    gain: Floats = members * threshold * (1 + beyond) - counts @ values
+    return gain
 
 
 def _percentiles(resampled: Floats, count: int, level: float) -> Interval:

@@ -14,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.core.stats import MIN_VALUES, Floats, Interval, bootstrap_groups, quantiles
+from edge_steer.core.stats import MIN_VALUES, Floats, Interval, bootstrap_groups, heavy_tailed_mean, quantiles
+from edge_steer.parity.tolerances import KL_FLOOR
 
 Logits = npt.NDArray[np.float32]
 BLOCK = 2**18  # logits worked on at once, so that what is made of them stays in the processor's cache
+MOST_KL = 16.0  # nats; llama-perplexity counts no log-probability below -16
 DELTA_P = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 
 
@@ -137,13 +139,8 @@ def summarise(texts: Sequence[Positions], *, seed: int = 0) -> Divergence:
     every = Positions.joined(texts)
     delta = every.delta_p
     log_ratio = every.nll - every.reference_nll
-    # what each text adds: positions, KL, same first choices, squared delta p, log ratio
-    sums = np.array(
-        [
-            (len(t), t.kl.sum(), t.same.sum(), (t.delta_p**2).sum(), (t.nll - t.reference_nll).sum())
-            for t in texts
-        ]
-    )  # fmt: skip
+    # what each text adds: positions, same first choices, squared delta p, log ratio
+    sums = np.array([(len(t), t.same.sum(), (t.delta_p**2).sum(), (t.nll - t.reference_nll).sum()) for t in texts])
     ratio = math.exp(log_ratio.mean())
     shares = np.quantile(delta, DELTA_P)
     return Divergence(
@@ -151,22 +148,29 @@ def summarise(texts: Sequence[Positions], *, seed: int = 0) -> Divergence:
         positions=len(every),
         kl=quantiles(every.kl),
         kl_error=_error(every.kl),
-        kl_interval=over_texts(sums, lambda s: s[..., 1] / s[..., 0], seed),
+        kl_interval=_kl_interval([text.kl for text in texts], seed),
         top1=float(every.same.mean()),
-        top1_interval=over_texts(sums, lambda s: s[..., 2] / s[..., 0], seed),
+        top1_interval=over_texts(sums, lambda s: s[..., 1] / s[..., 0], seed),
         delta_p={
             "mean": float(delta.mean()),
             "rms": float(np.sqrt((delta**2).mean())),
             "max": float(np.abs(delta).max()),
             **{f"p{100 * share:g}": float(value) for share, value in zip(DELTA_P, shares, strict=True)},
         },
-        delta_p_interval=over_texts(sums, lambda s: np.sqrt(s[..., 3] / s[..., 0]), seed),
+        delta_p_interval=over_texts(sums, lambda s: np.sqrt(s[..., 2] / s[..., 0]), seed),
         perplexity=math.exp(every.nll.mean()),
         reference_perplexity=math.exp(every.reference_nll.mean()),
         perplexity_ratio=ratio,
         ratio_error=ratio * _error(log_ratio),
-        ratio_interval=over_texts(sums, lambda s: np.exp(s[..., 4] / s[..., 0]), seed),
+        ratio_interval=over_texts(sums, lambda s: np.exp(s[..., 3] / s[..., 0]), seed),
     )
+
+
+def _kl_interval(texts: Sequence[Floats], seed: int) -> Interval | None:
+    """Of the mean KL, which few positions may carry; None for fewer than MIN_VALUES texts."""
+    if len(texts) < MIN_VALUES:
+        return None
+    return heavy_tailed_mean(texts, floor=KL_FLOOR, most=MOST_KL, seed=seed)
 
 
 def over_texts(sums: Floats, statistic: Callable[[Any], Any], seed: int = 0) -> Interval | None:

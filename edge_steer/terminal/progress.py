@@ -50,7 +50,7 @@ class LogProgress(Notes):
         self._thread.start()
 
     def __call__(self, doing: str, done: int = 0, total: int = 1) -> None:
-        if doing != self._doing:
+        if doing != self._doing or done < self._done:
             self._doing, self._began, self._first = doing, time.monotonic(), done
         self._done, self._total = done, total
 

@@ -128,3 +128,50 @@ def test_combined_intervals_cover_the_weighted_mean() -> None:
         low, high = stats.combined(weights, [k / size for k, size in zip(right, sizes, strict=True)], intervals)
         hits += low <= truth <= high
     assert 0.92 <= hits / 600 <= 0.98
+
+
+def test_an_interval_that_reckons_with_values_it_has_not_met() -> None:
+    """A value in 4,000 carries most of the mean: 16 groups of 100 rarely hold one."""
+    rng = np.random.default_rng(11)
+    rounds, truth = 60, math.exp(3.0**2 / 2)
+    hits = {"bootstrap": 0, "heavy-tailed": 0}
+    for seed in range(rounds):
+        groups = [rng.lognormal(0, 3.0, size=100) for _ in range(16)]
+        sums = np.array([(100, group.sum()) for group in groups])
+        plain = stats.bootstrap_groups(sums, lambda s: s[..., 1] / s[..., 0], resamples=600, seed=seed)
+        tailed = stats.heavy_tailed_mean(groups, floor=1e-6, most=1e6, seed=seed)
+        for name, (low, high) in (("bootstrap", plain), ("heavy-tailed", tailed)):
+            hits[name] += low <= truth <= high
+        assert tailed[0] <= plain[0] * 1.2
+        assert tailed[1] >= plain[1] * 0.8
+    assert hits["bootstrap"] < 0.8 * rounds
+    assert hits["heavy-tailed"] >= 0.95 * rounds
+
+
+def test_a_light_tail_costs_little_and_rounding_is_no_tail() -> None:
+    rng = np.random.default_rng(12)
+    groups = [rng.exponential(size=150) for _ in range(16)]
+    sums = np.array([(len(group), group.sum()) for group in groups])
+    low, high = stats.bootstrap_groups(sums, lambda s: s[..., 1] / s[..., 0])
+    light = stats.heavy_tailed_mean(groups, floor=1e-6, most=16)
+    assert light[0] == pytest.approx(low, rel=0.02)
+    assert high * 0.98 <= light[1] <= 1.25 * high
+    noise = [rng.normal(0, 1e-9, size=150) for _ in range(16)]
+    assert np.abs(stats.heavy_tailed_mean(noise, floor=1e-6, most=16)).max() < 1e-9
+    assert stats.heavy_tailed_mean([np.full(5, 2.0)] * 6, floor=3.0, most=16) == pytest.approx((2.0, 2.0))
+    with pytest.raises(EdgeSteerError, match="4 groups are too few"):
+        stats.heavy_tailed_mean(groups[:4], floor=0.0, most=16)
+
+
+def test_a_fitted_tail_is_that_of_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every group the same, so that every resample is: the gain by hand."""
+    group = np.sort(np.random.default_rng(3).pareto(0.8, size=100) + 0.01)
+    tail, threshold = group[-10:], group[-11]
+    shape = float(np.mean(np.log(tail / threshold)))
+    grid = np.geomspace(threshold, 50.0, 200_001)
+    mean = threshold + float(np.trapezoid((grid / threshold) ** (-1 / shape), grid))
+    whole = (group[:-10].sum() + 10 * mean) / 100
+    found = stats.heavy_tailed_mean([group] * 8, floor=1e-6, most=50.0)
+    assert sorted(found) == pytest.approx(sorted([group.mean(), whole]), rel=1e-4)
+    monkeypatch.setattr(stats, "DRAWN_AT_ONCE", 700)
+    assert stats.heavy_tailed_mean([group] * 8, floor=1e-6, most=50.0) == pytest.approx(found)

@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core import stats
 from edge_steer.core.stats import bootstrap_groups, logsumexp
 from edge_steer.parity import divergence
 from edge_steer.parity.divergence import Divergence, Positions, compare_logits, over_texts, summarise
@@ -237,6 +238,7 @@ def test_intervals_over_texts_hold_the_truth_as_often_as_they_say(
     Short of 95% where texts are few and KL is skewed; intervals over positions are far too narrow.
     """
     monkeypatch.setattr(divergence, "bootstrap_groups", partial(bootstrap_groups, resamples=600))
+    monkeypatch.setattr(stats, "TAIL_RESAMPLES", 200)
     rng = np.random.default_rng(texts)
     held, narrow, rounds = dict.fromkeys(TRUTH, 0), 0, 300
     for seed in range(rounds):
