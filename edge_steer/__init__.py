@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edge_steer.evaluation.evaluate import evaluate
     from edge_steer.evaluation.figures import compare, summarise
     from edge_steer.evaluation.sweep import sweep
+    from edge_steer.extraction.extract import Normalise
     from edge_steer.lens.reading import Reading
     from edge_steer.models.convert import convert
     from edge_steer.models.load import load
@@ -168,13 +169,14 @@ def extract(
     layers: Sequence[int] | None = None,
     pooling: str = "last",
     method: str = "mean_difference",
-    normalise: bool = False,
+    normalise: "Normalise" = False,
     progress: "Progress | None" = None,
 ) -> "SteeringVector":
     """The steering vector of contrastive pairs, or of a file of them (DenseSteer: mean difference, last token).
 
     model: a Hugging Face folder or hub id (run in PyTorch), a GGUF (run in llama.cpp), or a loaded model. layers: None
-    is every block. pooling: which tokens make a state. normalise: scale each direction to norm 1.
+    is every block. pooling: which tokens make a state. normalise: scale each direction to norm 1, or
+    to that of the states ("residual"), so that strengths compare across layers.
     Errors: EdgeSteerError.
     """
     from edge_steer.core.progress import SILENT

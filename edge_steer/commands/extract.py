@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 @click.option("--pooling", default="last", show_default=True,
               help="Tokens of an answer that are averaged: last, last:K, mean or token:I.")  # fmt: skip
 @click.option("--normalise", is_flag=True, help="Scale each direction to norm 1.")
+@click.option("--residual-units", is_flag=True,
+              help="Scale each direction to the states' norm: strengths then compare across layers.")  # fmt: skip
 @click.option("--report", type=FOLDER, help="A folder for the figures of each layer: layers.json and layers.png.")
 @click.option("--backend", "runtime", type=click.Choice(["llama", "torch"]),
               help="Run MODEL in llama.cpp or in PyTorch.  [default: PyTorch, and a GGUF in llama.cpp]")  # fmt: skip
@@ -46,6 +48,7 @@ def extract(
     method: str,
     pooling: str,
     normalise: bool,
+    residual_units: bool,
     report: Path | None,
     runtime: "Runtime | None",
     revision: str | None,
@@ -69,6 +72,8 @@ def extract(
 
     if Path(model).is_file() and (revision or trust_remote_code):
         raise click.UsageError("--revision and --trust-remote-code are of Hugging Face models; MODEL is a GGUF file")
+    if normalise and residual_units:
+        raise click.UsageError("--normalise and --residual-units are two lengths; give one of them")
     if report:
         need("plots")
         _make_folder(report)
@@ -84,7 +89,7 @@ def extract(
     ):  # fmt: skip
         states = record(recorder, pairs, layers=layers, pooling=pooling, progress=progress)
         progress("measuring the layers")
-        vector = reduce(states, method, normalise=normalise)
+        vector = reduce(states, method, normalise="residual" if residual_units else normalise)
         qualities = measure_layers(states, method)
     native.save(vector, output)
     suggested = _print_layers(vector, qualities)

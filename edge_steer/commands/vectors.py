@@ -209,6 +209,20 @@ def vector_project(vector: Path, other: Path, output: Path, layers: tuple[int, .
     _finish(load(vector).project_out(load(other)), output, layers)
 
 
+@vector_group.command("random", short_help="Random directions of a vector's norms, as a control.")
+@click.argument("vector", type=PATH)
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed draws other directions.")
+@click.option("-o", "--output", type=FILE, required=True, help="The vector file to write (.safetensors or .gguf).")
+def vector_random(vector: Path, seed: int, output: Path) -> None:
+    """Draw a direction of the same norm at every layer of VECTOR, to be used as VECTOR is.
+
+    What VECTOR does and several of these do not is what its direction does.
+    """
+    from edge_steer.vectors.read import load
+
+    _finish(load(vector).random_like(seed), output, None)
+
+
 @vector_group.command("tune", short_help="Say at which layers, strength and phase to use a vector.")
 @click.argument("vector", type=PATH)
 @click.option("--layers", type=LAYERS, metavar="LAYERS", help="Layers to steer.  [default: all of VECTOR's]")

@@ -236,6 +236,16 @@ class SteeringVector:
             projected[layer] = (mine - (mine @ theirs) / square * theirs).astype(np.float32)
         return self._derived(projected, f"{self.digest[:12]} without {other.digest[:12]}", other)
 
+    def random_like(self, seed: int) -> Self:
+        """Random directions of the same norms at the same layers, to be used as this vector is: its control."""
+        rng = np.random.default_rng(seed)
+        directions = {}
+        for layer, norm in self.norms.items():
+            drawn = rng.standard_normal(self.model.hidden_size)
+            directions[layer] = (drawn * (norm / np.linalg.norm(drawn))).astype(np.float32)
+        step = f"random directions of the norms of {self.digest[:12]}, seed {seed}"
+        return replace(self._derived(directions, step), method="random", tuning=self.tuning)
+
     def _derived(self, directions: Mapping[int, Array], step: str, other: Self | None = None) -> Self:
         model = self.model.joined(other.model) if other else self.model
         provenance = (*self.provenance, step)

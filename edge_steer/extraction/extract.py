@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from edge_steer.extraction.pooling import pooling_named
 from edge_steer.pairs.pair import Pair, digest_pairs
 from edge_steer.storage.provenance import Provenance
 
+Normalise = bool | Literal["residual"]
+RESIDUAL_UNITS = "each direction has the mean norm of the states at its layer"
 MAX_BYTES_IN_MEMORY = 2**30  # more states than this are kept in a temporary file
 Span = Callable[[int], tuple[int, int]]  # as pooling_named gives
 
@@ -61,7 +63,7 @@ def extract(
     layers: Sequence[int] | None = None,
     pooling: str = "last",
     method: str = "mean_difference",
-    normalise: bool = False,
+    normalise: Normalise = False,
     batch_tokens: int = 1024,
     progress: Progress = SILENT,
 ) -> SteeringVector:
@@ -109,11 +111,12 @@ def record(
     return PairStates(states[0], states[1], _different(pairs), chosen, identity, pooling, digest_pairs(pairs))
 
 
-def reduce(states: PairStates, method: str = "mean_difference", *, normalise: bool = False) -> SteeringVector:
-    """The vector of recorded states by one of METHODS. normalise: scale each direction to norm 1.
+def reduce(states: PairStates, method: str = "mean_difference", *, normalise: Normalise = False) -> SteeringVector:
+    """The vector of recorded states by one of METHODS.
 
-    "class_means" counts a side once, in however many pairs it stands.
-    Errors: VectorError for an unknown method, or a direction of norm 0 to normalise.
+    normalise: scale each direction to norm 1, or, if "residual", to the mean norm of the states at its layer, so that a
+    strength of 0.1 adds a tenth of the residual stream at every layer. "class_means" counts a side once, in however
+    many pairs it stands. Errors: VectorError for an unknown method, or a direction of norm 0 to normalise.
     """
     direct = method_named(method)
     directions: dict[int, Array] = {}
@@ -125,7 +128,9 @@ def reduce(states: PairStates, method: str = "mean_difference", *, normalise: bo
         if normalise:
             if not (norm := np.linalg.norm(direction)):
                 raise VectorError(f"the direction of layer {layer} is zero; it cannot be normalised")
-            direction = direction / norm
+            both = np.concatenate([positive, negative])
+            wanted = np.linalg.norm(both, axis=1).mean() if normalise == "residual" else 1.0
+            direction = direction * (wanted / norm)
         directions[layer] = direction.astype(np.float32)
     return SteeringVector(
         directions,
@@ -134,7 +139,8 @@ def reduce(states: PairStates, method: str = "mean_difference", *, normalise: bo
         pooling=states.pooling,
         pairs=states.pairs,
         pairs_digest=states.pairs_digest,
-        normalised=normalise,
+        normalised=normalise is True,
+        provenance=(RESIDUAL_UNITS,) if normalise == "residual" else (),
     )
 
 

@@ -380,3 +380,19 @@ def test_parse_layers_refuses(text: str) -> None:
 def test_the_value_needs_no_runtime() -> None:
     code = "import sys, edge_steer.core.vector; sys.exit(any(m in sys.modules for m in ('torch', 'llama_cpp', 'gguf')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_random_control_has_the_norms_and_the_tuning_and_nothing_else_of_a_vector() -> None:
+    model = ModelIdentity("m", "qwen2", hidden_size=256, block_count=3)
+    rng = np.random.default_rng(0)
+    directions = {layer: rng.standard_normal(256).astype(np.float32) * layer for layer in (1, 2)}
+    vector = SteeringVector(directions, model, "mean_difference").tuned([2], 0.5, "generated")
+    first, again, other = (vector.random_like(seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert first.tuning == vector.tuning
+    assert first.method == "random"
+    assert first.norms == pytest.approx(vector.norms, rel=1e-6)
+    for layer in (1, 2):
+        for a, b in ((first, vector), (first, other)):
+            assert abs(float(a.directions[layer] @ b.directions[layer])) < 0.3 * a.norms[layer] * b.norms[layer]
+    assert "seed 1" in other.provenance[-1]

@@ -378,3 +378,15 @@ def test_what_cannot_be_extracted_is_refused(tiny: Reference) -> None:
         extract(tiny, PAIRS, pooling="token:20")
     with pytest.raises(RequestError, match=r"^long has \d+ tokens with its question; the context holds 512"):
         extract(tiny, [*PAIRS, Pair("q", "yes " * 600, "no", id="long")])
+
+
+def test_a_vector_in_residual_units_has_the_norm_of_the_states(tiny: Reference) -> None:
+    pairs = PAIRS
+    states = record(tiny, pairs, layers=[1, 3])
+    plain, scaled = reduce(states), reduce(states, normalise="residual")
+    for row, layer in enumerate((1, 3)):
+        both = np.concatenate([states.positive[row], states.negative[row]])
+        assert scaled.norms[layer] == pytest.approx(np.linalg.norm(both, axis=1).mean(), rel=1e-5)
+        assert cosine(plain.directions[layer], scaled.directions[layer]) == pytest.approx(1, abs=1e-6)
+    assert not scaled.normalised
+    assert scaled.provenance == ("each direction has the mean norm of the states at its layer",)

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pytest
 import scipy.stats
 
-from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core import stats
+from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.stats import bootstrap_groups, logsumexp
 from edge_steer.parity import divergence
 from edge_steer.parity.divergence import Divergence, Positions, compare_logits, over_texts, summarise
