@@ -10,6 +10,7 @@ the ratio of each round's two neighbours as median, smallest and largest, and a 
 
 import json
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -18,16 +19,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import httpx
 import numpy as np
+import psutil
 
 from edge_steer.core.vector import SteeringVector
-from edge_steer.models.file import ModelFile
+from edge_steer.models.load import load
+from edge_steer.vectors.write import save
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "abacus" / "abacus-F16.gguf"
@@ -38,10 +41,26 @@ Steer = Callable[[int], dict[str, Any]]  # number of a client -> what its reques
 
 @dataclass(frozen=True)
 class Speed:
-    """first_token: median seconds to the first token. rate: tokens per second of all clients together."""
+    """first_token: median seconds to the first token. rate: tokens per second of all clients together. processor:
+    milliseconds of the server's processor time a token, which other programs of the machine do not change."""
 
     first_token: float
     rate: float
+    processor: float
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: where it is reached, and its process."""
+
+    url: str
+    process: psutil.Process
+
+    @property
+    def seconds(self) -> float:
+        """Of processor time so far."""
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
 
 
 def unsteered(_client: int) -> dict[str, Any]:
@@ -56,9 +75,14 @@ def each_its_own(client: int) -> dict[str, Any]:
     return {"control_vectors": [{"name": "dense", "scale": 1 + client / 32}]}
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
 @contextmanager
-def running(command: list[str], url: str | None = None) -> Iterator[str]:
-    """The address of a server while it runs. url: None is as the server says it on standard error."""
+def running(command: list[str], url: str | None = None) -> Iterator[Server]:
+    """A server while it runs. url: None is as the server says it on standard error."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr
     try:
@@ -72,37 +96,48 @@ def running(command: list[str], url: str | None = None) -> Iterator[str]:
                     break
             except httpx.TransportError:
                 time.sleep(0.1)
-        yield url
+        yield Server(url, psutil.Process(process.pid))
     finally:
         process.kill()
         process.wait()
 
 
-def measure(url: str, clients: int, tokens: int, requests: int, steer: Steer, turn: int) -> Speed:
+def first_token(http: httpx.Client, body: dict[str, Any]) -> float:
+    """Seconds until the first token of a stream, which is read to its end."""
+    began = time.perf_counter()
+    try:
+        with http.stream("POST", "/completion", json=body) as response:
+            lines = (line for line in response.iter_lines() if line)
+            assert "content" in next(lines), response.text
+            seconds = time.perf_counter() - began
+            last = json.loads([*lines][-1].removeprefix("data: "))
+    except httpx.RemoteProtocolError:  # llama-server closes a connection now and then before it answers
+        return first_token(http, body)
+    assert last["tokens_predicted"] == body["n_predict"], last
+    return seconds
+
+
+def measure(server: Server, clients: int, tokens: int, requests: int, steer: Steer, turn: int) -> Speed:
     """`requests` requests of each of so many clients. turn: makes the prompts new, so that none is in a cache."""
     firsts: list[float] = []
 
     def client(number: int) -> None:
-        with httpx.Client(base_url=url, timeout=600) as http:
+        with httpx.Client(base_url=server.url, timeout=600) as http:
             for request in range(requests):
                 prompt = QUESTION.format(1000 * turn + number, 100 * request + 7)
                 body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
-                began = time.perf_counter()
-                with http.stream("POST", "/completion", json={**body, **steer(number)}) as response:
-                    lines = (line for line in response.iter_lines() if line)
-                    assert "content" in next(lines), response.text
-                    firsts.append(time.perf_counter() - began)
-                    last = json.loads([*lines][-1].removeprefix("data: "))
-                assert last["tokens_predicted"] == tokens, last
+                firsts.append(first_token(http, {**body, **steer(number)}))
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), server.seconds
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(firsts) == clients * requests
-    return Speed(statistics.median(firsts), clients * requests * tokens / (time.perf_counter() - began))
+    total = clients * requests * tokens
+    processor = 1000 * (server.seconds - spent) / total
+    return Speed(statistics.median(firsts), total / (time.perf_counter() - began), processor)
 
 
 @dataclass(frozen=True)
@@ -119,9 +154,10 @@ def vector_for(model: Path, folder: Path) -> Path:
     """The bundled model's vector; for another model a weak random direction in its middle block."""
     if model == MODEL:
         return VECTOR
-    identity = ModelFile(model).identity
+    with load(model) as engine:
+        identity = engine.model
     direction = np.random.default_rng(0).standard_normal(identity.hidden_size).astype(np.float32) / 100
-    return SteeringVector({identity.block_count // 2: direction}, identity).save(folder / "random.safetensors")
+    return save(SteeringVector({identity.block_count // 2: direction}, identity), folder / "random.safetensors")
 
 
 def ours(model: Path, vector: Path, threads: int, context: int) -> list[str]:
@@ -130,8 +166,8 @@ def ours(model: Path, vector: Path, threads: int, context: int) -> list[str]:
     return [*command, "--vector", f"dense={vector}:0"]
 
 
-def theirs(program: Path, model: Path, threads: int, context: int) -> list[str]:
-    command = [str(program), "--model", str(model), "--port", "8971", "--parallel", "32", "--threads", str(threads)]
+def theirs(program: Path, model: Path, port: int, threads: int, context: int) -> list[str]:
+    command = [str(program), "--model", str(model), "--port", str(port), "--parallel", "32", "--threads", str(threads)]
     return [*command, "--ctx-size", str(32 * context), "--no-warmup", "--log-disable"]
 
 
@@ -157,41 +193,45 @@ def main(
     cases: dict[str, Steer] = {"edge-steer": unsteered, "steered": alike, "each its own": each_its_own}
     with ExitStack() as servers:
         vector = vector_for(model, Path(servers.enter_context(tempfile.TemporaryDirectory())))
-        urls = dict.fromkeys(cases, servers.enter_context(running(ours(model, vector, threads, context))))
+        running_servers = dict.fromkeys(cases, servers.enter_context(running(ours(model, vector, threads, context))))
         if llama_server:
-            command = theirs(llama_server, model, threads, context)
-            urls["llama-server"] = servers.enter_context(running(command, "http://127.0.0.1:8971"))
+            port = free_port()
+            command = theirs(llama_server, model, port, threads, context)
+            running_servers["llama-server"] = servers.enter_context(running(command, f"http://127.0.0.1:{port}"))
             cases["llama-server"] = unsteered
-        speeds = compare(urls, cases, counts, tokens, requests, rounds)
-    print(f"{'':14}{'clients':>8}{'first token ms':>16}{'tokens/s':>10}")
+        speeds = compare(running_servers, cases, counts, tokens, requests, rounds)
+    print(f"{'':14}{'clients':>8}{'first token ms':>20}{'tokens/s':>20}{'processor ms/token':>20}")
     for name, counted in speeds.items():
         for clients, measured in counted.items():
-            first, rate = (statistics.median(figures) for figures in zip(*map(astuple, measured), strict=True))
-            print(f"{name:14}{clients:8}{1000 * first:16.1f}{rate:10.0f}")
+            first, rate, processor = (statistics.median(column) for column in zip(*map(astuple, measured), strict=True))
+            print(f"{name:14}{clients:8}{1000 * first:20.1f}{rate:20.0f}{processor:20.3f}")
     pairs = [("edge-steer", "llama-server"), ("steered", "edge-steer"), ("each its own", "steered")]
-    print(f"\n{'':28}{'clients':>8}{'first token':>20}{'tokens/s':>20}")
     for name, other in [pair for pair in pairs if pair[1] in speeds]:
+        print(f"\n{name} / {other}")
         for clients in counts:
-            mine, its = speeds[name][clients], speeds[other][clients]
-            first_token = Ratio(tuple(a.first_token / b.first_token for a, b in zip(mine, its, strict=True)))
-            rate_ratio = Ratio(tuple(a.rate / b.rate for a, b in zip(mine, its, strict=True)))
-            print(f"{name + ' / ' + other:28}{clients:8}{first_token!s:>20}{rate_ratio!s:>20}")
-    print(
-        json.dumps({name: {n: [*map(vars, some)] for n, some in counted.items()} for name, counted in speeds.items()})
-    )
+            rounds_ = zip(map(astuple, speeds[name][clients]), map(astuple, speeds[other][clients]), strict=True)
+            ratios = [[mine / its for mine, its in zip(*both, strict=True)] for both in rounds_]
+            print(f"{clients:22}" + "".join(f"{Ratio(column)!s:>20}" for column in zip(*ratios, strict=True)))
+    figures = {name: {n: [*map(asdict, some)] for n, some in counted.items()} for name, counted in speeds.items()}
+    print(json.dumps(figures))
 
 
 def compare(
-    urls: dict[str, str], cases: dict[str, Steer], counts: tuple[int, ...], tokens: int, requests: int, rounds: int
+    servers: dict[str, Server],
+    cases: dict[str, Steer],
+    counts: tuple[int, ...],
+    tokens: int,
+    requests: int,
+    rounds: int,
 ) -> dict[str, dict[int, list[Speed]]]:
     """Server or case -> clients -> its speed in each round; a first round warms up and is left out."""
-    speeds: dict[str, dict[int, list[Speed]]] = {name: {clients: [] for clients in counts} for name in urls}
+    speeds: dict[str, dict[int, list[Speed]]] = {name: {clients: [] for clients in counts} for name in servers}
     turn = 0
     for round_ in range(rounds + 1):
         for clients in counts:
-            for name, url in urls.items():
+            for name, server in servers.items():
                 turn += 1
-                speed = measure(url, clients, tokens, requests, cases[name], turn)
+                speed = measure(server, clients, tokens, requests, cases[name], turn)
                 if round_:
                     speeds[name][clients].append(speed)
     return speeds

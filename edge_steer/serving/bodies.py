@@ -294,6 +294,8 @@ class Conversation(Body):
     def _one_end(self) -> "Conversation":
         if self.add_generation_prompt and self.continue_final_message:
             raise ValueError("'add_generation_prompt' and 'continue_final_message' cannot both be true")
+        if self.continues and [message.role for message in self.messages[-2:]] == ["assistant", "assistant"]:
+            raise ValueError("'messages' end in two of the assistant; only one can be gone on with")
         return self
 
     @property

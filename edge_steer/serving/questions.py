@@ -141,6 +141,8 @@ class Service:
         applied = self.steering(body)
         if len(prompts) * body.n > MOST_PROMPTS:
             raise ApiError(400, f"{len(prompts) * body.n} answers asked; one request takes at most {MOST_PROMPTS}")
+        if body.max_tokens == 0 and (body.grammar or schema is not None):
+            raise ApiError(400, "an answer without tokens obeys no grammar; ask for some tokens or for no grammar")
         sampling = self._sampling(body, schema)
         steering = tuple(one.steering for one in applied)
         requests = []

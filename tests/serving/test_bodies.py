@@ -152,6 +152,7 @@ def test_whether_the_last_message_is_gone_on_with() -> None:
     assert not chat(messages=open_answer, add_generation_prompt=True).continues
     assert not chat(messages=open_answer, continue_final_message=False).continues
     assert "cannot both" in refusal(continue_final_message=True, add_generation_prompt=True).message
+    assert "two of the assistant" in refusal(messages=[*open_answer, open_answer[-1]]).message
 
 
 def test_formats_as_schemas() -> None:

@@ -264,6 +264,7 @@ def test_models_list_presets_as_virtual_models(http: httpx.Client) -> None:
         ({"messages": [{"role": "user", "content": "apples " * 3000}]}, 400, "context"),
         ({"logit_bias": {"999999": 1}}, 400, "999999"),
         ({"json_schema": {"type": "nonsense"}}, 400, "schema"),
+        ({"json_schema": {"type": "nonsense"}, "max_tokens": 0}, 400, "without tokens"),
         ({"samplers": ["top_q"]}, 400, "top_q"),
         ({"tools": [{"type": "function"}]}, 501, "tools"),
     ],
