@@ -211,7 +211,7 @@ def vector_project(vector: Path, other: Path, output: Path, layers: tuple[int, .
 
 @vector_group.command("random", short_help="Random directions of a vector's norms, as a control.")
 @click.argument("vector", type=PATH)
-@click.option("--seed", type=int, default=0, show_default=True, help="Another seed draws other directions.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another draws other directions.")
 @click.option("-o", "--output", type=FILE, required=True, help="The vector file to write (.safetensors or .gguf).")
 def vector_random(vector: Path, seed: int, output: Path) -> None:
     """Draw a direction of the same norm at every layer of VECTOR, to be used as VECTOR is.

@@ -237,8 +237,11 @@ class SteeringVector:
         return self._derived(projected, f"{self.digest[:12]} without {other.digest[:12]}", other)
 
     def random_like(self, seed: int) -> Self:
-        """Random directions of the same norms at the same layers, to be used as this vector is: its control."""
-        rng = np.random.default_rng(seed)
+        """Random directions of the same norms at the same layers, to be used as this vector is: its control.
+
+        seed: not negative. Another vector has other ones by the same seed.
+        """
+        rng = np.random.default_rng([seed, int(self.digest[:16], 16)])
         directions = {}
         for layer, norm in self.norms.items():
             drawn = rng.standard_normal(self.model.hidden_size)
