@@ -119,8 +119,8 @@ def lens(
         if output:
             _write_page(output, context)
         return
-    if prompt is not None or raw or strength is not None or phase:
-        raise click.UsageError("--prompt, --raw, --strength and --phase are for --score in-context")
+    if prompt is not None or raw or strength is not None or phase or engine.lora:
+        raise click.UsageError("--prompt, --raw, --strength, --phase and --lora are for --score in-context")
     reading = _read(vector, model, quant, revision, score, layers, top, null)
     naming = TopicsChoice(topics, topics_model, endpoint_model, base_url)
     if dry_run:

@@ -132,6 +132,7 @@ def test_a_folder_of_peft_is_converted_with_its_rank_stabilisation_and_shown_to_
     with pytest.raises(EdgeSteerError, match="the certificate is for"):
         check_again(file, options=replace(options, lora=choose_lora(stabilised)))
     converted = convert_adapter(stabilised)  # from the cache
+    assert CliRunner().invoke(main, ["convert", str(stabilised)]).output == f"{converted}\n"
     alpha = gguf_lora.read(converted).metadata["adapter.lora.alpha"]
     assert alpha == pytest.approx(ALPHA * RANK**0.5)
     apart = np.abs(adapted(bundled_f32, converted) - merged(stabilised)).max(axis=1)
