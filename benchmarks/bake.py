@@ -16,11 +16,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import tiny_models
 
+from edge_steer.adapters.bake import READS_BIAS, bake
 from edge_steer.core.backend import EngineOptions
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import Array, SteeringVector
 from edge_steer.llama.engine import Engine
-from edge_steer.adapters.bake import READS_BIAS, bake
 
 FAMILIES = (
     "bloom", "falcon-h1", "gpt-neox", "gpt2", "granite", "llama", "llama, biases", "nemotron", "phi2", "starcoder2",
