@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edge_steer.core.errors import EdgeSteerError, ModelError
-from edge_steer.storage.gguf_header import Header, TensorInfo, read_header
+from edge_steer.storage.gguf_header import BF16, F16, F32, Header, TensorInfo, read_header
 
 A, B = ".lora_a", ".lora_b"
+Q8_0 = 8  # enum ggml_type
+TYPES = (F32, F16, BF16, Q8_0)  # by whole numbers llama.cpp cannot multiply: it crashes
 
 
 def read(path: str | Path) -> Header:
@@ -35,6 +37,8 @@ def check_fits(path: str | Path, model: str | Path) -> None:
     halves = {tensor.name: tensor for tensor in lora.tensors}
     if odd := [name for name in halves if not name.endswith((A, B))]:
         raise ModelError(f"{path} holds {odd[0]}, which is no part of a LoRA that llama.cpp applies")
+    if numbers := [tensor.name for tensor in lora.tensors if tensor.type not in TYPES]:
+        raise ModelError(f"{path} holds {numbers[0]} in another type than llama.cpp's converter writes")
     names = {name.removesuffix(A).removesuffix(B) for name in halves}
     if not names:
         raise ModelError(f"{path} holds no weights")

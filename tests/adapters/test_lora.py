@@ -211,9 +211,13 @@ def test_files_that_are_no_lora_are_refused_before_llama_cpp_sees_them(
         content.replace(b"blk.3.ffn_down.weight.lora_a", b"blk.3.ffn_down.weight.bias_a")
     )
     write_gguf(tmp_path / "zero.gguf", folder, alpha=0.0)
+    whole_numbers = bytearray(content)  # type 26 of ggml, I32, by which llama.cpp crashes
+    at = content.index(name := b"blk.3.ffn_down.weight.lora_a") + len(name) + 4 + 16
+    whole_numbers[at : at + 4] = (26).to_bytes(4, "little")
+    (tmp_path / "whole.gguf").write_bytes(whole_numbers)
     for name, words in {
         "cut.gguf": "truncated or damaged", "renamed.gguf": "which the model has not", "odd.gguf": "no part of a LoRA",
-        "zero.gguf": "says no alpha",
+        "zero.gguf": "says no alpha", "whole.gguf": "in another type",
     }.items():  # fmt: skip
         with pytest.raises(EdgeSteerError, match=words):
             adapted(bundled_f32, tmp_path / name)
