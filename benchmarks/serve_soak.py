@@ -116,7 +116,18 @@ def fuzzed(server: Server, requests: int, clients: int, seed: int) -> dict[str, 
 def main(requests: int, clients: int, fuzzed_requests: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = quantize(ABACUS / "abacus-F16.gguf", "F32", Path(folder) / "abacus-F32.gguf")
-        exact = ("--parallel", "8", "--kv-type", "f32", "--flash-attention", "off", "--queue", str(4 * clients))
+        exact = (
+            "--parallel",
+            "8",
+            "--kv-type",
+            "f32",
+            "--flash-attention",
+            "off",
+            "--queue",
+            str(4 * clients),
+            "--context",
+            "256",
+        )
         vectors = ("--vector", f"dense={DENSE}:0", "--vector", f"other={DENSE}:0")
         server = launch(*vectors, *exact, "--alias", "abacus", "--preset", "strong=2 dense", model=model)
         try:
