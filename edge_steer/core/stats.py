@@ -126,7 +126,8 @@ def heavy_tailed_mean(
     A bootstrap that has not met such a value cannot know of it. So every resample has two means: its own, and one in
     which the largest TAIL of its values give way to the mean of a Pareto tail that is fitted to them (Hill, 1975) and
     cut off at `most`. The interval reaches from the lower of both bootstraps to the upper. Values up to `floor` are no
-    tail. Errors: EdgeSteerError for fewer than MIN_VALUES groups.
+    tail; where all but a TAIL of the values are such, none is fitted.
+    Errors: EdgeSteerError for fewer than MIN_VALUES groups.
     """
     count = len(groups)
     if count < MIN_VALUES:
@@ -134,7 +135,7 @@ def heavy_tailed_mean(
     sizes, sums = np.array([(len(values), values.sum()) for values in groups]).T
     values, of_group = np.concatenate(groups), np.repeat(np.arange(count), [len(group) for group in groups])
     falling = np.argsort(-values)[: math.ceil(2 * TAIL * len(values))]  # more than the tail of any likely resample
-    falling = falling[values[falling] > floor]
+    falling = falling[values[falling] > floor] if np.quantile(values, 1 - TAIL) > floor else falling[:0]
     rng = np.random.default_rng(seed)
     rows = max(1, DRAWN_AT_ONCE // max(len(falling), 1))
     plain, tailed = [], []

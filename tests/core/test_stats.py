@@ -158,6 +158,9 @@ def test_a_light_tail_costs_little_and_rounding_is_no_tail() -> None:
     assert high * 0.98 <= light[1] <= 1.25 * high
     noise = [rng.normal(0, 1e-9, size=150) for _ in range(16)]
     assert np.abs(stats.heavy_tailed_mean(noise, floor=1e-6, most=16)).max() < 1e-9
+    for group in noise:
+        group[7] = 1e-3
+    assert stats.heavy_tailed_mean(noise, floor=1e-6, most=16) == pytest.approx((1e-3 / 150,) * 2, rel=1e-3)
     assert stats.heavy_tailed_mean([np.full(5, 2.0)] * 6, floor=3.0, most=16) == pytest.approx((2.0, 2.0))
     with pytest.raises(EdgeSteerError, match="4 groups are too few"):
         stats.heavy_tailed_mean(groups[:4], floor=0.0, most=16)
