@@ -80,7 +80,7 @@ PLAIN = Difficulty((2, 3, 3, 4), 99)
 DIFFICULTIES = {  # the tasks, of which no two have a problem in common
     WORD_PROBLEMS: PLAIN,
     "wordproblems-long": Difficulty((5,), 99),
-    "wordproblems-large": Difficulty((3, 4), 199, least=100),
+    "wordproblems-large": Difficulty((4, 5), 199, least=100),
 }
 
 
