@@ -21,6 +21,7 @@ RESAMPLES = 5000
 DRAWN_AT_ONCE = 2**22  # indices in memory
 TAIL = 0.1  # of the values, for a tail that is fitted
 LEAST_SHAPE = 0.05  # of a fitted tail: one so light that the shape no longer matters
+REACH = 100.0  # times the largest value met: no tail goes further
 TAIL_RESAMPLES = 1000  # fewer, since each looks at every large value
 
 
@@ -124,9 +125,9 @@ def heavy_tailed_mean(
     """Interval of the mean over all values of independent groups, where rare large values may carry it.
 
     A bootstrap that has not met such a value cannot know of it. So every resample has two means: its own, and one in
-    which the largest TAIL of its values give way to the mean of a Pareto tail that is fitted to them (Hill, 1975) and
-    cut off at `most`. The interval reaches from the lower of both bootstraps to the upper. Values up to `floor` are no
-    tail; where all but a TAIL of the values are such, none is fitted.
+    which the largest TAIL of its values give way to the mean of a Pareto tail that is fitted to them (Hill, 1975), cut
+    off at `most` and at REACH times the largest value. The interval reaches from the lower of both bootstraps to the
+    upper. Values up to `floor` are no tail; where all but a TAIL of the values are such, none is fitted.
     Errors: EdgeSteerError for fewer than MIN_VALUES groups.
     """
     count = len(groups)
@@ -136,13 +137,14 @@ def heavy_tailed_mean(
     values, of_group = np.concatenate(groups), np.repeat(np.arange(count), [len(group) for group in groups])
     falling = np.argsort(-values)[: math.ceil(2 * TAIL * len(values))]  # more than the tail of any likely resample
     falling = falling[values[falling] > floor] if np.quantile(values, 1 - TAIL) > floor else falling[:0]
+    end = min(most, REACH * float(values.max()))
     rng = np.random.default_rng(seed)
     rows = max(1, DRAWN_AT_ONCE // max(len(falling), 1))
     plain, tailed = [], []
     for start in range(0, TAIL_RESAMPLES, rows):
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=min(rows, TAIL_RESAMPLES - start))
         total = drawn @ sizes
-        gain = _tail_gain(values[falling], drawn[:, of_group[falling]], TAIL * total, floor, most)
+        gain = _tail_gain(values[falling], drawn[:, of_group[falling]], TAIL * total, floor, end)
         plain.append(drawn @ sums / total)
         tailed.append(plain[-1] + gain / total)
     ends = [_percentiles(np.concatenate(means), count, level) for means in (plain, tailed)]
