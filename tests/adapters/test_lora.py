@@ -212,7 +212,7 @@ def test_files_that_are_no_lora_are_refused_before_llama_cpp_sees_them(
     )
     write_gguf(tmp_path / "zero.gguf", folder, alpha=0.0)
     whole_numbers = bytearray(content)  # type 26 of ggml, I32, by which llama.cpp crashes
-    at = content.index(name := b"blk.3.ffn_down.weight.lora_a") + len(name) + 4 + 16
+    at = content.index(tensor := b"blk.3.ffn_down.weight.lora_a") + len(tensor) + 4 + 16
     whole_numbers[at : at + 4] = (26).to_bytes(4, "little")
     (tmp_path / "whole.gguf").write_bytes(whole_numbers)
     for name, words in {

@@ -217,7 +217,8 @@ def made_up(
     rng = np.random.default_rng(seed)
     return [
         Row(
-            task=task, id=str(i), repeat=k, method=method, prompt="", text="1 + 1 = 2. " * (1 + i % 4), tokens=int(rng.integers(50, 90)) + shift,
+            task=task, id=str(i), repeat=k, method=method, prompt="",
+            text="1 + 1 = 2. " * (1 + i % 4), tokens=int(rng.integers(50, 90)) + shift,
             steps=int(rng.integers(0, 9)), correct=bool(grade), extracted="", finish="stop", error="", seconds=0.0,
             nll=float(rng.random()),
         )

@@ -97,7 +97,7 @@ class Sent:
     pieces: int = 1
 
     def send(self, http: httpx.Client) -> httpx.Response:
-        headers = {name: value.encode("latin-1") for name, value in self.headers.items()}
+        headers = {name.encode("latin-1"): value.encode("latin-1") for name, value in self.headers.items()}
         content = self.body if self.pieces == 1 else self._chunks()
         return http.request(self.method, self.path, content=content, headers=headers)
 
