@@ -93,8 +93,9 @@ def visit(browser: Any, url: str, **options: object) -> Iterator[Visit]:
     assert opened.elsewhere == [], opened.elsewhere
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Chromium for the tests of one file: while Playwright is started, asyncio can run nothing else in this thread."""
     playwright = pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
@@ -105,7 +106,7 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page_server(browser: Any) -> Iterator[Server]:
     """Greedy where a request says nothing, so that an answer depends on its steering alone."""
     server = launch(

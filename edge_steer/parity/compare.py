@@ -105,7 +105,7 @@ def distribution(
     reference: Backend, other: Backend, texts: Sequence[TokenisedText], steering: Sequence[Steering] = ()
 ) -> Divergence:
     """How far `other` is from `reference` on texts under a steering. Errors: EdgeSteerError for no texts."""
-    live = LiveReference(reference, texts, texts, steering)
+    live = LiveReference(reference, texts, texts if steering else (), steering)
     return summarise(measure_positions(live, other, steering, steered=bool(steering)))
 
 
