@@ -43,6 +43,16 @@ class Visit:
             "   (one) => ['done', 'stopped', 'failed'].includes(one.dataset.state))"
         )
 
+    def act_when(self, condition: str, action: str, *, begin: str = "") -> None:
+        """Act inside the page as soon as a condition holds; an act from outside may come after the answer's end."""
+        self.page.evaluate(
+            f"""() => new Promise((resolve) => {{
+                const look = () => ({condition}) ? resolve(void ({action})) : requestAnimationFrame(look);
+                {begin};
+                look();
+            }})"""
+        )
+
     def answer(self, side: str) -> str:
         """What the last turn's column shows."""
         text: str = self.page.locator(f".turns .{side} .answer").last.text_content()

@@ -15,9 +15,9 @@ from edge_steer.terminal.answers import WRONG, print_piece, print_reply, side_by
 from edge_steer.terminal.group import interrupts_call
 from edge_steer.terminal.options import (
     MODEL,
-    VECTOR,
     SamplingChanges,
     conversation_engine_options,
+    named_vectors_option,
     quant_option,
     sampling_options,
 )
@@ -38,14 +38,7 @@ COMMAND = re.compile(r"(/\w+)(?:\s+(.*))?", re.DOTALL)  # "/usr/bin holds ..." i
 @click.command()
 @click.argument("model", type=MODEL)
 @quant_option
-@click.option(
-    "--vector",
-    "vectors",
-    multiple=True,
-    type=VECTOR,
-    metavar="[NAME=]FILE[:STRENGTH]",
-    help="A vector to steer by; at STRENGTH 0 it waits until /vector asks for it.",
-)
+@named_vectors_option("A vector to steer by; at STRENGTH 0 it waits until /vector asks for it.")
 @click.option("--system", default="", help="A system message.")
 @click.option(
     "-n", "--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Most tokens of an answer."

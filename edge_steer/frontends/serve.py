@@ -9,9 +9,9 @@ from edge_steer.core.errors import need
 from edge_steer.terminal.options import (
     FILE,
     MODEL,
-    VECTOR,
     SamplingChanges,
     engine_options,
+    named_vectors_option,
     quant_option,
     sampling_options,
 )
@@ -24,13 +24,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", type=MODEL)
 @quant_option
-@click.option(
-    "--vector",
-    "vectors",
-    multiple=True,
-    type=VECTOR,
-    metavar="[NAME=]FILE[:STRENGTH]",
-    help="A vector that requests can name; it steers those that say nothing, at STRENGTH, 0 for not at all.",
+@named_vectors_option(
+    "A vector that requests can name; it steers those that say nothing, at STRENGTH, 0 for not at all."
 )
 @click.option(
     "--preset",

@@ -50,6 +50,15 @@ Option = Callable[[F], F]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 quant_option = click.option("--quant", help="Quantise MODEL to this type first (cached).")
+
+
+def named_vectors_option(help_text: str) -> Callable[[F], F]:
+    """Gives the command an argument `vectors`: texts that `vectors.named.NamedFile.parse` reads."""
+    return click.option(
+        "--vector", "vectors", multiple=True, type=VECTOR, metavar="[NAME=]FILE[:STRENGTH]", help=help_text
+    )
+
+
 revision_option = click.option("--revision", help="Commit of a hub model.")
 runtime_option = click.option(
     "--backend", "runtime", type=click.Choice(["llama", "torch"]), default="llama", show_default=True,

@@ -9,17 +9,6 @@ from serving_server import Server
 
 from edge_steer.tasks.task import count_steps, density
 
-STOP_EARLY = """() => new Promise((stopped) => {
-    const look = () => {
-        const send = document.querySelector("#send");
-        const length = document.querySelector(".steered .answer").textContent.length;
-        if (length <= 20 || send.textContent !== "Stop") return requestAnimationFrame(look);
-        send.click();
-        stopped();
-    };
-    look();
-})"""  # in the page, as the small model may have ended before a click from outside arrives
-
 
 def direct(server: Server, vectors: list[dict[str, Any]]) -> str:
     """The server's own greedy answer."""
@@ -47,7 +36,11 @@ def test_both_answers_stream_at_once(opened: Visit) -> None:
 def test_stop_keeps_what_came_and_frees_the_server(opened: Visit, page_server: Server) -> None:
     opened.change_requests(ignore_eos=True, max_tokens=900)
     opened.page.click(".examples button")
-    opened.page.evaluate(STOP_EARLY)
+    opened.act_when(
+        "document.querySelector('.steered .answer').textContent.length > 20"
+        " && document.querySelector('#send').textContent === 'Stop'",
+        "document.querySelector('#send').click()",
+    )
     opened.wait_until_ended()
     assert opened.page.get_attribute(".steered", "data-state") == "stopped"
     assert opened.page.locator(".note", has_text="stopped").count() == 2

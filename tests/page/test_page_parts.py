@@ -12,16 +12,6 @@ from serving_server import Server
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the page's tests need axe")
 
-CLOSE_EARLY = """() => new Promise((closed) => {
-    const look = () => {
-        if (!document.querySelector(".strengths [data-state=running]")) return requestAnimationFrame(look);
-        document.querySelector("dialog").close();
-        closed();
-    };
-    document.querySelector("#try-strengths").click();
-    look();
-})"""  # in the page, as the small model may have ended before a key from outside arrives
-
 
 def test_tokens_show_their_alternatives_steered_and_not(opened: Visit) -> None:
     opened.ask(QUESTION)
@@ -87,11 +77,19 @@ def test_five_strengths_answer_and_one_can_be_taken(opened: Visit) -> None:
 
 def test_closing_the_strengths_stops_them(opened: Visit, page_server: Server) -> None:
     opened.change_requests(ignore_eos=True, max_tokens=900)
-    opened.page.evaluate(CLOSE_EARLY)
+    opened.act_when(
+        "document.querySelector('.strengths [data-state=running]')",
+        "document.querySelector('dialog').close()",
+        begin="document.querySelector('#try-strengths').click()",
+    )
     opened.page.wait_for_selector("dialog", state="detached")
     opened.page.wait_for_timeout(500)
     with page_server.client as http:
         assert not any(slot["is_processing"] for slot in http.get("/slots").json())
+    opened.page.click("#try-strengths")
+    opened.page.wait_for_selector("dialog")
+    opened.page.keyboard.press("Escape")
+    opened.page.wait_for_selector("dialog", state="detached")
 
 
 def test_what_is_shared_gives_the_same_answer(opened: Visit) -> None:
