@@ -1,5 +1,6 @@
 """The vectors of a running server: listed, applied by default, loaded and unloaded."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +71,19 @@ def test_an_admin_loads_and_unloads(start: Start, bundled_vector_gguf: Path) -> 
         assert http.post("/completion", json={**BODY, "steering": "1 more"}).status_code == 400
 
 
+def alike(served: Any, computed: Any) -> bool:
+    """Equal but for the rounding of numbers, which depends on how many threads add them up."""
+    if isinstance(computed, dict):
+        return served.keys() == computed.keys() and all(alike(served[name], computed[name]) for name in computed)
+    if isinstance(computed, list):
+        return len(served) == len(computed) and all(map(alike, served, computed))
+    return bool(served == (pytest.approx(computed, abs=1e-6) if isinstance(computed, float) else computed))
+
+
 def test_a_vector_in_use_is_read_as_tokens(http: httpx.Client) -> None:
     reading = http.get("/v1/control-vectors/dense/lens").json()
     expected = read_vector(load(DENSE), read_unembedding(ABACUS / "abacus-F16.gguf"), top=20)
-    (served,), (computed,) = reading["layers"], expected.to_json()["layers"]
-    assert (reading["score"], served["layer"]) == (expected.to_json()["score"], 5)
-    for side in ("top", "bottom"):
-        assert [token["token"] for token in served[side]] == [token["token"] for token in computed[side]]
-        scores = [token["score"] for token in served[side]]
-        assert scores == pytest.approx([token["score"] for token in computed[side]], abs=1e-6)
+    assert alike(reading, json.loads(json.dumps(expected.to_json())))
     assert http.get("/v1/control-vectors/dense/lens?score=norm-gain").json()["score"] == "norm-gain"
     for path, words in {"nobody/lens": "no vector 'nobody'", "dense/lens?score=dot": "no score 'dot'"}.items():
         refused = http.get(f"/v1/control-vectors/{path}")
