@@ -1,4 +1,4 @@
-"""Generated multi-step word problems with solutions of any density: the task of the bundled model, and two harder ones.
+"""Generated multi-step word problems with solutions of any density: the task of the bundled model, and harder ones.
 
 Takes a split name and a seed, gives problems whose splits can never overlap, and tells each solution with a
 density between 0 (one small step per paragraph) and 1 (one paragraph). It knows nothing of models or grading.
@@ -9,8 +9,9 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
-from typing import Literal
+from typing import Literal, get_args
 
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.tasks.task import Sample
@@ -69,18 +70,29 @@ CLOSING_RATE = 1 / 3
 @dataclass(frozen=True)
 class Difficulty:
     """How hard problems are. events: numbers of operations, drawn evenly. most, least: the bounds of the largest amount
-    on the way."""
+    on the way. kinds: of the operations. change: the bounds of what a gain or a loss changes. changes: the fewest gains
+    and losses of a problem."""
 
     events: tuple[int, ...]
     most: int
     least: int = 1
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    change: tuple[int, int] = (2, 40)
+    changes: int = 0
+
+    def fits(self, problem: "Problem") -> bool:
+        """Whether a drawn problem is as hard as it has to be."""
+        changes = sum(operation.kind in ("gain", "loss") for operation in problem.operations)
+        return problem.largest >= self.least and changes >= self.changes
 
 
 PLAIN = Difficulty((2, 3, 3, 4), 99)
-DIFFICULTIES = {  # the tasks, of which no two have a problem in common
+DIFFICULTIES = {  # the tasks; the first has no problem in common with another, and a problem is of one split in all
     WORD_PROBLEMS: PLAIN,
     "wordproblems-long": Difficulty((5,), 99),
     "wordproblems-large": Difficulty((4, 5), 199, least=100),
+    "wordproblems-leaps": Difficulty((4,), 99, change=(41, 90), changes=2),
+    "wordproblems-sums": Difficulty((5,), 99, kinds=("gain", "loss")),
 }
 
 
@@ -146,6 +158,7 @@ class Problem:
         return next(split for split, buckets in SPLITS.items() if bucket in buckets)
 
 
+@lru_cache(maxsize=32)
 def word_problems(split: str, count: int, seed: int = 0, difficulty: Difficulty = PLAIN) -> tuple[Sample, ...]:
     """The first `count` problems of a split, as a task asks them.
 
@@ -171,7 +184,7 @@ def problems(split: Split, seed: int = 0, difficulty: Difficulty = PLAIN) -> Ite
     seen: set[str] = set()
     while True:
         problem = draw(rng, difficulty)
-        if problem.largest >= difficulty.least and problem.split == split and problem.question not in seen:
+        if difficulty.fits(problem) and problem.split == split and problem.question not in seen:
             seen.add(problem.question)
             yield problem
 
@@ -182,7 +195,7 @@ def draw(rng: random.Random, difficulty: Difficulty = PLAIN) -> Problem:
     operations: list[Operation] = []
     for _ in range(rng.choice(difficulty.events)):
         previous = operations[-1].kind if operations else None
-        operation = _draw_operation(rng, amount, previous, difficulty.most)
+        operation = _draw_operation(rng, amount, previous, difficulty)
         operations.append(operation)
         amount = operation.after
     return Problem(rng.choice(NAMES), rng.choice(ITEMS), start, tuple(operations))
@@ -234,11 +247,11 @@ def _event(problem: Problem, operation: Operation) -> str:
     )
 
 
-def _draw_operation(rng: random.Random, before: int, previous: Kind | None, most: int) -> Operation:
+def _draw_operation(rng: random.Random, before: int, previous: Kind | None, difficulty: Difficulty) -> Operation:
     while True:
         kind = rng.choices(list(EVENTS), weights=(3, 3, 3, 3, 1, 1))[0]
         groups = rng.randint(2, 5 if kind == "share" else 8)
-        amount = rng.randint(2, 40) if kind in ("gain", "loss") else rng.randint(2, 9)
+        amount = rng.randint(*difficulty.change) if kind in ("gain", "loss") else rng.randint(2, 9)
         after = {
             "gain": before + amount,
             "loss": before - amount,
@@ -247,6 +260,8 @@ def _draw_operation(rng: random.Random, before: int, previous: Kind | None, most
             "double": 2 * before,
             "share": before // groups,
         }[kind]
-        if (kind == "share" and before % groups) or kind == previous or not 1 <= after <= most:
+        if kind not in difficulty.kinds or kind == previous or not 1 <= after <= difficulty.most:
+            continue
+        if kind == "share" and before % groups:
             continue
         return Operation(kind, amount, groups, rng.randrange(len(EVENTS[kind])), before, after)

@@ -59,14 +59,20 @@ def test_an_unknown_split_is_refused() -> None:
 
 
 def test_harder_problems_are_none_that_the_bundled_model_knows() -> None:
-    plain, long, large = (
+    plain, long, large, leaps, sums = (
         list(islice(wordproblems.problems("train", difficulty=wordproblems.DIFFICULTIES[name]), 200))
-        for name in ("wordproblems", "wordproblems-long", "wordproblems-large")
+        for name in wordproblems.DIFFICULTIES
     )
     assert {len(problem.operations) for problem in plain} == {2, 3, 4}
     assert max(problem.largest for problem in plain) <= 99
     assert {len(problem.operations) for problem in long} == {5}
     assert all(100 <= problem.largest <= 199 for problem in large)
+    for problem in leaps:
+        changes = [one.amount for one in problem.operations if one.kind in ("gain", "loss")]
+        assert len(changes) >= 2
+        assert all(41 <= amount <= 90 for amount in changes)
+    assert {operation.kind for problem in sums for operation in problem.operations} == {"gain", "loss"}
+    assert {len(problem.operations) for problem in sums} == {5}
 
 
 def test_a_harder_task_is_drawn_as_the_plain_one() -> None:
