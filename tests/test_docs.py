@@ -1,14 +1,17 @@
 """Generated docs are fresh, what the docs point to is there, and the code they print runs."""
 
-import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from paths import ABACUS, DENSE, ROOT
+
+from edge_steer.commands.main import main
 
 PAGES = [ROOT / "README.md", ROOT / "models" / "abacus" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
@@ -32,14 +35,6 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(command: list[str], folder: Path) -> str:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_the_command_reference_is_fresh() -> None:
     reference = subprocess.run(
         [sys.executable, ROOT / "docs" / "cli.py"], capture_output=True, text=True, check=True
@@ -60,12 +55,22 @@ def test_the_index_lists_every_page() -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
-def test_the_python_of_the_docs_runs(page: Path, clone: Path) -> None:
-    run([sys.executable, "-c", "\n".join(blocks(page, "python"))], clone)
+def test_the_python_of_the_docs_runs(page: Path, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, which has PyTorch loaded already."""
+    monkeypatch.chdir(clone)
+    exec(compile("\n".join(blocks(page, "python")), page, "exec"), {"__name__": "__main__"})
 
 
-def test_the_tutorial_runs(clone: Path) -> None:
-    output = run(["bash", "-euo", "pipefail", "-c", "\n".join(blocks(TUTORIAL, "sh"))], clone)
+def test_the_tutorial_runs(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands one after the other, in this process."""
+    monkeypatch.chdir(clone)
+    output = ""
+    for line in "".join(blocks(TUTORIAL, "sh")).replace("\\\n", " ").splitlines():
+        command, *arguments = shlex.split(line)
+        assert command == "edge-steer"
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, result.output
+        output += result.output
     for line in re.findall(r"^> (.+)$", TUTORIAL.read_text(), re.MULTILINE):
         assert line in output, f"the tutorial promises {line!r}"
 

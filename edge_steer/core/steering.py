@@ -134,6 +134,11 @@ class Offsets:
         """Whether llama.cpp's own control vector cannot do it: it begins at layer 1, and steers whatever the token."""
         return 0 in self.by_layer or self.phase == "delimiter"
 
+    @property
+    def of_prompt(self) -> Mapping[int, Array]:
+        """What is added to the tokens of a prompt but its last, layer by layer."""
+        return self.by_layer if self.phase == "all" else {}
+
     def steered(self, tokens: Sequence[int], first: int, prompt: int) -> npt.NDArray[np.bool_]:
         """Which of these tokens are steered. first: position of the first; prompt: how many tokens the prompt has."""
         if self.phase == "all":

@@ -22,7 +22,7 @@ from edge_steer.core.backend import EngineOptions, FlashAttention, KvType, avail
 from edge_steer.core.errors import ModelError, OutOfMemory, VectorError
 from edge_steer.core.steering import Offsets
 from edge_steer.core.vector import Array
-from edge_steer.llama.hook import ResidualHook
+from edge_steer.llama.hook import ResidualHook, batch_rows
 from edge_steer.llama.library import complaining, complaint, forget_complaints, interrupts_wait
 from edge_steer.llama.model import LlamaModel
 
@@ -71,7 +71,7 @@ class LlamaContext:
             )
         self.model, self.length, self.sequences, self.batch = model, length, sequences, max(batch, sequences)
         self.hooked = hooked
-        self._hook = ResidualHook(model.hidden_size) if hooked else None
+        self._hook = ResidualHook(model.hidden_size, self.batch) if hooked else None
         self._in_force: Mapping[int, Array] | None = None
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = length * sequences
@@ -146,7 +146,7 @@ class LlamaContext:
     def _run(self, count: int, outputs: int) -> None:
         self._batch.n_tokens, self._outputs = count, outputs
         if self._hook:
-            self._hook.mark(self._wanted[:count].astype(np.bool_))
+            self._hook.mark(self._wanted[:count].astype(np.bool_), self._sequence[:count])
         forget_complaints()
         if status := llama_cpp.llama_decode(self.handle, self._batch):
             reason = "the KV cache is full" if status == NO_RESULT_SPACE else complaint() or f"it returned {status}"
@@ -363,9 +363,10 @@ class ControlVectorSteering:
     def __init__(self, context: LlamaContext) -> None:
         self._context = context
 
-    def before_prompt(self, offsets: Offsets | None) -> None:
-        """Put in force what steers a prompt but its last token."""
-        self._context.steer(offsets.by_layer if offsets and offsets.phase == "all" else None)
+    def before_prompts(self, prompts: Sequence[tuple[Offsets | None, int]]) -> None:
+        """Put in force what steers so many tokens of each of these prompts, all alike, but for their last ones."""
+        first = prompts[0][0]
+        self._context.steer(first.of_prompt if first else None)
 
     def before_step(self, offsets: Sequence[Offsets | None]) -> None:
         """Put in force what steers a batch of one position of each of the sequences 0, 1, ..., all alike."""
@@ -378,16 +379,14 @@ class RowSteering:
     def __init__(self, context: LlamaContext) -> None:
         self._context = context
 
-    def before_prompt(self, offsets: Offsets | None) -> None:
-        whole = offsets.by_layer if offsets and offsets.phase == "all" else {}
-        self._context.add({layer: offset[None] for layer, offset in whole.items()})
+    def before_prompts(self, prompts: Sequence[tuple[Offsets | None, int]]) -> None:
+        first = prompts[0][0]
+        if all(offsets is first for offsets, _ in prompts):
+            prompts = [(first, 1)]
+        self._context.add(batch_rows([(offsets.of_prompt if offsets else {}, count) for offsets, count in prompts]))
 
     def before_step(self, offsets: Sequence[Offsets | None]) -> None:
-        rows: dict[int, Array] = {}
-        for row, added in enumerate(offsets):
-            for layer, offset in added.by_layer.items() if added else ():
-                rows.setdefault(layer, np.zeros((len(offsets), len(offset)), dtype=np.float32))[row] = offset
-        self._context.add(rows)
+        self._context.add(batch_rows([(added.by_layer if added else {}, 1) for added in offsets]))
 
 
 def steering_of(context: LlamaContext) -> ControlVectorSteering | RowSteering:

@@ -252,7 +252,7 @@ class Engine(Runtime):
             context.forget(0)
         self._scored = NO_KEYS
         steer = steering_of(context)
-        steer.before_prompt(offsets)
+        steer.before_prompts([(offsets, 1)])
         context.prefill(tokens[start : prompt - 1], start, 0)
         for first in range(prompt - 1, len(tokens), chunk):
             part = tokens[first : first + chunk]
@@ -302,7 +302,7 @@ class Engine(Runtime):
                 for begin in range(first, last, step):
                     part = slice(begin, min(begin + step, last))
                     if native and begin < prompt - 1:
-                        steer.before_prompt(offsets)
+                        steer.before_prompts([(offsets, 1)])
                     else:
                         steer.before_step(_by_row(offsets, tokens[part], begin, prompt))
                     context.decode(tokens[part], np.arange(begin, part.stop), 0, wanted[part])
@@ -311,7 +311,7 @@ class Engine(Runtime):
                         yield context.logits()
         finally:
             context.read(())
-            steer.before_prompt(None)
+            steer.before_prompts([(None, 1)])
             context.forget(0)
         recording.states = dict(zip(recording.layers, np.concatenate(states, axis=1), strict=True))
 
@@ -323,7 +323,7 @@ class Engine(Runtime):
         context = self._context_alone(max(prompt.longest for prompt in prompts), hooked=True)
         self._scored = cached = NO_KEYS
         context.forget(0)
-        steering_of(context).before_prompt(None)
+        steering_of(context).before_prompts([(None, 1)])
         context.read(layers)
         try:
             for index, prompt in enumerate(prompts):

@@ -6,6 +6,7 @@ compare. It knows nothing of contexts, sequences or phases; rows come in the ord
 """
 
 import ctypes
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import llama_cpp
@@ -31,13 +32,17 @@ for _transfer in (libggml.ggml_backend_tensor_get, libggml.ggml_backend_tensor_s
 class ResidualHook:
     """The callback of one context, what it adds and what it reads. Keep it as long as the context."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, batch: int) -> None:
+        """batch: the most tokens that llama.cpp computes as one graph."""
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._visit)
-        self._hidden_size = hidden_size
+        self._hidden_size, self._batch = hidden_size, batch
         self._rows: Mapping[int, Array] = {}
         self._reading: tuple[int, ...] = ()
         self._last: int | None = None  # no block beyond it is computed
         self._marked = np.empty(0, dtype=np.bool_)
+        self._sequences: npt.NDArray[np.int32] = np.empty(0, dtype=np.int32)
+        self._graphs: list[npt.NDArray[np.intp]] = []
+        self._visits: Counter[int] = Counter()
         self._states: dict[int, Array] = {}
         self._wanted: dict[bytes, int] = {}
         self._seen: set[int] = set()
@@ -59,13 +64,14 @@ class ResidualHook:
         self._last = None if logits else max(layers, default=None)
         self._want()
 
-    def mark(self, marked: npt.NDArray[np.bool_]) -> None:
-        """Before a batch: which of its rows are read. They must be those whose outputs are wanted.
+    def mark(self, marked: npt.NDArray[np.bool_], sequences: npt.NDArray[np.int32]) -> None:
+        """Before a batch: which of its rows are read, and whose each is. They must be those whose outputs are wanted.
 
         llama.cpp drops all others before the last block's residual add.
         """
-        self._marked = marked
-        self._states = {}
+        self._marked, self._sequences = marked, sequences
+        self._graphs, self._states = [], {}
+        self._visits.clear()
 
     def states(self) -> Array:
         """The rows read from the last batch: float32 (layers, marked, hidden_size)."""
@@ -106,8 +112,8 @@ class ResidualHook:
         size = libggml.ggml_nbytes(tensor)
         states = np.empty((size // (4 * self._hidden_size), self._hidden_size), dtype=np.float32)
         added = self._rows.get(layer)
-        if added is not None and len(added) == len(self._marked) and len(states) == self._marked.sum():
-            added = added[self._marked]
+        if added is not None and len(added) > 1:
+            added = self._of_graph(added, layer, len(states))
         if states.nbytes != size or (size and added is not None and len(added) not in (1, len(states))):
             expected = "" if added is None else f"{len(added)} "
             raise ModelError(f"l_out-{layer} has {size} bytes; expected {expected}rows of {self._hidden_size} floats")
@@ -120,9 +126,50 @@ class ResidualHook:
         if layer in self._reading:
             self._keep(layer, states)
 
+    def _of_graph(self, added: Array, layer: int, count: int) -> Array:
+        """The rows of the graph that llama.cpp computes now: all of its tokens, or the marked ones."""
+        self._graphs = self._graphs or graphs(self._sequences, self._batch)
+        tokens = self._graphs[min(self._visits[layer], len(self._graphs) - 1)]
+        self._visits[layer] += 1
+        marked = tokens[self._marked[tokens]]
+        return added[marked if len(marked) == count else tokens]
+
     def _keep(self, layer: int, states: Array) -> None:
         if len(states) == len(self._marked):
             states = states[self._marked]
         if len(states) != self._marked.sum() or layer in self._states:
             raise ModelError(f"l_out-{layer} has {len(states)} rows of a batch; {self._marked.sum()} were to be read")
         self._states[layer] = states
+
+
+def batch_rows(sequences: Sequence[tuple[Mapping[int, Array], int]]) -> dict[int, Array]:
+    """Layer -> a row for each token of a batch. sequences: what is added to each, and how many tokens it has."""
+    total = sum(count for _, count in sequences)
+    rows: dict[int, Array] = {}
+    end = 0
+    for added, count in sequences:
+        start, end = end, end + count
+        for layer, offset in added.items():
+            rows.setdefault(layer, np.zeros((total, len(offset)), dtype=np.float32))[start:end] = offset
+    return rows
+
+
+def graphs(sequences: npt.NDArray[np.int32], batch: int) -> list[npt.NDArray[np.intp]]:
+    """Which tokens of a batch llama.cpp computes together, graph by graph, in its order.
+
+    A graph has equally many tokens of each of some sequences whose ids follow one another, and at most `batch`
+    (llama_batch_allocr::split_equal).
+    """
+    waiting = {int(one): np.flatnonzero(sequences == one) for one in dict.fromkeys(sequences.tolist())}
+    parts: list[npt.NDArray[np.intp]] = []
+    while waiting:
+        together: list[int] = []
+        for one in waiting:
+            if not together or one == together[-1] + 1:
+                together.append(one)
+        count = min(*(len(waiting[one]) for one in together), batch // len(together))
+        parts.append(np.concatenate([waiting[one][:count] for one in together]))
+        for one in together:
+            waiting[one] = waiting[one][count:]
+        waiting = {one: tokens for one, tokens in waiting.items() if len(tokens)}
+    return parts

@@ -38,7 +38,7 @@ class Scheduler:
         self._admitting = False  # the running sequences wait until all prompts are prefilled that find a sequence
         self._calls: deque[tuple[int, Callable[[], Any]]] = deque()  # ticket, what its listener is to be told
         self._cache: PrefixCache | None = None
-        self._steering: ControlVectorSteering | RowSteering | None = None
+        self._steering: ControlVectorSteering | RowSteering
         self._step_is_steered = False
 
     @property
@@ -147,8 +147,7 @@ class Scheduler:
             self._steering, self._step_is_steered = steering_of(context), False
 
     def _sequences(self) -> list[RunningSequence]:
-        filling = [self._filling[1]] if self._filling else []
-        return [*filter(None, self._running), *filling]
+        return [*filter(None, self._running), *([self._filling[1]] if self._filling else [])]
 
     def _admit(self) -> None:
         """Prefill one batch, so that a cancel and Ctrl-C wait for no more than that.
@@ -171,10 +170,10 @@ class Scheduler:
         return bool(self._filling or (self._waiting and self._free_slot() < self._slots))
 
     def _prefill(self, budget: int) -> int | None:
-        """Run a batch of up to `budget` tokens of prompts steered alike; how many it has, None if no prompt can go on.
+        """Run a batch of up to `budget` tokens of prompts; how many it has, None if no prompt can go on.
 
         A prompt has batches of its own, and its last token joins the next step. But where the cache is kept, prompts
-        share a batch and bring their last tokens, where those are steered like the others: first tokens come sooner.
+        share a batch, and bring their last tokens where those are steered like the rest: first tokens come sooner.
         """
         parts: list[PromptPart] = []
         while budget > 0 and (part := self._next_part(budget, parts)):
@@ -213,7 +212,7 @@ class Scheduler:
         while not self._filling and self._waiting and (slot := self._free_slot()) < self._slots:
             job = self._waiting[0]
             donor, common = self._donor(job, slot)
-            if parts and not self._shares_batch(job, common, budget, parts):
+            if parts and not self._shares_batch(job, slot, common, budget, parts):
                 return False
             if self._read_along and len(job.keys) - common > budget and slot < len(self._running):
                 self._compact()  # a hole would split every batch until the prompt is whole
@@ -234,22 +233,24 @@ class Scheduler:
     def _donor(self, job: Job, slot: int) -> tuple[int, int]:
         return self._prefixes.donor(job.keys[:-1], slot) if job.reuses else (slot, 0)
 
-    def _shares_batch(self, job: Job, common: int, budget: int, parts: Sequence[PromptPart]) -> bool:
+    def _shares_batch(self, job: Job, slot: int, common: int, budget: int, parts: Sequence[PromptPart]) -> bool:
         """Whether a prompt of which `common` tokens are cached fits into a batch beside these parts.
 
-        It waits where it can take over more of its prompt from one of them once they are computed.
+        It waits where it can take over more of its prompt from one of them once they are computed. Those steered
+        otherwise need rows, and sequences that follow one another, which llama.cpp computes together.
         """
         shared = max(common_prefix(part.sequence.job.keys, job.keys[:-1]) for part in parts)
         alike = all(part.sequence.job.steering is job.steering for part in parts)
-        return alike and len(job.keys) - common <= budget and (shared < common + WORTH_COPYING or not job.reuses)
+        by_rows = self._context.hooked and [part.slot for part in parts] == [*range(slot - len(parts), slot)]
+        fits = len(job.keys) - common <= budget and (shared < common + WORTH_COPYING or not job.reuses)
+        return fits and (alike or by_rows)
 
     def _run(self, parts: Sequence[PromptPart]) -> bool:
         """Decode a batch of prompts; where that fails, they end as errors."""
-        assert self._steering
         self._step_is_steered = False
         rows = np.array([row for part in parts for row in part.rows()], dtype=np.int64)
         try:
-            self._steering.before_prompt(parts[0].sequence.job.offsets)
+            self._steering.before_prompts([(part.sequence.job.offsets, len(part.tokens)) for part in parts])
             self._context.decode(*rows.T)
         except EdgeSteerError as error:
             self._filling = None
@@ -304,7 +305,6 @@ class Scheduler:
         running: list[RunningSequence] = self._running  # type: ignore[assignment]  # _compact left no holes
         try:
             if not self._step_is_steered:
-                assert self._steering
                 self._steering.before_step([sequence.offsets for sequence in running])
                 self._step_is_steered = not any(sequence.job.steers_by_token for sequence in running)
             logits = self._context.decode_next([s.next_token for s in running], [s.position for s in running])

@@ -18,6 +18,7 @@ Grading = Literal["boxed", "lenient"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 GRADINGS: tuple[Grading, ...] = get_args(Grading)
 RELATIVE = 1e-4  # what decimal answers may differ by, as in Qwen2.5-Math's grader
+WHOLE = re.compile(r"0|-?[1-9][0-9]{0,14}")
 WITHIN = re.compile(r"(.+) within ([0-9.]+(?:e-?[0-9]+)?)", re.DOTALL)
 EXPONENT = re.compile(r"(?<![\w\\.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d+)(?![\w.])")
 SUBSCRIPT = re.compile(r"_\{\\(max|min|odot)\s*\}")
@@ -63,7 +64,9 @@ def grade(text: str, answer: str, kind: Kind = "math", grading: Grading = "lenie
     wrong. grading "lenient": boxes joined by "and" are one answer, and without a box it is what math-verify finds, or
     the letter the text ends up with. Errors: EdgeSteerError if math-verify is not installed.
     """
-    judge = _grade_letter if kind == "letter" else _grade_math
+    if plain := grade_plain(text, answer, kind):
+        return plain
+    judge = _grade_letter if kind == "letter" else grade_math
     lenient = judge(text, answer)
     boxes = _boxes(text)
     if not boxes:
@@ -74,6 +77,18 @@ def grade(text: str, answer: str, kind: Kind = "math", grading: Grading = "lenie
         boxed = judge(f"\\boxed{{{boxes[-1][2]}}}", answer)
     chosen = boxed if grading == "boxed" else lenient
     return replace(chosen, boxed=boxed.correct, lenient=lenient.correct)
+
+
+def grade_plain(text: str, answer: str, kind: Kind = "math") -> Grade | None:
+    """The grade where last box and gold answer are whole numbers, as `grade` gives it at once and without math-verify.
+
+    None for all others.
+    """
+    boxes = _boxes(text) if kind == "math" and WHOLE.fullmatch(answer) else ()
+    if not boxes or not WHOLE.fullmatch(boxes[-1][2]) or boxes[-1][2] != last_boxed(text):
+        return None
+    correct = boxes[-1][2] == answer
+    return Grade(correct, boxes[-1][2], boxed=correct, lenient=correct)
 
 
 def without_tolerance(answer: str) -> str:
@@ -115,7 +130,8 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
     return boxes
 
 
-def _grade_math(text: str, answer: str) -> Grade:
+def grade_math(text: str, answer: str) -> Grade:
+    """By math-verify, leniently. Errors: see `grade`."""
     need("evaluate")
     from math_verify import LatexExtractionConfig, parse, verify
 

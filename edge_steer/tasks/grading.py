@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from edge_steer.core.errors import EdgeSteerError, need
-from edge_steer.tasks.answers import Grade, Grading, Kind, grade
+from edge_steer.tasks.answers import Grade, Grading, Kind, grade, grade_math, grade_plain
 
 _Job = tuple["Future[Grade]", dict[str, str]]
 ROOT = str(Path(__file__).parents[2])
@@ -33,9 +33,10 @@ GRACE_SECONDS = 10
 class Graders:
     """A context manager over worker processes that grade while the caller goes on.
 
-    workers: how many at most; each is started when there is work for it and stays. seconds: the limit of one answer;
-    a worker beyond it is killed and the answer graded wrong with an error that says so, as when a worker dies. Leaving
-    the block waits for what was submitted; leaving it by an exception cancels what has not begun.
+    workers: how many at most; each is started when there is work for it and stays; whole numbers need none. seconds:
+    the limit of one answer; a worker beyond it is killed and the answer graded wrong with an error that says so, as
+    when a worker dies. Leaving the block waits for what was submitted; leaving it by an exception cancels what has not
+    begun.
     Errors: EdgeSteerError if math-verify is not installed, or from a future if no worker can be started.
     """
 
@@ -73,6 +74,9 @@ class Graders:
         if self._closed:
             raise EdgeSteerError("the graders are closed; submit inside their block")
         future: Future[Grade] = Future()
+        if plain := grade_plain(text, answer, kind):
+            future.set_result(plain)
+            return future
         self._jobs.put((future, {"text": text, "answer": answer, "kind": kind, "grading": grading}))
         if len(self._threads) < self._most:
             worker = _Worker(self._seconds)
@@ -195,7 +199,7 @@ def _serve(seconds: int) -> None:
 
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    grade("\\boxed{1}", "1")
+    grade_math("\\boxed{1}", "1")
     requests.readline()
     print("ready", file=answers, flush=True)
     for line in requests:

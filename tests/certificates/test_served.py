@@ -1,8 +1,6 @@
 """A running server against the reference: the right steering passes, another one fails, a broken one is one line."""
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,10 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
 import pytest
+from click.testing import CliRunner
 from paths import ABACUS, DENSE
 from serving_server import Server
 
 from edge_steer.certificates.served import ServedReport, check_served
+from edge_steer.commands.main import main
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.steering import Steering
 from edge_steer.pairs.pair import Pair, read_pairs
@@ -134,11 +134,11 @@ def test_an_address_without_a_server_is_one_line(bundled: Reference, url: str) -
 
 
 def test_the_command_prints_figures_and_a_verdict(server: Server) -> None:
-    command = [sys.executable, "-m", "edge_steer", "parity", server.url, "--reference", str(ABACUS), "--text-file",
-               str(ABACUS / "pairs.jsonl"), "--vector", f"{DENSE}:2"]  # fmt: skip
-    right = subprocess.run([*command, "--request", '{"steering": "2 dense"}'], capture_output=True, text=True)
-    assert right.returncode == 0, right.stderr
+    command = ["parity", server.url, "--reference", str(ABACUS), "--text-file", str(ABACUS / "pairs.jsonl")]
+    command += ["--texts", "6", "--vector", f"{DENSE}:2"]
+    right = CliRunner().invoke(main, [*command, "--request", '{"steering": "2 dense"}'])
+    assert right.exit_code == 0, right.output
     assert "within tolerance" in right.stdout
-    wrong = subprocess.run([*command, "--request", '{"steering": "2 other"}', "--json"], capture_output=True, text=True)
-    assert wrong.returncode == 1
+    wrong = CliRunner().invoke(main, [*command, "--request", '{"steering": "2 other"}', "--json"])
+    assert wrong.exit_code == 1
     assert json.loads(wrong.stdout)["verdict"] == "fail"

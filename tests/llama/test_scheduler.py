@@ -280,6 +280,36 @@ def test_prompts_that_wait_share_a_batch(keeping: Engine, engine: Engine, prompt
     assert keeping.usage.reused - before == (0 if head < WORTH_COPYING else 2 * head)
 
 
+def test_prompts_steered_otherwise_share_a_batch(
+    keeping: Engine, engine: Engine, bundled_vector: SteeringVector, prompts: list[tuple[int, ...]]
+) -> None:
+    """Of different length, strength and phase; the answers' probabilities are those of each alone, to rounding."""
+    steerings: list[tuple[Steering, ...]] = [
+        (Steering(bundled_vector, 0.4),),
+        (),
+        (Steering(bundled_vector, -0.4),),
+        (Steering(bundled_vector, 0.4, phase="generated"),),
+    ]
+    starts = [tuple(range(100 + 20 * index, 120 + 20 * index)) for index in range(4)]  # nothing to take over
+    asked = [
+        Request((*start, *prompt[index:]), 8, steering, logprobs=1)
+        for index, (start, prompt, steering) in enumerate(zip(starts, prompts[:4], steerings, strict=True))
+    ]
+    alone = [engine.generate([request])[0] for request in asked]
+    done: dict[int, Completion] = {}
+    pieces: list[Piece] = []
+    for index, request in enumerate(asked):
+        keeping.submit(request, on_piece=pieces.append, on_done=partial(done.__setitem__, index))
+    keeping.step()
+    assert len(pieces) == 3  # the last token of a prompt steered from there on joins the next step
+    run(keeping)
+    for index, one in enumerate(alone):
+        assert done[index].tokens == one.tokens
+        for mine, its in zip(done[index].logprobs or (), one.logprobs or (), strict=True):
+            assert mine.logprob == pytest.approx(its.logprob, abs=2e-4)
+    assert len({one.text for one in alone}) == 4
+
+
 def test_a_cancelled_answer_stays_cached(keeping: Engine, prompts: list[tuple[int, ...]]) -> None:
     pieces: list[Piece] = []
     ticket = keeping.submit(Request(prompts[0], 40), on_piece=pieces.append)

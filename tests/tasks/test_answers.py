@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_steer.tasks.answers import grade, last_boxed, without_tolerance
+from edge_steer.tasks.answers import grade, grade_math, grade_plain, last_boxed, without_tolerance
 
 
 @pytest.mark.parametrize(
@@ -153,3 +153,22 @@ def test_a_letter_without_a_box_counts_leniently() -> None:
     assert grade("The answer is B.", "B", "letter").correct
     assert not grade("The answer is B.", "B", "letter", "boxed").correct
     assert grade("The answer is \\boxed{B}.", "B", "letter", "boxed").correct
+
+
+@pytest.mark.parametrize("answer", ["0", "7", "-7", "18", "100000", "999999999999999"])
+@pytest.mark.parametrize("boxed", ["0", "7", "-7", "18", "100000", "100001", "999999999999998", "999999999999999"])
+def test_whole_numbers_are_graded_as_math_verify_grades_them(answer: str, boxed: str) -> None:
+    text = f"Not \\boxed{{3}}.\n\nThe answer is $\\boxed{{ {boxed} }}$."
+    plain = grade_plain(text, answer)
+    assert plain
+    assert plain == grade(text, answer) == grade(text, answer, grading="boxed")
+    assert (plain.correct, plain.extracted) == (grade_math(text, answer).correct, boxed)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [("\\boxed{1} and \\boxed{2}", "2"), ("\\boxed{07}", "7"), ("\\boxed{7}", "7 within 1"), ("7", "7")],
+)
+def test_all_else_is_left_to_math_verify(text: str, answer: str) -> None:
+    assert grade_plain(text, answer) is None
+    assert grade_plain("\\boxed{7}", "7", "letter") is None
