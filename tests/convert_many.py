@@ -18,7 +18,8 @@ from typing import Any
 def main() -> None:
     scripts, driver, *folders = sys.argv[1:]
     sys.path.insert(0, scripts)
-    importlib.import_module("convert_hf_to_gguf")
+    for module in ("convert_hf_to_gguf", "torch._dynamo", "transformers.models.llama.configuration_llama"):
+        importlib.import_module(module)  # once, before the processes are forked
     base = importlib.import_module("conversion.base")
     prepare = base.TextModel.prepare_metadata
 
