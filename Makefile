@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
-PYTEST_WORKERS ?= 2
+# Two to each of two cores: some tests wait for processes of their own.
+PYTEST_WORKERS ?= 4
 
 # GCC before 13 drops stores that llama.cpp's AMX kernels need, which then fault; without these two passes it keeps them.
 OLD_GCC := $(shell c++ --version 2>/dev/null | grep -q 'Free Software' && [ "$$(c++ -dumpversion | cut -d. -f1)" -lt 13 ] && echo yes)
