@@ -15,7 +15,7 @@ from edge_steer.core.vector import Phase, SteeringVector, check_strength
 from edge_steer.evaluation.figures import Summary
 from edge_steer.tasks.rows import UNSTEERED, Method
 
-Rule = Literal["accuracy", "density"]
+Rule = Literal["accuracy", "density", "tokens"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 MAX_STRENGTHS = 1000
 EQUAL = 1e-9  # figures nearer than this are equal
@@ -71,13 +71,15 @@ def parse_strengths(strengths: str | Iterable[float]) -> tuple[float, ...]:
 def choose(summaries: Mapping[SweepCell, Summary], rule: Rule, margin: float = 0.0) -> SweepCell:
     """The cell to use, by figures on the dev split; the unsteered one is a candidate like the others.
 
-    "accuracy": the most accurate cell. "density": the densest of the cells whose accuracy is at most `margin` below
-    the unsteered one's. Of equals the mildest: weakest, then earliest layer.
+    "accuracy": the most accurate cell. "density", "tokens": the densest, or the one of the fewest tokens, of the cells
+    whose accuracy is at most `margin` below the unsteered one's. Of equals the mildest: weakest, then earliest layer.
     """
     floor = summaries[UNSTEERED_CELL].accuracy - margin - EQUAL
     candidates = [cell for cell in summaries if rule == "accuracy" or summaries[cell].accuracy >= floor]
 
     def merit(cell: SweepCell) -> float:
+        if rule == "tokens":
+            return -summaries[cell].tokens
         return summaries[cell].accuracy if rule == "accuracy" else summaries[cell].density
 
     best = max(map(merit, candidates)) - EQUAL
@@ -98,7 +100,8 @@ def rule_text(rule: Rule, margin: float) -> str:
     """The rule of `choose` in words."""
     if rule == "accuracy":
         return "most accurate on dev, the mildest of equals"
-    return f"densest on dev of those at most {margin:.1%} less accurate than unsteered, the mildest of equals"
+    best = "densest" if rule == "density" else "fewest tokens"
+    return f"{best} on dev of those at most {margin:.1%} less accurate than unsteered, the mildest of equals"
 
 
 def _parse_text(text: str) -> tuple[float, ...]:

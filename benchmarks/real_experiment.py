@@ -1,0 +1,240 @@
+"""DenseSteer on a real model and GSM8K, from its own solutions to figures on test problems, with controls.
+
+    python benchmarks/real_experiment.py benchmarks/settings/NAME.toml \\
+        --train gsm8k=FILE --test gsm8k=FILE --rewrites FILE
+
+makes, in results/real/NAME, what is not there yet: solutions, pairs, vectors, the dev sweep, the test. A stopped run
+goes on. The vectors, all in units of the residual norm:
+
+    dense         own samples under a dense instruction, denser and right, against the own solutions (no teacher)
+    opposites     CAA: the same samples against solutions under the opposite instruction
+    line-breaks   control: the own solutions on one line against themselves
+    compressions  control: the own solutions without some sentences against themselves
+    teacher       the published rewrites of another model's solutions against those solutions (--rewrites)
+
+The dev problems choose one layer and strength for "dense", by the rule in the settings; every other vector is tested
+there too, at the same norm. real_report.py makes docs/real/NAME.json and the figures of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+from real_settings import Problems, Settings, read_problems, read_settings
+
+from edge_steer.core.backend import EngineOptions
+from edge_steer.core.progress import Progress
+from edge_steer.core.sampling import Sampling
+from edge_steer.core.steering import Steering
+from edge_steer.core.vector import SteeringVector
+from edge_steer.evaluation.evaluate import DENSE_PROMPT
+from edge_steer.evaluation.sweep import sweep
+from edge_steer.evaluation.units import Plan, in_process, make_rows
+from edge_steer.extraction.extract import record, reduce
+from edge_steer.extraction.quality import measure_layers
+from edge_steer.llama.engine import Engine
+from edge_steer.models.load import load
+from edge_steer.models.quantize import quantize
+from edge_steer.pairs.checks import check_pairs
+from edge_steer.pairs.contrasts import Sources, own_samples, trace_pairs
+from edge_steer.pairs.controls import with_sentences_dropped, without_line_breaks
+from edge_steer.pairs.criteria import Criteria
+from edge_steer.pairs.likelihood import mean_nll
+from edge_steer.pairs.pair import Pair, write_pairs
+from edge_steer.pairs.rules import instruction, read_rules
+from edge_steer.pairs.solutions import generate_solutions, usable_solutions
+from edge_steer.storage.files import write_json
+from edge_steer.storage.provenance import versions
+from edge_steer.tasks.grading import Graders
+from edge_steer.tasks.rows import UNSTEERED, Method
+from edge_steer.terminal.progress import progress_bar
+from edge_steer.vectors.read import load as load_vector
+from edge_steer.vectors.write import save
+
+SPARSE_PROMPT = (
+    "Reason in many small steps. Let each step do one thing alone, write each step as one paragraph, with a blank line "
+    "between steps, and say again what is known before you use it."
+)
+MINIMAL_RULES = "conservative"  # DenseSteer's prompt row
+FORMAT = "edge-steer real experiment 1"  # of the test's rows
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Settings, problems, and the folder in which everything lies."""
+
+    settings: Settings
+    problems: Problems
+    folder: Path
+    progress: Progress
+
+    def file(self, name: str) -> Path:
+        return self.folder / name
+
+    def vector(self, kind: str) -> SteeringVector:
+        return load_vector(self.file(f"{kind}.safetensors"))
+
+
+def make_pairs(experiment: Experiment, model: Engine) -> dict[str, list[Pair]]:
+    """Pairs of every kind, each in a file; pairs.json says how many solutions gave how many."""
+    settings, task, progress = experiment.settings.pairs, experiment.problems.pairs, experiment.progress
+    own = generate_solutions(
+        model, task, experiment.file("own.jsonl"),
+        count=settings.solutions, at_once=len(task.samples), wrong=settings.wrong, progress=progress,
+    )  # fmt: skip
+    solved = {solution.id for solution in own}
+    again = replace(task, samples=tuple(sample for sample in task.samples if sample.id in solved))
+    sampling = Sampling(temperature=settings.temperature)
+    samples = generate_solutions(
+        model, again.with_settings(system=DENSE_PROMPT, samples=settings.samples, sampling=sampling),
+        experiment.file("dense.jsonl"), count=len(own) * settings.samples, at_once=len(own),
+        per_problem=settings.samples, wrong=settings.wrong, progress=progress,
+    )  # fmt: skip
+    sparse = generate_solutions(
+        model, again.with_settings(system=SPARSE_PROMPT), experiment.file("sparse.jsonl"),
+        count=len(own), at_once=len(own), wrong=True, progress=progress,
+    )  # fmt: skip
+    if settings.wrong:
+        candidates = trace_pairs(samples, own, wrong=True).pairs
+    else:
+        candidates = own_samples(Sources((experiment.file("dense.jsonl"), experiment.file("own.jsonl")))).pairs
+    criteria = Criteria(numbers=False, right=not settings.wrong, best_candidate=True)
+    checked = check_pairs(candidates, backend=model, criteria=criteria, progress=progress)
+    kinds = {
+        "dense": list(checked.passing),
+        "opposites": [replace(pair, system=None) for pair in trace_pairs(samples, sparse, wrong=True).pairs],
+        "line-breaks": list(without_line_breaks(own).pairs),
+        "compressions": list(with_sentences_dropped(own).pairs),
+        "teacher": list(experiment.problems.rewrites),
+    }
+    for kind, pairs in kinds.items():
+        if pairs:
+            write_pairs(pairs, experiment.file(f"pairs-{kind}.jsonl"))
+    write_json(
+        experiment.file("pairs.json"),
+        {
+            "own solutions": len(own),
+            "usable dense samples": len(usable_solutions(samples, per_problem=settings.samples, wrong=settings.wrong)),
+            "dense candidates": len(candidates),
+            "dense, before and after": checked.means,
+            "pairs": {kind: len(pairs) for kind, pairs in kinds.items()},
+            "dropped": checked.dropped,
+        },
+    )
+    return {kind: pairs for kind, pairs in kinds.items() if pairs}
+
+
+def make_vectors(experiment: Experiment, model: Engine, kinds: Mapping[str, Sequence[Pair]]) -> None:
+    """A vector of each kind in residual units; vectors.json: its layers' figures, and the NLL of its pairs' sides."""
+    figures = {}
+    for kind, pairs in kinds.items():
+        states = record(model, pairs, progress=experiment.progress)
+        save(reduce(states, normalise="residual"), experiment.file(f"{kind}.safetensors"))
+        scored = pairs if kind in ("dense", "teacher") else []
+        sides = [[mean_nll(model, side) for side in pair.sides] for pair in experiment.progress.counted("NLL", scored)]
+        figures[kind] = {
+            "layers": [
+                {"layer": q.layer, "relative norm": q.relative, "auc": q.separation, "expected cosine": q.expected}
+                for q in measure_layers(states)
+            ],
+            "nll": {"positive": [side[0] for side in sides], "negative": [side[1] for side in sides]},
+        }
+    write_json(experiment.file("vectors.json"), figures)
+
+
+def sweep_dev(experiment: Experiment, model: Engine) -> SteeringVector | None:
+    """The dense vector, tuned to the cell that the dev problems choose; None where that is the unsteered model."""
+    dev = experiment.settings.dev
+    results = sweep(
+        model, experiment.vector("dense"), experiment.problems.dev,
+        layers=dev.layers, strengths=dev.strengths, dev=dev.problems, test=dev.confirm, phase="generated",
+        rule=dev.choose, margin=dev.margin, nll=False, folder=experiment.file("dev"), progress=experiment.progress,
+    )  # fmt: skip
+    return None if results.chosen is None or results.chosen.layer is None else results.tuned_vector
+
+
+def methods_at(experiment: Experiment, tuned: SteeringVector) -> dict[str, Method]:
+    """What is tested, by name: every vector at the layer, strength and phase of `tuned`, at the same norm."""
+    assert tuned.tuning
+    [layer], strength, phase = tuned.tuning.layers, tuned.tuning.strength, tuned.tuning.phase
+    kinds = ("dense", "line-breaks", "compressions", "opposites", "teacher")
+    vectors = {kind: experiment.vector(kind) for kind in kinds if experiment.file(f"{kind}.safetensors").is_file()}
+    vectors["minus-dense"] = vectors["dense"] * -1
+    for seed in range(experiment.settings.test.random):
+        vectors[f"random-{seed}"] = vectors["dense"].random_like(seed)
+    steered = {name: Method(name, (Steering(vector, strength, (layer,), phase),)) for name, vector in vectors.items()}
+    return {
+        "unsteered": UNSTEERED,
+        "dense-prompt": Method("dense-prompt", system=DENSE_PROMPT),
+        "rewriting-prompt": Method("rewriting-prompt", system=instruction(read_rules(MINIMAL_RULES))),
+        **steered,
+    }
+
+
+def run_test(experiment: Experiment, model: Engine, tuned: SteeringVector) -> None:
+    """Every method on the test problems, block by block; random vectors and the NLL on the first block alone."""
+    test, task = experiment.settings.test, experiment.problems.test
+    methods = methods_at(experiment, tuned)
+    with Graders() as graders:
+        for block in range(test.blocks):
+            first = block == 0
+            some = [method for name, method in methods.items() if first or not name.startswith("random")]
+            samples = task.samples[block * test.block : (block + 1) * test.block]
+            plan = Plan.of(replace(task, samples=samples), some, model.parallel, nll=first)
+            header = {
+                "format": FORMAT,
+                "model": {**model.provenance.model},
+                "backend": {**model.provenance.backend},
+                "task": plan.task.described(),
+                "methods": {method.name: method.described() for method in some},
+                "nll": first,
+                "versions": {**model.provenance.versions, **versions("math-verify")},
+            }
+            path = experiment.file(f"test-{block}.jsonl")
+            doing = f"test, block {block + 1} of {test.blocks}"
+            make_rows(
+                plan, in_process(model, graders), path=path, header=header, progress=experiment.progress, doing=doing
+            )
+
+
+@click.command(help=__doc__)
+@click.argument("settings_file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--train", default="gsm8k", show_default=True, help="Task of the pairs and of dev.")
+@click.option("--test", default="gsm8k", show_default=True, help="Task of the test.")
+@click.option("--rewrites", type=click.Path(path_type=Path, exists=True), help="doc_id, negative, positive; JSONL.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("results/real"), show_default=True
+)
+@click.option("--threads", default=1, show_default=True)
+@click.option("--parallel", default=32, show_default=True)
+@click.option("--until", type=click.Choice(["vectors", "dev", "test"]), default="test", show_default=True)
+def main(
+    settings_file: Path,
+    train: str,
+    test: str,
+    rewrites: Path | None,
+    out: Path,
+    threads: int,
+    parallel: int,
+    until: str,
+) -> None:
+    settings = read_settings(settings_file)
+    problems = read_problems(settings, train, test, rewrites)
+    with progress_bar() as progress:
+        experiment = Experiment(settings, problems, out / settings.name, progress)
+        experiment.folder.mkdir(parents=True, exist_ok=True)
+        f32 = quantize(settings.model, "F32", threads=threads, progress=progress)
+        twin = quantize(f32, settings.quant, threads=threads, progress=progress)
+        options = EngineOptions(context=1024, parallel=parallel, threads=threads)
+        with load(twin, options=options, progress=progress) as model:
+            if not experiment.file("vectors.json").is_file():
+                make_vectors(experiment, model, make_pairs(experiment, model))
+            tuned = None if until == "vectors" else sweep_dev(experiment, model)
+            if tuned and until == "test":
+                save(tuned, experiment.file("chosen.gguf"))
+                run_test(experiment, model, tuned)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""What real_experiment.py left in a folder, as one summary JSON, tables in Markdown and figures.
+
+    python benchmarks/real_report.py results/real/NAME...
+
+writes docs/real/NAME.json and its figures, and prints the tables of docs/real.md. Paired figures are against the
+unsteered model on the problems that both answered.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import click
+import matplotlib.pyplot as plt
+from real_experiment import FORMAT
+
+from edge_steer.core.stats import cosine
+from edge_steer.core.vector import SteeringVector
+from edge_steer.evaluation.figures import compare, figure_text, summarise
+from edge_steer.evaluation.plots import plot_likelihoods
+from edge_steer.evaluation.sweep_plots import draw_sweep
+from edge_steer.evaluation.sweep_results import read_partial
+from edge_steer.evaluation.units import read_rows
+from edge_steer.storage.files import write_json
+from edge_steer.tasks.rows import Row
+from edge_steer.vectors.read import load as load_vector
+
+DOCS = Path("docs/real")
+ONE_MORE = {"own solutions": "negative", "dense own samples": "positive"}
+COLUMNS = ("accuracy", "steps", "density", "tokens", "sentence", "calculations", "right_answer", "nll")
+CHANGES = ("accuracy", "steps", "density", "tokens", "sentence", "calculations", "nll")
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """Everything that docs/real.md says of one model."""
+    test, header = test_rows(folder)
+    unsteered = test["unsteered"]
+    vectors = {path.stem: load_vector(path) for path in sorted(folder.glob("*.safetensors"))}
+    dev = json.loads((folder / "dev" / "summary.json").read_text("utf-8"))
+    return {
+        "model": header["model"],
+        "backend": header["backend"],
+        "versions": header["versions"],
+        "pairs": json.loads((folder / "pairs.json").read_text("utf-8")),
+        "vectors": json.loads((folder / "vectors.json").read_text("utf-8")),
+        "cosines": cosines(vectors),
+        "dev": {key: dev[key] for key in ("task", "phase", "cells", "chosen", "test")},
+        "test": {
+            method: {
+                "figures": asdict(summarise(rows)),
+                "against unsteered": None if method == "unsteered" else asdict(compare(unsteered, rows)),
+            }
+            for method, rows in test.items()
+        },
+    }
+
+
+def test_rows(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rows of every method over all blocks, and the header of the first."""
+    rows: dict[str, list[Row]] = {}
+    headers = []
+    for path in sorted(folder.glob("test-*.jsonl")):
+        header, of_block = read_rows(path, FORMAT)
+        headers.append(dict(header))
+        for row in of_block:
+            rows.setdefault(row.method, []).append(row)
+    return rows, headers[0]
+
+
+def cosines(vectors: Mapping[str, SteeringVector]) -> dict[str, dict[int, float]]:
+    """Of every two vectors, layer by layer."""
+    return {
+        f"{a}, {b}": {
+            layer: cosine(vectors[a].directions[layer], vectors[b].directions[layer]) for layer in vectors[a].layers
+        }
+        for a, b in combinations(vectors, 2)
+    }
+
+
+def tables(summary: Mapping[str, Any], test: Mapping[str, Sequence[Row]]) -> str:
+    """The tables of the page: pairs and vectors, cosines, test, differences."""
+    return "\n\n".join((vector_table(summary), cosine_table(summary), test_table(test), difference_table(test)))
+
+
+def vector_table(summary: Mapping[str, Any]) -> str:
+    """For each kind of pairs: how many, and of layers across the depth the norm and the AUC of held-out pairs."""
+    rows = []
+    for kind, figures in summary["vectors"].items():
+        layers = figures["layers"]
+        some = [layers[len(layers) * part // 4] for part in (1, 2, 3)]
+        norms = ", ".join(f"{layer['relative norm']:.3f}" for layer in some)
+        aucs = ", ".join("" if layer["auc"] is None else f"{layer['auc']:.2f}" for layer in some)
+        rows.append([kind, str(summary["pairs"]["pairs"][kind]), norms, aucs])
+    quarters = ", ".join(str(len(layers) * part // 4) for part in (1, 2, 3))
+    return markdown(["vector", "pairs", f"norm over the states', layers {quarters}", "AUC of held-out pairs"], rows)
+
+
+def cosine_table(summary: Mapping[str, Any]) -> str:
+    """Cosine of every two vectors at every third layer."""
+    pairs = summary["cosines"]
+    layers = [layer for layer in next(iter(pairs.values())) if int(layer) % 3 == 0]
+    rows = [[name, *(f"{of_layer[layer]:.2f}" for layer in layers)] for name, of_layer in pairs.items()]
+    return markdown(["cosine at layer", *(str(layer) for layer in layers)], rows)
+
+
+def test_table(test: Mapping[str, Sequence[Row]]) -> str:
+    """The figures of every method, with 95% intervals."""
+    rows = []
+    for method, of_method in test.items():
+        summary = summarise(of_method)
+        cells = [figure_text(name, summary.figures[name]) if name in summary.figures else "" for name in COLUMNS]
+        rows.append([method, str(summary.samples), *cells, str(summary.truncated)])
+    head = ["", "problems", "accuracy", "steps", "density", "tokens", "tokens a sentence",
+            "calculations per 100 tokens", "tokens per right answer", "NLL", "cut off"]  # fmt: skip
+    return markdown(head, rows)
+
+
+def difference_table(test: Mapping[str, Sequence[Row]]) -> str:
+    """Every method minus unsteered on the same problems, with paired 95% intervals."""
+    rows = []
+    for method, of_method in test.items():
+        if method == "unsteered":
+            continue
+        change = compare(test["unsteered"], of_method)
+        cells = [
+            figure_text(name, change.differences[name], signed=True) if name in change.differences else ""
+            for name in CHANGES
+        ]
+        rows.append([method, f"{change.lost}, {change.gained}, {change.p_value:.2f}", *cells])
+    head = ["minus unsteered", "lost, gained, p", "accuracy", "steps", "density", "tokens", "tokens a sentence",
+            "calculations", "NLL"]  # fmt: skip
+    return markdown(head, rows)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(folder: Path, summary: Mapping[str, Any]) -> None:
+    """The figures of the page: NLL of pairs (3), cells (4, 5), cosines."""
+    name = folder.name
+    nll = summary["vectors"]["dense"]["nll"]
+    values = {title: nll[side] for title, side in ONE_MORE.items()}
+    if teacher := summary["vectors"].get("teacher", {}).get("nll"):
+        values |= {"Qwen2.5-1.5B's solutions": teacher["negative"], "their rewrites": teacher["positive"]}
+    plot_likelihoods(values, f"{summary['model']['name']}: NLL of texts", DOCS / f"{name}-nll.png")
+    for path in draw_sweep(read_partial(folder / "dev"), DOCS):
+        path.replace(DOCS / f"{name}-{path.name}")
+    plot_cosines(summary, DOCS / f"{name}-cosines.png")
+
+
+def plot_cosines(summary: Mapping[str, Any], path: Path) -> None:
+    """Cosine with the dense vector of every other one, over the layers."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    for pair, of_layer in summary["cosines"].items():
+        if "dense" in pair.split(", "):
+            other = next(kind for kind in pair.split(", ") if kind != "dense")
+            axis.plot([int(layer) for layer in of_layer], list(of_layer.values()), marker=".", label=other)
+    axis.axhline(0, color="0.55", linestyle=":", linewidth=1)
+    axis.set(xlabel="layer", ylabel="cosine with the dense vector", title=summary["model"]["name"], ylim=(-1, 1))
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+@click.command(help=__doc__)
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+def main(folders: tuple[Path, ...]) -> None:
+    DOCS.mkdir(parents=True, exist_ok=True)
+    for folder in folders:
+        summary = summary_of(folder)
+        write_json(DOCS / f"{folder.name}.json", summary)
+        draw(folder, summary)
+        click.echo(f"## {folder.name}\n")
+        click.echo(tables(summary, test_rows(folder)[0]) + "\n")
+
+
+if __name__ == "__main__":
+    main()

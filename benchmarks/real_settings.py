@@ -1,0 +1,161 @@
+"""What the experiment on a real model asks: one TOML a model in benchmarks/settings, and files of problems.
+
+Takes paths, gives frozen values and tasks that share no problem. It runs no model.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edge_steer.core.errors import EdgeSteerError
+from edge_steer.evaluation.sweep_cells import RULES, Rule
+from edge_steer.pairs.calibration import leave_out_evaluation_problems
+from edge_steer.pairs.pair import Pair
+from edge_steer.storage.files import read_lines
+from edge_steer.storage.toml import TomlTable
+from edge_steer.tasks.load import load_task
+from edge_steer.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """problems: of train, the first ones. solutions: used at most. samples: of each under the dense instruction.
+
+    wrong: use whole solutions with a wrong answer too.
+    """
+
+    problems: int
+    solutions: int
+    max_tokens: int
+    samples: int
+    temperature: float
+    wrong: bool
+
+
+@dataclass(frozen=True)
+class DevSettings:
+    """problems: of train, behind those of the pairs; `confirm` others are for the chosen cell.
+
+    layers, strengths: as a sweep takes them. choose, margin: of a Rule.
+    """
+
+    problems: int
+    confirm: int
+    layers: str
+    strengths: str
+    max_tokens: int
+    choose: Rule
+    margin: float
+
+
+@dataclass(frozen=True)
+class TestSettings:
+    """draw: problems of test, by seed 0, answered in blocks of `block`; `blocks` of them, to which more can be added.
+
+    random: vectors of the same norm, asked in the first block.
+    """
+
+    draw: int
+    block: int
+    blocks: int
+    max_tokens: int
+    random: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One experiment. name: of its file; model: a MODEL; quant: the type of its twin that is run."""
+
+    name: str
+    model: str
+    quant: str
+    pairs: PairSettings
+    dev: DevSettings
+    test: TestSettings
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Tasks that share no problem, and the published rewrites, whose problems are in none of them."""
+
+    pairs: Task
+    dev: Task
+    test: Task
+    rewrites: tuple[Pair, ...]
+
+
+def read_settings(path: str | Path) -> Settings:
+    """Errors: EdgeSteerError for a key that is missing, unknown or of another type."""
+    table = TomlTable(path, "settings of an experiment")
+    parts = {name: table.table(name) for name in ("pairs", "dev", "test")}
+    if missing := [name for name, part in parts.items() if part is None]:
+        raise table.error(missing[0], "is missing")
+    pairs, dev, test = (part for part in parts.values() if part)
+    settings = Settings(
+        Path(path).stem,
+        table.text("model"),
+        table.text("quant"),
+        PairSettings(
+            pairs.whole("problems"),
+            pairs.whole("solutions"),
+            pairs.whole("max_tokens"),
+            pairs.whole("samples"),
+            pairs.number("temperature"),
+            pairs.flag("wrong", False),
+        ),
+        DevSettings(
+            dev.whole("problems"),
+            dev.whole("confirm"),
+            dev.text("layers"),
+            dev.text("strengths"),
+            dev.whole("max_tokens"),
+            _rule(dev),
+            dev.number("margin"),
+        ),
+        TestSettings(
+            test.whole("draw"),
+            test.whole("block"),
+            test.whole("blocks"),
+            test.whole("max_tokens"),
+            test.whole("random"),
+        ),
+    )
+    for part in (pairs, dev, test, table):
+        part.finish()
+    return settings
+
+
+def read_problems(settings: Settings, train: str, test: str, rewrites: str | Path | None) -> Problems:
+    """Calibration, dev and test problems. train, test: tasks, such as gsm8k=FILE. rewrites: JSONL, or None for none."""
+    tested = load_task(test)
+    records = [json.loads(line) for line in read_lines(rewrites, "rewrites")] if rewrites else []
+    seen = {str(record["doc_id"]) for record in records}
+    questions = {sample.id: sample for sample in tested.samples}
+    calibration = leave_out_evaluation_problems(load_task(train), [tested])
+    count = settings.pairs.problems
+    return Problems(
+        pairs=calibration.limit(count).with_settings(max_tokens=settings.pairs.max_tokens),
+        dev=replace(calibration, samples=calibration.samples[count:]).with_settings(max_tokens=settings.dev.max_tokens),
+        test=replace(tested, samples=tuple(sample for sample in tested.samples if sample.id not in seen))
+        .subset(settings.test.draw)
+        .with_settings(max_tokens=settings.test.max_tokens),
+        rewrites=tuple(
+            Pair(
+                tested.settings.prompt.replace("{question}", questions[str(record["doc_id"])].question),
+                record["positive"],
+                record["negative"],
+                questions[str(record["doc_id"])].answer,
+                str(record["doc_id"]),
+                tested.settings.system,
+            )
+            for record in records
+        ),
+    )
+
+
+def _rule(table: TomlTable) -> Rule:
+    named = table.text("choose")
+    rule = next((rule for rule in RULES if rule == named), None)
+    if rule is None:
+        raise EdgeSteerError(f"{table.path}: choose: allowed are {', '.join(RULES)}")
+    return rule
