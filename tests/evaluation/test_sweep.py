@@ -288,20 +288,22 @@ def test_bad_strengths(text: str) -> None:
         parse_strengths(text)
 
 
-def summary(accuracy: float, density: float) -> Summary:
-    figures = {"accuracy": Figure(accuracy, None), "density": Figure(density, None)}
+def summary(accuracy: float, density: float, tokens: float = 200) -> Summary:
+    means = {"accuracy": accuracy, "density": density, "tokens": tokens}
+    figures = {name: Figure(mean, None) for name, mean in means.items()}
     return Summary(samples=100, completions=100, errors=0, truncated=0, figures=figures)
 
 
 @pytest.mark.parametrize(
     ("rule", "chosen"),
-    [("accuracy", SweepCell(3, -1.0)), ("density", SweepCell(4, 2.0))],
+    [("accuracy", SweepCell(3, -1.0)), ("density", SweepCell(4, 2.0)), ("tokens", SweepCell(5, 1.0))],
 )
 def test_the_rules_of_the_choice(rule: Rule, chosen: SweepCell) -> None:
     found = {
         UNSTEERED_CELL: summary(0.80, 16),
         SweepCell(4, 2.0): summary(0.78, 30),
-        SweepCell(4, 4.0): summary(0.77, 40),  # too inaccurate for the density rule
+        SweepCell(4, 4.0): summary(0.77, 40, 100),  # too inaccurate for the last two rules
+        SweepCell(5, 1.0): summary(0.78, 20, 150),  # the shortest of those accurate enough
         SweepCell(5, 2.0): summary(0.79, 30),  # as dense, but later
         SweepCell(3, -2.0): summary(0.90, 12),
         SweepCell(3, -1.0): summary(0.90, 14),  # as accurate, but milder
