@@ -11,9 +11,11 @@ goes on. The vectors, all in units of the residual norm:
     line-breaks   control: the own solutions on one line against themselves
     compressions  control: the own solutions without some sentences against themselves
     teacher       the published rewrites of another model's solutions against those solutions (--rewrites)
+    terse         short solutions of the twelve problems in real.py, written by hand, against the own ones; mean over
+                  an answer's tokens
 
-The dev problems choose one layer and strength for "dense", by the rule in the settings; every other vector is tested
-there too, at the same norm. real_report.py makes docs/real/NAME.json and the figures of it.
+The dev problems choose one layer and strength for "dense" and one for "terse", by the rule in the settings; every other
+vector is tested where "dense" is, at the same norm. real_report.py makes docs/real/NAME.json and the figures of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +23,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
+from real import PROBLEMS
 from real_settings import Problems, Settings, read_problems, read_settings
 
-from edge_steer.core.backend import EngineOptions
+from edge_steer.core.backend import EngineOptions, Request
 from edge_steer.core.progress import Progress
 from edge_steer.core.sampling import Sampling
 from edge_steer.core.steering import Steering
@@ -57,6 +60,7 @@ SPARSE_PROMPT = (
     "between steps, and say again what is known before you use it."
 )
 MINIMAL_RULES = "conservative"  # DenseSteer's prompt row
+POOLING = {"terse": "mean"}  # of the others the last token, as DenseSteer
 FORMAT = "edge-steer real experiment 1"  # of the test's rows
 
 
@@ -107,6 +111,7 @@ def make_pairs(experiment: Experiment, model: Engine) -> dict[str, list[Pair]]:
         "line-breaks": list(without_line_breaks(own).pairs),
         "compressions": list(with_sentences_dropped(own).pairs),
         "teacher": list(experiment.problems.rewrites),
+        "terse": terse_pairs(model, settings.max_tokens),
     }
     for kind, pairs in kinds.items():
         if pairs:
@@ -125,11 +130,18 @@ def make_pairs(experiment: Experiment, model: Engine) -> dict[str, list[Pair]]:
     return {kind: pairs for kind, pairs in kinds.items() if pairs}
 
 
+def terse_pairs(model: Engine, max_tokens: int) -> list[Pair]:
+    """Solutions written by hand against the model's own, whatever these say."""
+    prompts = [model.chat([{"role": "user", "content": question}]) for question in PROBLEMS]
+    own = model.generate([Request(prompt, max_tokens) for prompt in prompts])
+    return [Pair(*texts, answer.text.strip()) for texts, answer in zip(PROBLEMS.items(), own, strict=True)]
+
+
 def make_vectors(experiment: Experiment, model: Engine, kinds: Mapping[str, Sequence[Pair]]) -> None:
     """A vector of each kind in residual units; vectors.json: its layers' figures, and the NLL of its pairs' sides."""
     figures = {}
     for kind, pairs in kinds.items():
-        states = record(model, pairs, progress=experiment.progress)
+        states = record(model, pairs, pooling=POOLING.get(kind, "last"), progress=experiment.progress)
         save(reduce(states, normalise="residual"), experiment.file(f"{kind}.safetensors"))
         scored = pairs if kind in ("dense", "teacher") else []
         sides = [[mean_nll(model, side) for side in pair.sides] for pair in experiment.progress.counted("NLL", scored)]
@@ -143,27 +155,30 @@ def make_vectors(experiment: Experiment, model: Engine, kinds: Mapping[str, Sequ
     write_json(experiment.file("vectors.json"), figures)
 
 
-def sweep_dev(experiment: Experiment, model: Engine) -> SteeringVector | None:
-    """The dense vector, tuned to the cell that the dev problems choose; None where that is the unsteered model."""
+def sweep_dev(experiment: Experiment, model: Engine, kind: str, strengths: str) -> SteeringVector | None:
+    """The vector, tuned to the cell that the dev problems choose; None where that is the unsteered model."""
     dev = experiment.settings.dev
     results = sweep(
-        model, experiment.vector("dense"), experiment.problems.dev,
-        layers=dev.layers, strengths=dev.strengths, dev=dev.problems, test=dev.confirm, phase="generated",
-        rule=dev.choose, margin=dev.margin, nll=False, folder=experiment.file("dev"), progress=experiment.progress,
+        model, experiment.vector(kind), experiment.problems.dev,
+        layers=dev.layers, strengths=strengths, dev=dev.problems, test=dev.confirm, phase="generated",
+        rule=dev.choose, margin=dev.margin, nll=False, folder=experiment.file(f"dev-{kind}"),
+        progress=experiment.progress,
     )  # fmt: skip
     return None if results.chosen is None or results.chosen.layer is None else results.tuned_vector
 
 
-def methods_at(experiment: Experiment, tuned: SteeringVector) -> dict[str, Method]:
-    """What is tested, by name: every vector at the layer, strength and phase of `tuned`, at the same norm."""
-    assert tuned.tuning
-    [layer], strength, phase = tuned.tuning.layers, tuned.tuning.strength, tuned.tuning.phase
+def methods_at(experiment: Experiment, dense: SteeringVector, terse: SteeringVector | None) -> dict[str, Method]:
+    """What is tested, by name: every vector but "terse" at the layer, strength and phase of `dense`, at its norm."""
+    assert dense.tuning
+    [layer], strength, phase = dense.tuning.layers, dense.tuning.strength, dense.tuning.phase
     kinds = ("dense", "line-breaks", "compressions", "opposites", "teacher")
     vectors = {kind: experiment.vector(kind) for kind in kinds if experiment.file(f"{kind}.safetensors").is_file()}
     vectors["minus-dense"] = vectors["dense"] * -1
     for seed in range(experiment.settings.test.random):
         vectors[f"random-{seed}"] = vectors["dense"].random_like(seed)
     steered = {name: Method(name, (Steering(vector, strength, (layer,), phase),)) for name, vector in vectors.items()}
+    if terse:
+        steered["terse"] = Method.of("terse", terse)
     return {
         "unsteered": UNSTEERED,
         "dense-prompt": Method("dense-prompt", system=DENSE_PROMPT),
@@ -172,10 +187,9 @@ def methods_at(experiment: Experiment, tuned: SteeringVector) -> dict[str, Metho
     }
 
 
-def run_test(experiment: Experiment, model: Engine, tuned: SteeringVector) -> None:
+def run_test(experiment: Experiment, model: Engine, methods: Mapping[str, Method]) -> None:
     """Every method on the test problems, block by block; random vectors and the NLL on the first block alone."""
     test, task = experiment.settings.test, experiment.problems.test
-    methods = methods_at(experiment, tuned)
     with Graders() as graders:
         for block in range(test.blocks):
             first = block == 0
@@ -230,10 +244,16 @@ def main(
         with load(twin, options=options, progress=progress) as model:
             if not experiment.file("vectors.json").is_file():
                 make_vectors(experiment, model, make_pairs(experiment, model))
-            tuned = None if until == "vectors" else sweep_dev(experiment, model)
-            if tuned and until == "test":
-                save(tuned, experiment.file("chosen.gguf"))
-                run_test(experiment, model, tuned)
+            if until == "vectors":
+                return
+            dense = sweep_dev(experiment, model, "dense", settings.dev.strengths)
+            terse = sweep_dev(experiment, model, "terse", settings.dev.terse_strengths)
+            for kind, tuned in (("dense", dense), ("terse", terse)):
+                if tuned:
+                    save(tuned, experiment.file(f"chosen-{kind}.gguf"))
+            if until == "test":
+                at = dense or experiment.vector("dense").tuned(settings.dev.otherwise, 0.1, "generated")
+                run_test(experiment, model, methods_at(experiment, at, terse))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ from edge_steer.tasks.rows import Row
 from edge_steer.vectors.read import load as load_vector
 
 DOCS = Path("docs/real")
-ONE_MORE = {"own solutions": "negative", "dense own samples": "positive"}
+SWEPT = ("dense", "terse")
+SIDES = {"own solutions": "negative", "dense own samples": "positive"}
 COLUMNS = ("accuracy", "steps", "density", "tokens", "sentence", "calculations", "right_answer", "nll")
 CHANGES = ("accuracy", "steps", "density", "tokens", "sentence", "calculations", "nll")
 
@@ -39,7 +40,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
     test, header = test_rows(folder)
     unsteered = test["unsteered"]
     vectors = {path.stem: load_vector(path) for path in sorted(folder.glob("*.safetensors"))}
-    dev = json.loads((folder / "dev" / "summary.json").read_text("utf-8"))
+    dev = {kind: json.loads((folder / f"dev-{kind}" / "summary.json").read_text("utf-8")) for kind in SWEPT}
     return {
         "model": header["model"],
         "backend": header["backend"],
@@ -47,7 +48,10 @@ def summary_of(folder: Path) -> dict[str, Any]:
         "pairs": json.loads((folder / "pairs.json").read_text("utf-8")),
         "vectors": json.loads((folder / "vectors.json").read_text("utf-8")),
         "cosines": cosines(vectors),
-        "dev": {key: dev[key] for key in ("task", "phase", "cells", "chosen", "test")},
+        "dev": {
+            kind: {key: of_kind[key] for key in ("task", "phase", "cells", "chosen", "test")}
+            for kind, of_kind in dev.items()
+        },
         "test": {
             method: {
                 "figures": asdict(summarise(rows)),
@@ -144,12 +148,13 @@ def draw(folder: Path, summary: Mapping[str, Any]) -> None:
     """The figures of the page: NLL of pairs (3), cells (4, 5), cosines."""
     name = folder.name
     nll = summary["vectors"]["dense"]["nll"]
-    values = {title: nll[side] for title, side in ONE_MORE.items()}
+    values = {title: nll[side] for title, side in SIDES.items()}
     if teacher := summary["vectors"].get("teacher", {}).get("nll"):
         values |= {"Qwen2.5-1.5B's solutions": teacher["negative"], "their rewrites": teacher["positive"]}
     plot_likelihoods(values, f"{summary['model']['name']}: NLL of texts", DOCS / f"{name}-nll.png")
-    for path in draw_sweep(read_partial(folder / "dev"), DOCS):
-        path.replace(DOCS / f"{name}-{path.name}")
+    for kind in SWEPT:
+        for path in draw_sweep(read_partial(folder / f"dev-{kind}"), DOCS):
+            path.replace(DOCS / f"{name}-{kind}-{path.name}")
     plot_cosines(summary, DOCS / f"{name}-cosines.png")
 
 

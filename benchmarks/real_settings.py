@@ -36,13 +36,16 @@ class PairSettings:
 class DevSettings:
     """problems: of train, behind those of the pairs; `confirm` others are for the chosen cell.
 
-    layers, strengths: as a sweep takes them. choose, margin: of a Rule.
+    layers, strengths, terse_strengths: as a sweep takes them. choose, margin: of a Rule. otherwise: the layer at which
+    vectors are tested at strength 0.1 where the dense one's choice is the unsteered model.
     """
 
     problems: int
     confirm: int
     layers: str
     strengths: str
+    terse_strengths: str
+    otherwise: int
     max_tokens: int
     choose: Rule
     margin: float
@@ -108,6 +111,8 @@ def read_settings(path: str | Path) -> Settings:
             dev.whole("confirm"),
             dev.text("layers"),
             dev.text("strengths"),
+            dev.text("terse_strengths"),
+            dev.whole("otherwise"),
             dev.whole("max_tokens"),
             _rule(dev),
             dev.number("margin"),

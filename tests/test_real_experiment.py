@@ -1,0 +1,55 @@
+"""The experiment on real models: its settings, its problems, and the tolerances that follow from what it measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+from real_settings import read_problems, read_settings
+from real_tolerances import worst
+
+from edge_steer.core.errors import EdgeSteerError
+
+SETTINGS = sorted((ROOT / "benchmarks" / "settings").glob("*.toml"))
+
+
+def gsm8k(path: Path, questions: list[str]) -> str:
+    path.write_text("".join(json.dumps({"question": q, "answer": f"#### {i}"}) + "\n" for i, q in enumerate(questions)))
+    return f"gsm8k={path}"
+
+
+@pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.stem)
+def test_no_problem_is_in_two_parts(path: Path, tmp_path: Path) -> None:
+    settings = read_settings(path)
+    train = gsm8k(tmp_path / "train.jsonl", [f"How much is {i} and 1?" for i in range(200)])
+    test = gsm8k(
+        tmp_path / "test.jsonl", [f"How much is {i} and 1?" for i in range(3)] + [f"Count to {i}!" for i in range(400)]
+    )
+    rewrites = tmp_path / "rewrites.jsonl"
+    rewrites.write_text(json.dumps({"doc_id": 7, "negative": "It is 4.\n\nSo 4.", "positive": "It is 4."}) + "\n")
+    problems = read_problems(settings, train, test, rewrites)
+    asked = [{sample.question for sample in part.samples} for part in (problems.pairs, problems.dev, problems.test)]
+    assert [len(asked[0]), len(asked[0]) + len(asked[1])] == [settings.pairs.problems, 200 - 3]
+    assert not asked[0] & asked[1]
+    assert not asked[2] & (asked[0] | asked[1])
+    assert "Count to 4!" not in asked[2]
+    assert [pair.question.startswith("Count to 4!") for pair in problems.rewrites] == [True]
+
+
+def test_settings_with_an_unknown_key_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(SETTINGS[0].read_text().replace("[dev]", "[dev]\nlayer = 3"))
+    with pytest.raises(EdgeSteerError, match=r"dev\.layer: no such key"):
+        read_settings(path)
+
+
+def test_the_worst_ends_are_taken_over_logits_and_states() -> None:
+    cell = {
+        "quant": "Q8_0", "cosine": [0.99, [0.98, 0.995]], "residual cosine": [0.97, [0.95, 0.98]],
+        "length": [1.0, [0.9, 1.05]], "residual length": [1.1, [1.0, 1.2]],
+        "KL": [0.01, [0.008, 0.02]], "KL steered": [0.01, [0.009, 0.015]], "KL ratio": 1.3,
+    }  # fmt: skip
+    milder = cell | {"residual cosine": [0.99, [0.985, 0.995]], "KL ratio": 1.1}
+    assert worst([milder, cell]) == {
+        "Q8_0": {"cosine": 0.95, "length off": pytest.approx(0.2), "KL": 0.02, "KL ratio": 1.3}
+    }
