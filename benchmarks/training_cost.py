@@ -1,18 +1,16 @@
-"""What a step of training costs: the trained numbers, Adam's memory, answers, gradient, and handing the update over.
+"""What a step of training costs: numbers trained, Adam's memory, peak memory, answers, gradient, and handing it over.
 
-Three ways: a vector of all layers, which llama.cpp adds by rows; one of layers 1 and up, which its own control vector
-can do; and all weights, of which only memory and the hand-over are measured: files written, converted, quantised and
-loaded. The hand-over of a vector is the time to make a Steering of the parameters, and what the engine's next answer
-takes longer for a new one than for the same again. Medians. The bundled model, or any with a Hugging Face folder. Also
-prints the paper's own table, recomputed. Prints tables and a JSON line.
+A vector of all layers, which llama.cpp adds by rows; one of layers 1 and up, which its own control vector can do; LoRA
+of rank 1 and 4, written as a file and loaded; all weights, written, quantised and loaded. The hand-over is what the
+next answer takes longer for changed parameters than for the same again. Medians. The bundled model, or any with a
+Hugging Face folder. Also prints the paper's own table, recomputed. Prints tables and a JSON line.
 """
 
 import json
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,22 +22,20 @@ from rich.table import Table
 
 import edge_steer as es
 from edge_steer.core.backend import EngineOptions, Request
-from edge_steer.core.steering import Steering
-from edge_steer.models.convert import convert
-from edge_steer.models.quantize import quantize
+from edge_steer.models.exchange import Exchange
+from edge_steer.models.quantize import gguf_for
 from edge_steer.models.recipe import bundled_model
-from edge_steer.reference.model import Reference
 from edge_steer.storage.files import size_in_words
-from edge_steer.storage.provenance import RunningModel
 from edge_steer.tasks.grading import Graders
-from edge_steer.training.adapter import VectorAdapter
 from edge_steer.training.advantages import advantages
 from edge_steer.training.optimiser import Optimiser
 from edge_steer.training.policy import Policy
 from edge_steer.training.rollouts import Sampler, training_task
-from edge_steer.training.settings import RlooSettings
+from edge_steer.training.settings import Adapter, RlooSettings
+from edge_steer.training.trainables import Trainable, trainable
+from edge_steer.training.trainee import Trainee
 
-REPEATS = 40
+REPEATS = 7
 GPUS, STEPS = 8, 314  # of the paper: Adam's two float32 moments lie on so many, and a run has so many steps
 MOMENTS = 8  # bytes of a parameter
 
@@ -75,27 +71,28 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class StepCost:
-    """memory: bytes of Adam's moments. seconds: to hand the update over, to answer, for the gradient."""
+    """adam: measured bytes of its moments. peak: most bytes of the process in the step. handover, answers, gradient,
+    update: seconds."""
 
     parameters: int
-    memory: int
+    adam: int
+    peak: int
+    handover: float
+    answers: float
+    tokens_per_second: float
+    gradient: float
     update: float
-    answers: float | None = None
-    gradient: float | None = None
-    tokens_per_second: float | None = None
 
     @property
-    def share(self) -> float | None:
+    def share(self) -> float:
         """Of the hand-over in the step."""
-        if self.answers is None or self.gradient is None:
-            return None
-        return self.update / (self.update + self.answers + self.gradient)
+        return self.handover / (self.handover + self.answers + self.gradient + self.update)
 
 
 @click.command(help=__doc__)
 @click.option("--model", type=click.Path(path_type=Path), help="A Hugging Face folder.  [default: the bundled model]")
 @click.option("--quant", default="Q4_K_M", show_default=True)
-@click.option("--task", "task_name", default="wordproblems-long", show_default=True)
+@click.option("--task", "task_name", default="wordproblems-leaps", show_default=True)
 @click.option("--prompts", default=8, show_default=True)
 @click.option("--generations", default=8, show_default=True)
 @click.option("--max-tokens", default=320, show_default=True)
@@ -106,55 +103,75 @@ def main(
     source = model or bundled_model()
     options = EngineOptions(threads=threads, parallel=prompts * generations)
     settings = RlooSettings(prompts=prompts, generations=generations, max_tokens=max_tokens)
-    with (
-        es.load(source, quant, options=options) as engine,
-        es.load(source, runtime="torch", options=options) as reference,
-        Graders() as graders,
-    ):
-        sampler = Sampler(engine, graders, training_task(task_name), settings)
-        costs = {
-            name: vector_cost(sampler, engine, VectorAdapter(reference.model, layers), reference, settings)
-            for name, layers in {
-                "vector, all layers, by rows": range(reference.model.block_count),
-                "vector, layers 1-, native": range(1, reference.model.block_count),
-            }.items()
+    file = gguf_for(source, quant, threads=threads)
+    costs = {}
+    with es.load(file, options=options) as engine, Exchange(file, options) as exchange, Graders() as graders:
+        sampler = Sampler(graders, training_task(task_name), settings)
+        kinds = {
+            "vector, all layers, by rows": Adapter(),
+            "vector, layers 1-, native": Adapter(layers=tuple(range(1, engine.model.block_count))),
+            "LoRA-1": Adapter("lora", rank=1),
+            "LoRA-4": Adapter("lora", rank=4),
+            "all weights": Adapter("full"),
         }
-        costs["all weights"] = full_cost(reference, source, quant, options)
-    title = f"{source.name} {quant}, {prompts} x {generations} answers, {threads} threads"
+        for name, adapter in kinds.items():
+            with es.load(file, runtime="torch", options=options) as reference:
+                costs[name] = step_cost(Trainee(engine, reference, exchange), adapter, sampler, settings)
     show_published()
-    show(title, costs)
+    show(f"{source.name} {quant}, {prompts} x {generations} answers, {threads} threads", costs)
     print(json.dumps({name: asdict(cost) | {"share": cost.share} for name, cost in costs.items()}))
 
 
-def vector_cost(
-    sampler: Sampler, engine: RunningModel, adapter: VectorAdapter, reference: Reference, settings: RlooSettings
-) -> StepCost:
-    """One step, of which every answer has a part in the gradient."""
-    making, longer = swap_seconds(engine, adapter)
-    batch = sampler.batch(0, nudged(adapter))
+def step_cost(trainee: Trainee, adapter: Adapter, sampler: Sampler, settings: RlooSettings) -> StepCost:
+    """Of one step, of which every answer has a part in the gradient."""
+    trained = trainable(adapter, trainee.reference)
+    handover = handover_seconds(trainee, trained)
+    policy, optimiser = Policy(trainee.reference, trained), Optimiser(trained.parameters, settings)
+    forget_peak()
+    batch = sampler.batch(0, *trainee.answering(trained.change()))
     began = time.perf_counter()
     chances = np.random.default_rng(0).random(batch.rewards.shape)
-    Policy(reference, adapter).gradient(batch.rollouts, advantages(chances).ravel(), settings)
-    gradient = time.perf_counter() - began
-    Optimiser(adapter, settings).update()
-    speed = batch.tokens / batch.decoding_seconds
-    count = adapter.values.numel()
-    return StepCost(count, MOMENTS * count, making + longer, batch.decoding_seconds, gradient, speed)
+    policy.gradient(batch.rollouts, advantages(chances).ravel(), settings)
+    derived = time.perf_counter()
+    optimiser.update()
+    return StepCost(
+        parameters=sum(parameter.numel() for parameter in trained.parameters),
+        adam=optimiser.moment_bytes,
+        peak=peak_bytes(),
+        handover=handover,
+        answers=batch.decoding_seconds,
+        tokens_per_second=batch.tokens / batch.decoding_seconds,
+        gradient=derived - began,
+        update=time.perf_counter() - derived,
+    )
 
 
-def full_cost(reference: Reference, source: Path, quant: str, options: EngineOptions) -> StepCost:
-    """All weights: written, converted, quantised and loaded, as llama.cpp needs them after each step."""
-    count = sum(parameter.numel() for parameter in reference.network.parameters())
-    with tempfile.TemporaryDirectory() as name:
+def handover_seconds(trainee: Trainee, trained: Trainable) -> float:
+    """What the next answer takes longer after the parameters have changed a little."""
+    prompt = trainee.engine.encode("Tom has 3 cups.")
+    differences = []
+    for _ in range(REPEATS):
+        with torch.no_grad():
+            for parameter in trained.parameters:
+                parameter += 1e-4 * torch.randn_like(parameter)
         began = time.perf_counter()
-        folder = Path(
-            shutil.copytree(source, Path(name) / "model", ignore=shutil.ignore_patterns("*.gguf", "*.safetensors"))
-        )
-        reference.network.save_pretrained(folder)
-        whole = convert(folder, Path(name) / "model.gguf")
-        small = quantize(whole, quant, Path(name) / "small.gguf", threads=options.threads)
-        es.load(small, options=options).close()
-        return StepCost(count, MOMENTS * count, time.perf_counter() - began)
+        engine, steering = trainee.answering(trained.change())
+        engine.generate([Request(prompt, 1, steering)])
+        new = time.perf_counter()
+        engine.generate([Request(prompt, 1, steering)])
+        differences.append((new - began) - (time.perf_counter() - new))
+    return max(0.0, statistics.median(differences))
+
+
+def forget_peak() -> None:
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most memory of this process since `forget_peak`, as Linux counts it."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def show_published() -> None:
@@ -167,45 +184,25 @@ def show_published() -> None:
 
 
 def show(title: str, costs: Mapping[str, StepCost]) -> None:
-    columns = ("", "parameters", "Adam", "hand-over, s", "answers, s", "tokens/s", "gradient, s", "share of hand-over")
+    columns = (
+        "", "parameters", "Adam", "peak memory", "hand-over, s", "answers, s", "tokens/s", "gradient, s", "update, s",
+        "share of hand-over",
+    )  # fmt: skip
     table = Table(*columns, title=title)
     for name, cost in costs.items():
-        measured = (cost.answers, cost.tokens_per_second, cost.gradient)
         table.add_row(
             name,
             f"{cost.parameters:,}",
-            size_in_words(cost.memory),
+            size_in_words(cost.adam),
+            size_in_words(cost.peak),
+            f"{cost.handover:.4f}",
+            f"{cost.answers:.2f}",
+            f"{cost.tokens_per_second:.0f}",
+            f"{cost.gradient:.2f}",
             f"{cost.update:.4f}",
-            *("" if value is None else f"{value:.4g}" for value in measured),
-            "" if cost.share is None else f"{cost.share:.3%}",
+            f"{cost.share:.2%}",
         )
-    Console(width=None if Console().is_terminal else 130).print(table)
-
-
-def swap_seconds(engine: RunningModel, adapter: VectorAdapter) -> tuple[float, float]:
-    """To make a steering of changed parameters, and what the engine's next answer takes longer for it."""
-    prompt = engine.encode("Tom has 3 cups.")
-    making, new, same = [], [], []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        steering = nudged(adapter)
-        making.append(time.perf_counter() - began)
-        new.append(answer_seconds(engine, prompt, steering))
-        same.append(answer_seconds(engine, prompt, steering))
-    return statistics.median(making), max(0.0, statistics.median(new) - statistics.median(same))
-
-
-def nudged(adapter: VectorAdapter) -> tuple[Steering, ...]:
-    """The adapter's steering after its values have changed a little."""
-    with torch.no_grad():
-        adapter.values.add_(torch.randn_like(adapter.values), alpha=0.01)
-    return adapter.steering()
-
-
-def answer_seconds(engine: RunningModel, prompt: tuple[int, ...], steering: tuple[Steering, ...]) -> float:
-    began = time.perf_counter()
-    engine.generate([Request(prompt, 1, steering)])
-    return time.perf_counter() - began
+    Console(width=None if Console().is_terminal else 150).print(table)
 
 
 if __name__ == "__main__":

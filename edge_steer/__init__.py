@@ -10,12 +10,15 @@ Each name is imported when it is first used, so `import edge_steer` is quick and
 Path. `steer` is a vector (used as its tuning says), a Steering, several of them, or None. Errors: EdgeSteerError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edge_steer.adapters.change import Change
     from edge_steer.certificates.check import check_parity
     from edge_steer.certificates.make import certify
     from edge_steer.certificates.recheck import check_again
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from edge_steer.extraction.extract import Normalise
     from edge_steer.lens.reading import Reading
     from edge_steer.models.convert import convert
+    from edge_steer.models.exchange import Exchange
     from edge_steer.models.load import load
     from edge_steer.models.quantize import quantize
     from edge_steer.pairs.pair import Pair, read_pairs, write_pairs
@@ -39,11 +43,13 @@ if TYPE_CHECKING:
     from edge_steer.tasks.rows import Row
     from edge_steer.tasks.task import Task
     from edge_steer.training.policy import GradientOptions
-    from edge_steer.training.settings import RlooSettings
+    from edge_steer.training.settings import Adapter, RlooSettings, SftSettings
+    from edge_steer.training.sft import Demonstration
     from edge_steer.vectors.read import load as load_vector
     from edge_steer.vectors.write import save as save_vector
 
 _PLACES = {
+    "Adapter": "training.settings",
     "Completion": "core.backend",
     "EdgeSteerError": "core.errors",
     "EngineOptions": "core.backend",
@@ -52,6 +58,7 @@ _PLACES = {
     "Progress": "core.progress",
     "Request": "core.backend",
     "RlooSettings": "training.settings",
+    "SftSettings": "training.settings",
     "Row": "tasks.rows",
     "Sampling": "core.sampling",
     "Steering": "core.steering",
@@ -74,7 +81,9 @@ _PLACES = {
     "sweep": "evaluation.sweep",
     "write_pairs": "pairs.pair",
 }
+TRAINED = {"vector": "vector", "lora": "adapter", "full": "model"}  # the name of what training a kind gives
 __all__ = [
+    "Adapter",
     "Completion",
     "EdgeSteerError",
     "EngineOptions",
@@ -85,6 +94,7 @@ __all__ = [
     "RlooSettings",
     "Row",
     "Sampling",
+    "SftSettings",
     "Steering",
     "SteeringVector",
     "Task",
@@ -107,6 +117,8 @@ __all__ = [
     "summarise",
     "sweep",
     "train",
+    "train_adapter",
+    "train_sft",
     "write_pairs",
 ]
 
@@ -214,39 +226,130 @@ def train(
 ) -> "SteeringVector":
     """Train one vector a block by reinforcement learning (Bias-Only Adaptation, RLOO); also vector.safetensors.
 
+    layers: None is every block. The rest is as `train_adapter` has it. Errors: EdgeSteerError.
+    """
+    from edge_steer.training.settings import Adapter
+    from edge_steer.vectors.read import load as load_vector
+
+    adapter = Adapter(layers=None if layers is None else tuple(layers))
+    return load_vector(
+        train_adapter(
+            model, task, folder, adapter, settings, gguf=gguf, quant=quant, options=options, gradient=gradient,
+            keep_every=keep_every, progress=progress,
+        )
+    )  # fmt: skip
+
+
+def train_adapter(
+    model: str | Path,
+    task: "str | Path | Task",
+    folder: str | Path,
+    adapter: "Adapter",
+    settings: "RlooSettings | None" = None,
+    *,
+    gguf: str | Path | None = None,
+    quant: str | None = None,
+    options: "EngineOptions | None" = None,
+    gradient: "GradientOptions | None" = None,
+    keep_every: int = 25,
+    progress: "Progress | None" = None,
+) -> Path:
+    """Train a vector, low-rank matrices or all weights by reinforcement learning (RLOO); where they were written.
+
     model: whose weights have the gradient in PyTorch: a Hugging Face folder or hub id, or a GGUF, dequantised. gguf:
     the file that answers in llama.cpp; None is `model` itself, quantised to `quant` if that is given. task: of its name
-    the training split is taken. folder: log.jsonl, the state from which the same call goes on, the answers of each
-    step, and the vector after every `keep_every` steps. layers: None is every block. Errors: EdgeSteerError.
+    the training split is taken. adapter: gives vector.safetensors; or adapter.gguf, beside it adapter, a folder of
+    PEFT; or model.gguf, in float32. folder: log.jsonl, the state from which the same call goes on, the answers of each
+    step, and what was trained after every `keep_every` steps. Errors: EdgeSteerError.
     """
     from edge_steer.core.progress import SILENT
+    from edge_steer.models.exchange import Exchange
     from edge_steer.models.load import DEFAULTS, load
+    from edge_steer.models.quantize import gguf_for
     from edge_steer.training import policy
-    from edge_steer.training.rloo import Trainee, train_vector
+    from edge_steer.training.rloo import train_rloo
     from edge_steer.training.rollouts import training_task
     from edge_steer.training.settings import RlooSettings
-    from edge_steer.vectors.write import save
+    from edge_steer.training.trainee import Trainee
 
     problems = training_task(task) if isinstance(task, str | Path) else task
     options, progress, folder = options or DEFAULTS, progress or SILENT, Path(folder)
+    file = gguf_for(gguf or model, quant, threads=options.threads, progress=progress)
+    with ExitStack() as stack:
+        exchange = None if adapter.kind == "vector" else stack.enter_context(Exchange(file, options))
+        engine = stack.enter_context(load(file, options=options, progress=progress))
+        reference = stack.enter_context(load(model, runtime="torch", options=options, progress=progress))
 
-    def keep(step: int, vector: "SteeringVector") -> None:
-        if step % keep_every == 0:
-            save(vector, folder / f"step-{step:05}.safetensors")
+        def keep(step: int, change: "Callable[[], Change]") -> None:
+            if step % keep_every == 0:
+                _save(change(), folder / f"step-{step:05}", model, exchange)
 
-    with (
-        load(gguf or model, quant, options=options, progress=progress) as engine,
-        load(model, runtime="torch", options=options, progress=progress) as reference,
-    ):
-        vector = train_vector(
-            Trainee(engine, reference),
+        change = train_rloo(
+            Trainee(engine, reference, exchange),
             problems,
             settings or RlooSettings(),
             folder,
-            layers=None if layers is None else tuple(layers),
+            adapter=adapter,
             gradient=gradient or policy.DEFAULTS,
-            on_vector=keep,
+            on_step=keep,
             progress=progress,
         )
-    save(vector, folder / "vector.safetensors")
-    return vector
+        return _save(change, folder / TRAINED[adapter.kind], model, exchange)
+
+
+def train_sft(
+    model: str | Path,
+    demonstrations: "Sequence[Demonstration]",
+    folder: str | Path,
+    settings: "SftSettings | None" = None,
+    *,
+    adapter: "Adapter | None" = None,
+    options: "EngineOptions | None" = None,
+    gradient: "GradientOptions | None" = None,
+    progress: "Progress | None" = None,
+) -> Path:
+    """Train on teachers' solutions (supervised fine-tuning, distillation); where what was trained was written.
+
+    model: as `load` takes it; a GGUF is dequantised. demonstrations: of `training.sft.read_demonstrations` and `mix`.
+    adapter: None is all weights; what is written is as of `train_adapter`. folder: also log.jsonl, the state from which
+    the same call goes on, and learnability.json: how likely solutions of each teacher were before and after.
+    Errors: EdgeSteerError.
+    """
+    from edge_steer.core.progress import SILENT
+    from edge_steer.models.exchange import Exchange
+    from edge_steer.models.load import DEFAULTS, load
+    from edge_steer.models.quantize import gguf_for
+    from edge_steer.training import policy
+    from edge_steer.training.settings import Adapter, SftSettings
+    from edge_steer.training.sft import train_sft as train
+
+    adapter, options = adapter or Adapter("full"), options or DEFAULTS
+    progress, folder = progress or SILENT, Path(folder)
+    with ExitStack() as stack:
+        exchange = None
+        if adapter.kind == "full":
+            file = gguf_for(model, threads=options.threads, progress=progress)
+            exchange = stack.enter_context(Exchange(file, options))
+        reference = stack.enter_context(load(model, runtime="torch", options=options, progress=progress))
+        result = train(
+            reference, demonstrations, settings or SftSettings(), folder, adapter=adapter,
+            gradient=gradient or policy.DEFAULTS, progress=progress,
+        )  # fmt: skip
+        return _save(result.change, folder / TRAINED[adapter.kind], model, exchange)
+
+
+def _save(change: "Change", path: Path, model: str | Path, exchange: "Exchange | None") -> Path:
+    """What was trained, as `path` with the ending of its kind."""
+    from edge_steer.adapters.change import LowRank
+    from edge_steer.core.vector import SteeringVector
+    from edge_steer.vectors.write import save
+
+    if isinstance(change, SteeringVector):
+        path = path.with_suffix(".safetensors")
+        save(change, path)
+        return path
+    if isinstance(change, LowRank):
+        replace(change, base=str(model)).write_peft(path)
+        return change.write_gguf(path.with_suffix(".gguf"))
+    assert exchange is not None
+    return exchange.write(change, path.with_suffix(".gguf"))

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from edge_steer.evaluation.sweep_cells import Rule, SweepCell
     from edge_steer.evaluation.sweep_results import HeldOutResult, SweepResults
     from edge_steer.evaluation.units import Runner
-    from edge_steer.papers.published import Paper, PublishedTable, TableRow
+    from edge_steer.papers.published import PublishedTable, TableRow
     from edge_steer.storage.provenance import Provenance
 
 PRINTED_CELLS = 60  # of more than these, only the best of each layer is printed
@@ -71,12 +71,12 @@ class Place:
 )
 @click.option("--split-seed", type=click.IntRange(0), default=0, show_default=True, help="Draws dev and test.")
 @click.option(
-    "--choose", "rule", type=click.Choice(["accuracy", "density"]), default="accuracy", show_default=True,
-    help="Take the most accurate cell, or the densest of those accurate enough.",
+    "--choose", "rule", type=click.Choice(["accuracy", "density", "tokens"]), default="accuracy", show_default=True,
+    help="Take the most accurate cell, or of those accurate enough the densest, or the one of the fewest tokens.",
 )  # fmt: skip
 @click.option(
     "--margin", type=click.FloatRange(0, 1), default=0.02, show_default=True,
-    help="With --choose density: how much accuracy may be lost on dev.",
+    help="With --choose density or tokens: how much accuracy may be lost on dev.",
 )  # fmt: skip
 @click.option(
     "--phase", type=PHASE, default="all", show_default=True,
@@ -182,15 +182,22 @@ def plot(results: tuple[Path, ...], figure: str, output: Path | None) -> None:
 
 
 @click.command()
-@click.argument("paper", type=click.Choice(["densesteer", "bias-only"]))
-@click.argument("folders", nargs=-1, type=FOLDER)
+@click.argument("paper", type=click.Choice(["densesteer", "bias-only", "cross"]))
+@click.argument("folders", nargs=-1, metavar="[FOLDERS]...")
 @json_option
-def table(paper: "Paper", folders: tuple[Path, ...], as_json: bool) -> None:
+def table(paper: 'Literal["densesteer", "bias-only", "cross"]', folders: tuple[str, ...], as_json: bool) -> None:
     """Print the main table of PAPER, and beside its figures those of the FOLDERS of eval.
 
     A measured row stands below the published one of its model and method: unsteered, rewriting-prompt, infamily,
     dense (densesteer); unsteered, steered (bias-only). What was not published or not measured stays empty.
+
+    "cross" is Bias-Only's table of training on one task and testing on another. Its FOLDERS say what they are:
+    base=FOLDER, vector:TASK=FOLDER, lora:TASK=FOLDER, full:TASK=FOLDER, with the task that was trained on; several of
+    one kind are training seeds.
     """
+    if paper == "cross":
+        _print_cross(folders, as_json)
+        return
     from edge_steer.papers.published import read_published
     from edge_steer.papers.seeds import load_scores
 
@@ -206,6 +213,25 @@ def table(paper: "Paper", folders: tuple[Path, ...], as_json: bool) -> None:
     click.echo(f"published figures: {published.source}")
     for line in published.partial(measured):
         click.echo(line)
+
+
+def _print_cross(folders: tuple[str, ...], as_json: bool) -> None:
+    from edge_steer.papers.cross import COLUMNS, CrossFolder, cross_rows, published_cross
+
+    paper, source, published = published_cross()
+    rows = published + (cross_rows([*map(CrossFolder.parse, folders)]) if folders else [])
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows]))
+        return
+    for model in dict.fromkeys((row.model, row.published) for row in rows):
+        print_table(
+            ["trained on", "tested on", *COLUMNS],
+            ([row.trained, row.tested, *(str(row.cells.get(column, "")) for column in COLUMNS)]
+             for row in rows if (row.model, row.published) == model),
+            model[0] if model[1] else f"here: {model[0]}",
+        )  # fmt: skip
+    click.echo("accuracy; in square brackets its difference to full training, in round ones 95% intervals")
+    click.echo(f"published figures: {paper}, {source}")
 
 
 def _vector(source: str) -> "SteeringVector":

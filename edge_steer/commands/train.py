@@ -1,4 +1,4 @@
-"""`edge-steer train`: a vector trained by reinforcement learning, and what its log tells.
+"""`edge-steer train`: vectors, adapters and weights, trained on rewards or on solutions; what a log tells.
 
 Takes click's values, calls the library, prints the figures.
 """
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from edge_steer.core.backend import EngineOptions
     from edge_steer.tasks.protocols import Protocol
     from edge_steer.training.records import StepRecord
-    from edge_steer.training.settings import Preset
+    from edge_steer.training.settings import Kind, Preset
 
 SHOWN = 10  # rows of the table of `train show`
 
 
 @click.group("train")
 def train_group() -> None:
-    """Train vectors by reinforcement learning, one a block; the model's weights stay as they are."""
+    """Train vectors by reinforcement learning, one a block; or LoRA or all weights; or on teachers' solutions."""
 
 
 @train_group.command()
@@ -38,8 +38,9 @@ def train_group() -> None:
 @click.option("-o", "--out", "folder", type=FOLDER, required=True, help="Folder of the log, the state and the vector.")
 @click.option("--gguf", type=FILE, help="The file that answers in llama.cpp.  [default: MODEL itself]")
 @quant_option
-@click.option("--adapter", type=click.Choice(["vector"]), default="vector", show_default=True, expose_value=False,
-              help="What is trained.")  # fmt: skip
+@click.option("--adapter", "kind", type=click.Choice(["vector", "lora", "full"]), default="vector", show_default=True,
+              help="What is trained: a vector a block, a LoRA on down_proj, or all weights.")  # fmt: skip
+@click.option("--rank", type=click.IntRange(1), default=4, show_default=True, help="Of the LoRA.")
 @click.option("--preset", type=click.Choice(["laptop", "paper"]), default="laptop", show_default=True,
               help="Whose numbers hold where no option says otherwise; the paper's are for 16 GPUs.")  # fmt: skip
 @click.option("--split", help="Split of the task to train on.  [default: train]")
@@ -79,6 +80,8 @@ def rloo(
     folder: Path,
     gguf: Path | None,
     quant: str | None,
+    kind: "Kind",
+    rank: int,
     preset: "Preset",
     split: str | None,
     protocol: "Protocol",
@@ -94,12 +97,13 @@ def rloo(
     """Train a vector for each block of MODEL by RLOO (Bias-Only Adaptation), with a right answer as the reward.
 
     llama.cpp answers with the vector as it stands, on any GGUF; PyTorch computes the gradient from MODEL's weights: a
-    folder or hub id, or a GGUF, dequantised. A stopped run goes on; with more --steps a finished one does too.
+    folder or hub id, or a GGUF, dequantised. A stopped run goes on; with more --steps a finished one does too. Or a
+    LoRA or all weights in place of the vector.
     """
     import edge_steer
     from edge_steer.training.policy import GradientOptions
     from edge_steer.training.rollouts import training_task
-    from edge_steer.training.settings import preset_settings
+    from edge_steer.training.settings import Adapter, preset_settings
 
     need("train")
     task = training_task(task_name, protocol=protocol, split=split, limit=problems)
@@ -107,13 +111,90 @@ def rloo(
         preset_settings(preset, model), **{name: value for name, value in chosen.items() if value is not None}
     )
     with progress_bar() as progress:
-        vector = edge_steer.train(
-            model, task, folder, settings, gguf=gguf, quant=quant, layers=layers, options=engine,
+        path = edge_steer.train_adapter(
+            model, task, folder, Adapter(kind, layers, rank), settings, gguf=gguf, quant=quant, options=engine,
             gradient=GradientOptions(batch_tokens, checkpointing, device), keep_every=keep_every, progress=progress,
         )  # fmt: skip
     _print_log(folder)
-    click.echo(f"wrote {folder}/vector.safetensors, {vector.tuning}")
-    click.echo(f"next: edge-steer eval {gguf or model} --task {task_name} --vector {folder}/vector.safetensors")
+    click.echo(f"wrote {path}")
+    adapted = {
+        "vector": f"{gguf or model} --vector {path}",
+        "lora": f"{gguf or model} --lora {path}",
+        "full": str(path),
+    }
+    click.echo(f"next: edge-steer eval {adapted[kind]} --task {task_name}")
+
+
+@train_group.command()
+@click.argument("model", type=MODEL)
+@click.option("--data", required=True, multiple=True, metavar="TEACHER=FILE",
+              help="Solutions of a teacher: lines of JSON with question and solution, or a file of `pairs generate`; "
+              "repeatable. Wrong ones are left out.")  # fmt: skip
+@click.option("--mix", "shares", metavar="TEACHER=SHARE,...", help="How much of each, as long=0.2,short=0.8.  "
+              "[default: all of every teacher]")  # fmt: skip
+@click.option("-o", "--out", "folder", type=FOLDER, required=True, help="Folder of the log, the state and the result.")
+@click.option("--adapter", "kind", type=click.Choice(["vector", "lora", "full"]), default="full", show_default=True,
+              help="What is trained: a vector a block, a LoRA on down_proj, or all weights.")  # fmt: skip
+@click.option("--rank", type=click.IntRange(1), default=4, show_default=True, help="Of the LoRA.")
+@click.option("--epochs", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Solutions of a step.")
+@click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True), default=1e-5, show_default=True,
+              help="Learning rate at the start; it falls to 0.")  # fmt: skip
+@click.option("-n", "--max-tokens", type=click.IntRange(1), default=4096, show_default=True,
+              help="Of a problem with its solution; longer ones are left out.")  # fmt: skip
+@click.option("--held-out", type=click.IntRange(1), default=20, show_default=True,
+              help="Solutions of each teacher to measure likelihood on, not trained on.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=42, show_default=True)
+@click.option("--batch-tokens", type=click.IntRange(1), default=2048, show_default=True,
+              help="Positions of a gradient that are computed at once.")  # fmt: skip
+@click.option("--checkpointing", is_flag=True, help="Less memory for the gradient, a third more time.")
+@click.option("--device", help="Where PyTorch computes, as cuda.  [default: cpu]")
+@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
+@resumable
+def sft(
+    model: str,
+    data: tuple[str, ...],
+    shares: str | None,
+    folder: Path,
+    kind: "Kind",
+    rank: int,
+    batch_tokens: int,
+    checkpointing: bool,
+    device: str | None,
+    threads: int | None,
+    **chosen: Any,
+) -> None:
+    """Train MODEL on teachers' solutions, mixed by shares: the distillation that DenseSteer is compared with.
+
+    Prints how likely MODEL holds solutions of each teacher before and after, on those that were held out.
+    """
+    import edge_steer
+    from edge_steer.core.backend import EngineOptions
+    from edge_steer.tasks.grading import Graders
+    from edge_steer.training.policy import GradientOptions
+    from edge_steer.training.settings import Adapter, SftSettings
+    from edge_steer.training.sft import mix, read_demonstrations, read_learnability
+
+    need("train")
+    files = dict(_named(text, "--data TEACHER=FILE") for text in data)
+    with Graders() as graders:
+        by_teacher = {teacher: read_demonstrations(teacher, file, graders) for teacher, file in files.items()}
+    if shares:
+        parts = dict(_named(text, "--mix TEACHER=SHARE") for text in shares.split(","))
+        weights = {teacher: _share(share) for teacher, share in parts.items()}
+    else:
+        weights = {teacher: float(len(solutions)) for teacher, solutions in by_teacher.items()}
+    settings = SftSettings(**chosen)
+    with progress_bar() as progress:
+        path = edge_steer.train_sft(
+            model, mix(by_teacher, weights, settings.seed), folder, settings, adapter=Adapter(kind, rank=rank),
+            options=EngineOptions(threads=threads), gradient=GradientOptions(batch_tokens, checkpointing, device),
+            progress=progress,
+        )  # fmt: skip
+    before, after = read_learnability(folder)
+    rows = ([teacher, f"{before[teacher]:.3f}", f"{after[teacher]:.3f}"] for teacher in before)
+    print_table(["teacher", "NLL before", "after"], rows, "held-out solutions, nats a token")
+    click.echo(f"wrote {path}")
 
 
 @train_group.command()
@@ -127,6 +208,20 @@ def show(folder: Path, plot: bool) -> None:
     _print_log(folder)
     if plot:
         click.echo(f"wrote {plot_training(TrainingLog.read(folder), folder / 'training.png')}")
+
+
+def _named(text: str, form: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise click.UsageError(f"{text!r} is not of the form {form}")
+    return name.strip(), value
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise click.UsageError(f"{text!r} is no share, as 0.2") from None
 
 
 def _print_log(folder: Path) -> None:

@@ -3,6 +3,7 @@
 Takes what a user names, gives files and running models. It is the only wing that knows both runtimes.
 
 load             a MODEL, running: an Engine of llama.cpp or a Reference of PyTorch
+exchange         a model file that runs with trained weights in place of its own
 sources          the files a MODEL names: a GGUF file or Hugging Face weights, fetched if need be
 recipe           models/<name>/recipe.toml
 index_files      GGUF files in wheels of the Python package index

@@ -4,6 +4,7 @@ Takes folders of results and a running model; gives scores over seeds, rows of t
 
 seeds        one evaluation with several seeds, joined
 published    the main tables
+cross        trained on one task, tested on another: vector, LoRA, full
 families     accuracy over steps and density
 perplexity   of texts without their prompt
 """

@@ -1,14 +1,14 @@
 """The reference backend: any Hugging Face causal language model in PyTorch, steered and recorded by forward hooks.
 
-The only door to transformers. Takes a folder or a hub id, token ids and steerings; gives token ids, text and numpy
-arrays. Weights are read from safetensors only. It knows nothing of llama.cpp, of pairs or of how vectors are made.
+The only door to transformers. Takes a folder or a hub id, token ids and steerings; gives token ids, text, arrays.
+Weights are read from safetensors only. It knows nothing of llama.cpp, of pairs or of how vectors are made.
 """
 
 import contextlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -90,10 +90,9 @@ class Reference(Runtime):
     ) -> Self:
         """Load a folder, a hub id at a revision, or files that hub.locate found, from safetensors.
 
-        template, date: as EngineOptions has them. The identity's revision is the hub's
-        commit, or for a folder a SHA-256 over its weights' digests. Errors: ModelError for a missing folder, a hub id
-        that cannot be reached, a folder that holds no causal language model, weights that are missing or damaged, an
-        unknown dtype or device.
+        template, date: see EngineOptions. The identity's revision is the hub's commit, or for a folder a SHA-256 over
+        its weights' digests. Errors: ModelError for a missing folder, a hub id that cannot be reached, a folder that
+        holds no causal language model, weights that are missing or damaged, an unknown dtype or device.
         """
         if dtype not in DTYPES:
             raise ModelError(f"no dtype {dtype!r}; allowed are {', '.join(DTYPES)}")
@@ -116,9 +115,8 @@ class Reference(Runtime):
         except Exception as error:  # the files are the user's, and their readers raise what they like
             raise ModelError(f"{source} cannot be loaded as a causal language model: {first_line(error)}") from error
         if lacking := [*loading["missing_keys"], *loading["mismatched_keys"]]:
-            raise ModelError(
-                f"{source} lacks weights its config.json asks for: {lacking[0]} and {len(lacking) - 1} more"
-            )
+            rest = len(lacking) - 1
+            raise ModelError(f"{source} lacks weights its config.json asks for: {lacking[0]} and {rest} more")
         ends = named_end_tokens(network.generation_config, network.config.get_text_config(decoder=True), tokenizer)
         vocabulary = HubVocabulary(tokenizer, ends, located.name, template, date)
         return cls(network, vocabulary, located.name, located.commit or digests.weights_digest(located.folder))
@@ -140,6 +138,10 @@ class Reference(Runtime):
     @property
     def vocab_size(self) -> int:
         return self._vocab_size
+
+    @property
+    def end_tokens(self) -> Collection[int]:
+        return self._vocabulary.end_tokens
 
     @property
     def delimiters(self) -> Tokens:

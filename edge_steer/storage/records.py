@@ -48,7 +48,8 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path, header: Mapping[str, object]) -> Self:
-        """Begin a file, its folders too, or take one up again; a last line that was torn by a kill is cut off.
+        """Begin a file, its folders too, or take one up again; a last line that was torn by a kill is cut off, and a
+        header of the same format that has no record yet gives way.
 
         Errors: EdgeSteerError for a file with another header, one that is no record file, or one that another
         process writes.
@@ -100,6 +101,10 @@ class Store:
             return []
         header, records = _parse(self.path, whole_lines)
         if difference := _difference(header, self._header):
+            if not records and header.get("format") == self._header.get("format"):  # ended before its first record
+                self._file.truncate(0)
+                self._write(_line(self._header))
+                return []
             raise EdgeSteerError(
                 f"{self.path} was made otherwise: {difference}; name another file, or delete it to begin anew"
             )

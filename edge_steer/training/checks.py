@@ -3,53 +3,73 @@
 Takes a policy, both runtimes, a batch; raises an error that says why. It trains nothing.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
-from edge_steer.core.backend import Backend, Tokens
+from edge_steer.core.backend import Tokens
 from edge_steer.core.errors import EdgeSteerError, ModelError, OutOfMemory
-from edge_steer.core.stats import cosine
-from edge_steer.core.steering import Steering
-from edge_steer.core.vector import Array, SteeringVector
+from edge_steer.core.stats import Floats, cosine
 from edge_steer.storage.files import size_in_words
 from edge_steer.training.advantages import rewarded_alike
 from edge_steer.training.policy import GradientOptions, Policy
 from edge_steer.training.rollouts import Batch, Rollout
-
-if TYPE_CHECKING:
-    from edge_steer.reference.model import Reference
+from edge_steer.training.trainables import Trainable
+from edge_steer.training.trainee import Trainee
 
 PROBE_TOKENS = 32
+UPDATE_BYTES = 12  # of a trained number: its gradient and Adam's two moments
 LOGIT_COPIES = 2  # beside the one that is saved: as the network gave them, and their gradient
-PROBE_STRENGTH = 0.1  # of the residual stream
+LEAST_PROBE, PROBE_SIZES = 1e-3, 20  # standard deviation of the smallest random change, and how often it is doubled
+PROBE_EFFECT = 0.5  # nats a token
 LEAST_AGREEMENT = 0.5  # cosine of two effects; 0.99 and more for one file, 0.9 for a coarse quant
 
 
-def check_agreement(engine: Backend, reference: "Reference", layers: Sequence[int], prompt: Tokens) -> None:
-    """Errors: ModelError where a vector does not do in llama.cpp what it does in PyTorch, or llama.cpp cannot steer.
+def check_agreement(trainee: Trainee, trained: Trainable, policy: Policy, prompt: Tokens) -> None:
+    """Errors: ModelError where a change does not do in llama.cpp what it does in PyTorch, or llama.cpp cannot make it.
 
-    A random vector is added in both; how it changes the log-probability of each token of a prompt must agree.
+    What is trained is changed at random for the moment; how that changes the log-probability of each token of a prompt
+    must agree.
     """
-    random = np.random.default_rng(0)
-    states = reference.record(prompt, layers)
-    directions: dict[int, Array] = {}
-    for layer, rows in states.items():
-        direction = random.standard_normal(rows.shape[1])
-        size = PROBE_STRENGTH * np.linalg.norm(rows[-1]) / np.linalg.norm(direction)
-        directions[layer] = np.asarray(size * direction, dtype=np.float32)
-    steering = (Steering(SteeringVector(directions, reference.model)),)
-    engine.check_steering(steering)
-    effects = [model.nll(prompt, 1, steering) - model.nll(prompt, 1) for model in (engine, reference)]
+    row = Rollout("", prompt[:1], prompt[1:], (0.0,) * (len(prompt) - 1), "", finished=True)
+
+    def both() -> tuple[Floats, Floats]:
+        engine, steering = trainee.answering(trained.change())
+        engine.check_steering(steering)
+        return -engine.nll(prompt, 1, steering), policy.logprobs([row])[0]
+
+    before = both()
+    with disturbed(trained, lambda: float(np.abs(policy.logprobs([row])[0] - before[1]).mean()) > PROBE_EFFECT):
+        after = both()
+    effects = [late - early for late, early in zip(after, before, strict=True)]
     if (agreement := cosine(*effects)) < LEAST_AGREEMENT:
+        name, reference = trainee.engine.model.name, trainee.reference.model.name
         raise ModelError(
-            f"a vector changes {engine.model.name} otherwise in llama.cpp than {reference.model.name} in PyTorch "
+            f"what is trained changes {name} otherwise in llama.cpp than {reference} in PyTorch "
             f"(cosine {agreement:.2f}); these are not the weights of one model, or its blocks give something else"
         )
+
+
+@contextlib.contextmanager
+def disturbed(trained: Trainable, enough: Callable[[], bool]) -> Iterator[None]:
+    """Inside, random numbers are added to the parameters, larger ones until it is `enough`."""
+    values = [parameter.detach().clone() for parameter in trained.parameters]
+    try:
+        for power in range(PROBE_SIZES):
+            generator = torch.Generator().manual_seed(0)
+            for parameter, value in zip(trained.parameters, values, strict=True):
+                noise = torch.randn(value.shape, generator=generator).to(value.device)
+                parameter.data.copy_(value + LEAST_PROBE * 2**power * noise)
+            if enough():
+                break
+        yield
+    finally:
+        for parameter, value in zip(trained.parameters, values, strict=True):
+            parameter.data.copy_(value)
 
 
 def check_variance(batch: Batch) -> None:
@@ -63,10 +83,13 @@ def check_variance(batch: Batch) -> None:
     )
 
 
-def check_memory(policy: Policy, prompts: Sequence[Tokens], max_tokens: int, options: GradientOptions) -> None:
+def check_memory(
+    policy: Policy, trained: Trainable, prompts: Sequence[Tokens], max_tokens: int, options: GradientOptions
+) -> None:
     """Errors: OutOfMemory where answers of `max_tokens` to these prompts need more than is free."""
     positions = max(options.batch_tokens, max(map(len, prompts)) + max_tokens)
     needed = bytes_per_position(policy, prompts[0]) * positions
+    needed += UPDATE_BYTES * sum(parameter.numel() for parameter in trained.parameters)
     free = _free_bytes(policy.device)
     if needed > free:
         raise OutOfMemory(

@@ -1,7 +1,7 @@
-"""The policy in PyTorch: log-probabilities of sampled answers, and the gradient of the loss in the trained vector.
+"""The policy in PyTorch: log-probabilities of sampled answers, and the gradient of the loss in what is trained.
 
-Takes a Reference, an adapter and a graded batch, gives figures of the step; the gradient is left in the adapter's
-parameters. The network's own weights are frozen. It draws no answers and makes no step.
+Takes a Reference, a Trainable and a graded batch, gives figures of the step; the gradient is left in the trained
+parameters. It draws no answers and makes no step.
 """
 
 import contextlib
@@ -17,11 +17,10 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from edge_steer.core.stats import Floats
-from edge_steer.reference.hooks import hooked
-from edge_steer.training.adapter import VectorAdapter
 from edge_steer.training.advantages import normaliser
 from edge_steer.training.rollouts import Rollout
 from edge_steer.training.settings import RlooSettings
+from edge_steer.training.trainables import Trainable
 
 if TYPE_CHECKING:
     from edge_steer.reference.model import Reference
@@ -87,11 +86,11 @@ class _Terms:
 
 
 class Policy:
-    """A network steered by an adapter."""
+    """A network with what is trained of it."""
 
-    def __init__(self, reference: "Reference", adapter: VectorAdapter, options: GradientOptions = DEFAULTS) -> None:
-        self._reference, self._adapter, self._options = reference, adapter, options
-        self._network = reference.network.requires_grad_(False)
+    def __init__(self, reference: "Reference", trained: Trainable, options: GradientOptions = DEFAULTS) -> None:
+        self._reference, self._trained, self._options = reference, trained, options
+        self._network = reference.network
         self._keeps_logits = "logits_to_keep" in inspect.signature(self._network.forward).parameters
 
     @property
@@ -105,29 +104,30 @@ class Policy:
 
     @property
     def parameters(self) -> Iterator[Tensor]:
-        """Of the network, none of them trained."""
+        """Of the network."""
         parameters: Iterator[Tensor] = self._network.parameters()
         return parameters
 
-    def logprobs(self, rollouts: Sequence[Rollout], *, adapted: bool = True) -> list[Floats]:
-        """Of each token of each answer, in nats. adapted: False is the untrained model."""
+    def logprobs(self, rollouts: Sequence[Rollout], *, trained: bool = True) -> list[Floats]:
+        """Of each token of each answer, in nats. trained: False is the model as it was."""
         result: dict[int, Floats] = {}
         with torch.no_grad():
             for places in self._batches(rollouts):
                 rows = [rollouts[place] for place in places]
-                flat = self.token_logprobs(rows, adapted=adapted).double().cpu().numpy()
+                flat = self.token_logprobs(rows, trained=trained).double().cpu().numpy()
                 ends = np.cumsum([len(row.tokens) for row in rows])[:-1]
                 result.update(zip(places, np.split(flat, ends), strict=True))
         return [result[place] for place in range(len(rollouts))]
 
     def gradient(self, rollouts: Sequence[Rollout], advantages: Floats, settings: RlooSettings) -> GradientFigures:
-        """Leave the gradient of the loss in the adapter's parameters.
+        """Leave the gradient of the loss in the trained parameters.
 
         loss = -1/Z sum_i a_i sum_t w_t log pi(y_t) + kl/Z sum_t k3(y_t), with Z as `advantages.normaliser` has it and
         w_t = min(pi(y_t) / pi_engine(y_t), importance_cap), through which no gradient goes. advantages: float64
         (rollouts,). Answers without an advantage are left out unless kl has a part.
         """
-        self._adapter.values.grad = torch.zeros_like(self._adapter.values)
+        for parameter in self._trained.parameters:
+            parameter.grad = torch.zeros_like(parameter)
         divisor = normaliser([len(rollout.tokens) for rollout in rollouts], settings.loss)
         useful = [place for place in range(len(rollouts)) if advantages[place] or settings.kl]
         losses, divergences, apart = [0.0], [np.empty(0)], [np.empty(0)]
@@ -153,14 +153,14 @@ class Policy:
         if not settings.kl:
             return _Terms(losses, apart, torch.empty(0))
         with torch.no_grad():
-            untrained = self.token_logprobs(rows, adapted=False)
+            untrained = self.token_logprobs(rows, trained=False)
         divergences = (untrained - logprobs).exp() - (untrained - logprobs) - 1
         return _Terms(losses + settings.kl * divergences, apart, divergences)
 
-    def token_logprobs(self, rows: Sequence[Rollout], *, adapted: bool = True) -> Tensor:
+    def token_logprobs(self, rows: Sequence[Rollout], *, trained: bool = True) -> Tensor:
         """Log-probabilities of the rows' tokens, one row behind the other, to be derived: float32 (tokens,).
 
-        Rows are filled up on the right, which what comes before does not see. adapted: as `logprobs` has it.
+        Rows are filled up on the right, which what comes before does not see. trained: as `logprobs` has it.
         """
         width = max(row.length for row in rows)
         first = min(len(row.prompt) for row in rows) - 1
@@ -170,8 +170,7 @@ class Policy:
             start = len(row.prompt) - 1 - first
             target[start : start + len(row.tokens)] = row.tokens
         wanted = torch.from_numpy(targets).to(self._network.device)
-        hooks = self._adapter.hooks() if adapted else {}
-        with hooked(self._reference.blocks, hooks), self._checkpointed():
+        with self._trained.in_force() if trained else self._trained.untrained(), self._checkpointed():
             inputs: dict[str, Any] = {"logits_to_keep": width - first} if self._keeps_logits else {}
             logits = self._network(torch.from_numpy(ids).to(wanted.device), use_cache=False, **inputs).logits
         used = wanted.flatten() != IGNORED

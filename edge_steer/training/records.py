@@ -3,28 +3,28 @@
 Takes batches, figures and updates, gives records as they stand in log.jsonl. It runs nothing.
 """
 
+import contextlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.core.vector import SteeringVector
-from edge_steer.storage.records import read
+from edge_steer.storage.records import Store, read
 from edge_steer.training.advantages import rewarded_alike
-from edge_steer.training.optimiser import Update
+from edge_steer.training.optimiser import Optimiser, Update
 from edge_steer.training.policy import Gap, GradientFigures
 from edge_steer.training.rollouts import Batch
 
-LOG = "log.jsonl"
+LOG, STATE = "log.jsonl", "state.npz"
 FORMAT = "edge-steer training 1"
 SMOOTHED = 10  # steps that a smoothed figure is the mean of
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """What the parts of a step took. swap: to make the steering of the parameters. grading: beyond the answers."""
+    """What the parts of a step took. swap: to hand what is trained to llama.cpp. grading: beyond the answers."""
 
     swap: float
     rollouts: float
@@ -39,12 +39,12 @@ class Seconds:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step. The answers are those of the vector before it, the norms those after it.
+    """One step. The answers are those of what was trained before it, the norms those after it.
 
     reward: mean of the batch. boxed, finished: shares of answers with a box, and that an end token ended. length: mean
     tokens of an answer. surprise: mean -log p of a token under the engine, nats, which is its entropy on average.
-    alike: share of problems whose answers were all rewarded alike. kl, gap: see GradientFigures. norms: of the vector
-    by layer. seconds: of each part; not compared.
+    alike: share of problems whose answers were all rewarded alike. kl, gap: see GradientFigures. norms: by layer, as
+    Trainable has them. seconds: of each part; not compared.
     """
 
     step: int
@@ -70,10 +70,10 @@ class StepRecord:
         batch: Batch,
         figures: GradientFigures,
         update: Update,
-        vector: SteeringVector,
+        norms: Mapping[str, float],
         seconds: Seconds,
     ) -> Self:
-        """vector: after the step."""
+        """norms: after the step."""
         rollouts = batch.rollouts
         surprise = -sum(sum(rollout.logprobs) for rollout in rollouts) / batch.tokens
         return cls(
@@ -90,7 +90,7 @@ class StepRecord:
             rate=update.rate,
             kl=figures.kl,
             gap=figures.gap,
-            norms={str(layer): norm for layer, norm in vector.norms.items()},
+            norms=norms,
             seconds=seconds,
         )
 
@@ -131,6 +131,25 @@ class TrainingLog:
             f"{self.header['sampler']['model']['name']}, {self.header['task']['name']}: {settings['prompts']} x "
             f"{settings['generations']} answers a step, learning rate {settings['learning_rate']:g}"
         )
+
+
+def resumed(optimiser: Optimiser, folder: Path, log: Store) -> Optimiser:
+    """The optimiser with the state in the folder, if there is one; a step that is logged behind it is made again."""
+    if (folder / STATE).exists():
+        optimiser.restore(folder / STATE)
+    if log.records[optimiser.step :]:
+        log.replace(log.records[: optimiser.step])
+    return optimiser
+
+
+@contextlib.contextmanager
+def gone_without_a_step(log: Store) -> Iterator[None]:
+    """A training that is refused before its first step leaves no log."""
+    try:
+        yield
+    finally:
+        if not log.records:
+            log.path.unlink(missing_ok=True)
 
 
 def smoothed(values: Sequence[float], width: int = SMOOTHED) -> list[float]:

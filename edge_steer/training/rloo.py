@@ -1,134 +1,122 @@
-"""RLOO on one vector a block: answers by llama.cpp, rewards, a gradient in PyTorch, Adam, the vector swapped in place.
+"""RLOO: answers by llama.cpp, rewards, a gradient in PyTorch, Adam, and what is trained handed to llama.cpp again.
 
-Takes a running engine, the same model in PyTorch, a task and settings; gives the trained SteeringVector. In a folder
-every step is logged, and a killed training goes on where it was. It loads no model and writes no vector file.
+Takes a Trainee, a task and settings; gives what was trained. In a folder every step is logged, and a killed training
+goes on where it was. It loads no model and writes no vector, adapter or model.
 """
 
 import contextlib
 import gzip
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edge_steer.core.errors import ModelError, first_line
+from edge_steer.adapters.change import Change, Weights
 from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.vector import SteeringVector
 from edge_steer.storage.digests import digest
 from edge_steer.storage.files import replacing
-from edge_steer.storage.provenance import RunningModel, versions
+from edge_steer.storage.provenance import versions
 from edge_steer.storage.records import Store
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.task import Task
-from edge_steer.training.adapter import METHOD, VectorAdapter
 from edge_steer.training.advantages import advantages, shuffled
 from edge_steer.training.checks import check_agreement, check_memory, check_variance
 from edge_steer.training.optimiser import Optimiser
 from edge_steer.training.policy import DEFAULTS, GradientOptions, Policy
-from edge_steer.training.records import FORMAT, LOG, Seconds, StepRecord
+from edge_steer.training.records import FORMAT, LOG, STATE, Seconds, StepRecord, gone_without_a_step, resumed
 from edge_steer.training.rollouts import Batch, Sampler, problems_of
-from edge_steer.training.settings import RlooSettings
+from edge_steer.training.settings import VECTOR, Adapter, RlooSettings
+from edge_steer.training.trainables import METHOD, Trainable, trainable
+from edge_steer.training.trainee import Trainee
 
-if TYPE_CHECKING:
-    import torch
-
-    from edge_steer.reference.model import Reference
-
-STATE = "state.npz"
 ROLLOUTS = "rollouts"
-OnVector = Callable[[int, SteeringVector], None]  # steps made, the vector by then
+OnStep = Callable[[int, Callable[[], Change]], None]  # steps made, and what was trained by then if that is asked
 
 
-@dataclass(frozen=True)
-class Trainee:
-    """A model in both runtimes: `engine` answers in llama.cpp, `reference` has the gradient in PyTorch."""
-
-    engine: RunningModel
-    reference: "Reference"
-
-
-def train_vector(
+def train_rloo(
     trainee: Trainee,
     task: Task,
     settings: RlooSettings,
     folder: str | Path,
     *,
-    layers: tuple[int, ...] | None = None,
+    adapter: Adapter = VECTOR,
     gradient: GradientOptions = DEFAULTS,
     graders: Graders | None = None,
-    on_vector: OnVector | None = None,
+    on_step: OnStep | None = None,
     progress: Progress = SILENT,
-) -> SteeringVector:
-    """Train one vector a block on a task whose reward is a right answer in the last box.
+) -> Change:
+    """Train an adapter on a task whose reward is a right answer in the last box.
 
     folder: keeps the log, the state and the answers of each step; the same call goes on from there, and one with more
-    steps too. layers: None is every block, layer 0 included. graders: those of a caller who trains again and again.
-    on_vector: called after each step. Errors: EdgeSteerError for a folder of another training, or answers of the first
-    step that are all rewarded alike; ModelError for gradient weights that are not the engine's model, a model that
-    llama.cpp cannot steer, too little memory.
+    steps too. adapter: what is trained; all weights are changed in the trainee's network itself. graders: those of a
+    caller who trains again and again. on_step: called after each step. Errors: EdgeSteerError for a folder of another
+    training, or answers of the first step that are all rewarded alike; ModelError for gradient weights that are not the
+    engine's model, a model that llama.cpp cannot change so, too little memory.
     """
     folder = Path(folder)
-    adapter = VectorAdapter(trainee.reference.model, layers, _on_device(trainee.reference, gradient.device))
+    trainee.to_device(gradient.device)
+    trained = trainable(adapter, trainee.reference, settings.seed)
+    policy = Policy(trainee.reference, trained, gradient)
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(_open_log(folder / LOG, _header(trainee, task, settings, adapter.layers)))
-        optimiser = _resumed(adapter, settings, folder, log)
-        if optimiser.step < settings.steps:
-            policy = Policy(trainee.reference, adapter, gradient)
-            prompts = [trainee.engine.chat(task.messages(one)) for one in problems_of(task, settings, optimiser.step)]
-            check_agreement(trainee.engine, trainee.reference, adapter.layers, prompts[0])
-            check_memory(policy, prompts, settings.max_tokens, gradient)
-            sampler = Sampler(trainee.engine, graders or stack.enter_context(Graders()), task, settings)
-            steps = _Steps(sampler, policy, adapter, optimiser, settings, folder, progress)
+        log = stack.enter_context(Store.open(folder / LOG, _header(trainee, task, settings, adapter)))
+        with gone_without_a_step(log):
+            if len(log.records) < settings.steps:
+                _check(trainee, trained, policy, task, settings, gradient)
+            optimiser = resumed(Optimiser(trained.parameters, settings), folder, log)
+            sampler = Sampler(graders or stack.enter_context(Graders()), task, settings)
+            steps = _Steps(trainee, sampler, policy, trained, optimiser, settings, folder, progress)
             while optimiser.step < settings.steps:
                 log.append(steps.make().record())
                 optimiser.save(folder / STATE)
-                if on_vector:
-                    on_vector(optimiser.step, adapter.vector())
-    return adapter.vector(_provenance(trainee, task, settings, optimiser.step, folder / LOG))
+                if on_step:
+                    on_step(optimiser.step, trained.change)
+    change = trained.change()
+    if isinstance(change, SteeringVector):
+        provenance = _provenance(trainee, task, settings, optimiser.step, folder / LOG)
+        return replace(change, provenance=tuple(provenance))
+    return change
 
 
-@contextlib.contextmanager
-def _open_log(path: Path, header: dict[str, Any]) -> Iterator[Store]:
-    """The log of a folder. A training that is refused before its first step leaves none."""
-    with Store.open(path, header) as log:
-        try:
-            yield log
-        finally:
-            if not log.records:
-                path.unlink(missing_ok=True)
-
-
-def _resumed(adapter: VectorAdapter, settings: RlooSettings, folder: Path, log: Store) -> Optimiser:
-    """The optimiser with the state in the folder, if there is one; a step that is logged behind it is made again."""
-    optimiser = Optimiser(adapter, settings)
-    if (folder / STATE).exists():
-        optimiser.restore(folder / STATE)
-    if log.records[optimiser.step :]:
-        log.replace(log.records[: optimiser.step])
-    return optimiser
+def _check(
+    trainee: Trainee,
+    trained: Trainable,
+    policy: Policy,
+    task: Task,
+    settings: RlooSettings,
+    gradient: GradientOptions,
+) -> None:
+    """What is refused before the first step."""
+    prompts = [trainee.engine.chat(task.messages(sample)) for sample in problems_of(task, settings, 0)]
+    change = trained.change()
+    if isinstance(change, Weights) and trainee.exchange:
+        trainee.exchange.check(change)
+    check_agreement(trainee, trained, policy, prompts[0])
+    check_memory(policy, trained, prompts, settings.max_tokens, gradient)
 
 
 @dataclass(frozen=True)
 class _Steps:
     """All that a step needs."""
 
+    trainee: Trainee
     sampler: Sampler
     policy: Policy
-    adapter: VectorAdapter
+    trained: Trainable
     optimiser: Optimiser
     settings: RlooSettings
     folder: Path
     progress: Progress
 
     def make(self) -> StepRecord:
-        """One step: answers, their gradient, an update. Errors: EdgeSteerError, as `train_vector`."""
+        """One step: answers, their gradient, an update. Errors: EdgeSteerError, as `train_rloo`."""
         step, settings = self.optimiser.step, self.settings
         began = time.perf_counter()
-        steering = self.adapter.steering()
+        engine, steering = self.trainee.answering(self.trained.change())
         swapped = time.perf_counter()
-        batch = self.sampler.batch(step, steering, self._tell)
+        batch = self.sampler.batch(step, engine, steering, self._tell)
         if step == 0:
             check_variance(batch)
         rewards = shuffled(batch.rewards, settings.seed + step) if settings.shuffle_rewards else batch.rewards
@@ -145,9 +133,8 @@ class _Steps:
         )
         (self.folder / ROLLOUTS).mkdir(exist_ok=True)
         _keep_rollouts(batch, self.folder / ROLLOUTS / f"step-{step + 1:05}.jsonl.gz")
-        record = StepRecord.make(step + 1, batch, figures, update, self.adapter.vector(), seconds)
         self._tell(0)
-        return record
+        return StepRecord.make(step + 1, batch, figures, update, self.trained.norms(), seconds)
 
     def _tell(self, answers: int) -> None:
         """How much of the training is done, counted in answers."""
@@ -155,25 +142,14 @@ class _Steps:
         self.progress("training, in answers", self.optimiser.step * whole + answers, self.settings.steps * whole)
 
 
-def _on_device(reference: "Reference", device: str | None) -> "torch.device":
-    """Move the network there; where it is then. Errors: ModelError for a device that PyTorch has not."""
-    if device is not None:
-        try:
-            reference.network.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise ModelError(f"PyTorch cannot use the device {device!r}: {first_line(error)}") from None
-    where: torch.device = reference.network.device
-    return where
-
-
-def _header(trainee: Trainee, task: Task, settings: RlooSettings, layers: tuple[int, ...]) -> dict[str, Any]:
+def _header(trainee: Trainee, task: Task, settings: RlooSettings, adapter: Adapter) -> dict[str, Any]:
     """All that the steps depend on."""
     sampler, policy = trainee.engine.provenance, trainee.reference.provenance
     return {
         "format": FORMAT,
         "method": METHOD,
         "settings": settings.described(),
-        "layers": list(layers),
+        **adapter.described(trainee.reference.model.block_count),
         "task": task.described(),
         "sampler": {"model": {**sampler.model}, "backend": {**sampler.backend}},
         "policy": {"model": {**policy.model}, "backend": {**policy.backend}},

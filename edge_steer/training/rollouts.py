@@ -73,17 +73,23 @@ class Batch:
 class Sampler:
     """Draws the batches of a training run."""
 
-    def __init__(self, engine: Backend, graders: Graders, task: Task, settings: RlooSettings) -> None:
-        self._engine, self._graders, self._task, self._settings = engine, graders, task, settings
+    def __init__(self, graders: Graders, task: Task, settings: RlooSettings) -> None:
+        self._graders, self._task, self._settings = graders, task, settings
 
-    def batch(self, step: int, steering: Sequence[Steering], on_answer: Callable[[int], object] | None = None) -> Batch:
-        """The answers of a step to its problems. on_answer: hears how many are decoded.
+    def batch(
+        self,
+        step: int,
+        engine: Backend,
+        steering: Sequence[Steering] = (),
+        on_answer: Callable[[int], object] | None = None,
+    ) -> Batch:
+        """The answers of an engine to the problems of a step. on_answer: hears how many are decoded.
 
         Errors: RequestError for a prompt that leaves no room for one.
         """
         settings = self._settings
         samples = [sample for sample in problems_of(self._task, settings, step) for _ in range(settings.generations)]
-        prompts = {sample.id: self._engine.chat(self._task.messages(sample)) for sample in samples}
+        prompts = {sample.id: engine.chat(self._task.messages(sample)) for sample in samples}
         requests = [
             Request(
                 prompts[sample.id],
@@ -104,7 +110,7 @@ class Sampler:
                 on_answer(len(grades))
 
         started = time.perf_counter()
-        completions = self._engine.generate(requests, on_done=grade)
+        completions = engine.generate(requests, on_done=grade)
         decoded = time.perf_counter()
         rollouts = tuple(
             replace(_rollout(sample.id, request.prompt, completion), reward=float(grades[index].result().correct))

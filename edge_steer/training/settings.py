@@ -1,4 +1,4 @@
-"""How a vector is trained: the settings of a laptop, and those of the paper.
+"""What is trained and how: the settings of a laptop, and those of the paper.
 
 Values only. Source: "Bias-Only Adaptation", appendices C, H and Table 6, and the configurations published with its
 code. It runs nothing.
@@ -6,22 +6,75 @@ code. It runs nothing.
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from edge_steer.core.errors import EdgeSteerError
 
 Loss = Literal["token", "sequence"]
 Baseline = Literal["leave-one-out", "mean"]
 Preset = Literal["laptop", "paper"]
+Kind = Literal["vector", "lora", "full"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 PRESETS: tuple[Preset, ...] = get_args(Preset)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 WARM_UP_SHARE = 0.03  # of the steps
+
+
+class Schedule(Protocol):
+    """What an optimiser asks of settings."""
+
+    @property
+    def clip(self) -> float:
+        """The most norm of a gradient."""
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, which counts from 0."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is trained: a vector a block, low-rank matrices, or all weights.
+
+    layers: of the vector; None is every block. rank, modules: of the low-rank matrices, and the last names of the
+    linear modules that have them; their factor alpha / rank is 1, as the paper's is.
+    Errors: EdgeSteerError for an unknown kind, or a rank below 1.
+    """
+
+    kind: Kind = "vector"
+    layers: tuple[int, ...] | None = None
+    rank: int = 4
+    modules: tuple[str, ...] = ("down_proj",)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise EdgeSteerError(f"no adapter {self.kind!r}; there are {', '.join(KINDS)}")
+        if self.rank < 1:
+            raise EdgeSteerError(f"rank is {self.rank}; it must be at least 1")
+        if self.layers is not None and self.kind != "vector":
+            raise EdgeSteerError(f"layers are chosen for a vector alone; {self.kind} is of all blocks")
+
+    @property
+    def alpha(self) -> float:
+        return float(self.rank)
+
+    def described(self, blocks: int) -> dict[str, Any]:
+        """What the numbers of every step depend on; blocks: of the model."""
+        if self.kind == "vector":
+            return {"layers": list(range(blocks) if self.layers is None else sorted(set(self.layers)))}
+        settings: dict[str, Any] = {"adapter": self.kind}
+        return settings | ({"rank": self.rank, "modules": list(self.modules)} if self.kind == "lora" else {})
+
+    def __str__(self) -> str:
+        return {"vector": "vector", "lora": f"LoRA-{self.rank}", "full": "all weights"}[self.kind]
+
+
+VECTOR = Adapter()
 
 
 @dataclass(frozen=True)
 class RlooSettings:
-    """How a vector is trained by RLOO; the defaults are a laptop's.
+    """How RLOO trains; the defaults are a laptop's for a vector.
 
     steps: of the optimiser, one for each batch of answers. prompts, generations: problems of a batch, and answers to
     each. max_tokens: of an answer. learning_rate: constant behind a linear warm-up of `warmup` steps (None is 3% of
@@ -79,6 +132,46 @@ class RlooSettings:
         described = asdict(self) | {"warmup": self.warmup_steps}
         del described["steps"]
         return described
+
+
+@dataclass(frozen=True)
+class SftSettings:
+    """How a model learns from a teacher's solutions; the defaults are those of arXiv 2502.12143.
+
+    epochs: how often each solution is seen. batch: solutions of a step. learning_rate: falls along a cosine to 0 at the
+    end. max_tokens: longer problems with their solution are left out. clip: the most norm of a gradient. held_out:
+    solutions of each teacher that are not trained on, whose likelihood is measured before and after.
+    Errors: EdgeSteerError for a number out of range.
+    """
+
+    epochs: int = 2
+    batch: int = 16
+    learning_rate: float = 1e-5
+    max_tokens: int = 4096
+    clip: float = 1.0
+    held_out: int = 20
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        counts = {"epochs": self.epochs, "batch": self.batch, "max_tokens": self.max_tokens, "held_out": self.held_out}
+        for name, count in counts.items():
+            if count < 1:
+                raise EdgeSteerError(f"{name} is {count}; it must be at least 1")
+        for name, number in {"learning_rate": self.learning_rate, "clip": self.clip}.items():
+            if not (math.isfinite(number) and number > 0):
+                raise EdgeSteerError(f"{name} is {number:g}; it must be more than 0")
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """A learning rate that falls from `peak` to 0 over `steps`."""
+
+    peak: float
+    steps: int
+    clip: float
+
+    def rate(self, step: int) -> float:
+        return self.peak * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ import torch
 import transformers
 
 from edge_steer.reference.model import Reference
-from edge_steer.training.adapter import VectorAdapter
 from edge_steer.training.advantages import advantages
 from edge_steer.training.policy import Policy
 from edge_steer.training.rollouts import Rollout
 from edge_steer.training.settings import Baseline, Loss, RlooSettings
+from edge_steer.training.trainables import TrainedVector
 
 PROMPTS, GENERATIONS, RATE = ("Ava has 3 cups.", "Tom loses 12 pears."), 4, 100.0
 
@@ -89,7 +89,7 @@ def test_one_step_is_trls(
     assert len(rollouts) == len(PROMPTS) * GENERATIONS
     assert 0 < rewards.mean() < 1
     reference = Reference.load(tiny_folder)
-    adapter = VectorAdapter(reference.model)
+    adapter = TrainedVector(reference)
     ours = RlooSettings(importance_cap=0.0, loss=loss, baseline=baseline)
     Policy(reference, adapter).gradient(rollouts, advantages(rewards, baseline).ravel(), ours)
     assert adapter.values.grad is not None

@@ -14,12 +14,12 @@ from edge_steer.core.errors import OutOfMemory
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import SteeringVector
 from edge_steer.reference.model import Reference
-from edge_steer.training.adapter import VectorAdapter
 from edge_steer.training.checks import bytes_per_position, check_memory
 from edge_steer.training.optimiser import Optimiser
 from edge_steer.training.policy import GradientOptions, Policy
 from edge_steer.training.rollouts import Rollout
 from edge_steer.training.settings import RlooSettings
+from edge_steer.training.trainables import TrainedVector
 
 ON_POLICY = RlooSettings(importance_cap=0.0)
 ADVANTAGES = np.array([0.7, -0.3, 0.0, -0.4])
@@ -38,15 +38,15 @@ def rollouts(seed: int = 0) -> list[Rollout]:
     ]
 
 
-def adapted(reference: Reference, size: float = 0.3) -> VectorAdapter:
+def adapted(reference: Reference, size: float = 0.3) -> TrainedVector:
     """An adapter that is not zero."""
-    adapter = VectorAdapter(reference.model)
+    adapter = TrainedVector(reference)
     with torch.no_grad():
         adapter.values.add_(torch.randn(adapter.values.shape, generator=torch.Generator().manual_seed(1)), alpha=size)
     return adapter
 
 
-def gradient(reference: Reference, adapter: VectorAdapter, settings: RlooSettings, **options: Any) -> Tensor:
+def gradient(reference: Reference, adapter: TrainedVector, settings: RlooSettings, **options: Any) -> Tensor:
     Policy(reference, adapter, GradientOptions(**options)).gradient(rollouts(), ADVANTAGES, settings)
     assert adapter.values.grad is not None
     return adapter.values.grad.clone()
@@ -158,41 +158,42 @@ def test_the_adapter_steers_as_its_vector(tiny: Reference) -> None:
     adapter = adapted(tiny)
     row = rollouts()[0]
     [logprobs] = Policy(tiny, adapter).logprobs([row])
-    nll = tiny.nll((*row.prompt, *row.tokens), len(row.prompt), adapter.steering())
+    nll = tiny.nll((*row.prompt, *row.tokens), len(row.prompt), (Steering.of(adapter.change()),))
     assert logprobs == pytest.approx(-nll, abs=1e-5)
 
 
 def test_a_smaller_set_of_layers_leaves_the_others_alone(tiny: Reference) -> None:
-    adapter = VectorAdapter(tiny.model, (1, 3))
-    assert adapter.vector().layers == (1, 3)
+    adapter = TrainedVector(tiny, (1, 3))
+    assert adapter.change().layers == (1, 3)
     Policy(tiny, adapter).gradient(rollouts(), ADVANTAGES, RlooSettings())
     assert adapter.values.grad is not None
     assert adapter.values.grad.shape == (2, tiny.model.hidden_size)
 
 
 def test_a_gradient_that_does_not_fit_is_refused(tiny: Reference) -> None:
-    policy = Policy(tiny, adapted(tiny))
+    adapter = adapted(tiny)
+    policy = Policy(tiny, adapter)
     with pytest.raises(OutOfMemory, match="checkpointing"):
-        check_memory(policy, [rollouts()[0].prompt], 10**12, GradientOptions())
-    check_memory(policy, [rollouts()[0].prompt], 100, GradientOptions())
+        check_memory(policy, adapter, [rollouts()[0].prompt], 10**12, GradientOptions())
+    check_memory(policy, adapter, [rollouts()[0].prompt], 100, GradientOptions())
 
 
 def test_the_state_of_the_optimiser_outlives_it(tiny: Reference, tmp_path: Path) -> None:
     """Two steps in one go, and one, save, restore and one more."""
     settings = RlooSettings(learning_rate=0.1, warmup=2)
 
-    def step(adapter: VectorAdapter, optimiser: Optimiser, seed: int) -> None:
+    def step(adapter: TrainedVector, optimiser: Optimiser, seed: int) -> None:
         adapter.values.grad = torch.randn(adapter.values.shape, generator=torch.Generator().manual_seed(seed))
         optimiser.update()
 
-    whole, first, second = (VectorAdapter(tiny.model) for _ in range(3))
-    optimiser = Optimiser(whole, settings)
+    whole, first, second = (TrainedVector(tiny) for _ in range(3))
+    optimiser = Optimiser(whole.parameters, settings)
     for seed in (1, 2):
         step(whole, optimiser, seed)
-    begun = Optimiser(first, settings)
+    begun = Optimiser(first.parameters, settings)
     step(first, begun, 1)
     begun.save(tmp_path / "state.npz")
-    resumed = Optimiser(second, settings)
+    resumed = Optimiser(second.parameters, settings)
     resumed.restore(tmp_path / "state.npz")
     step(second, resumed, 2)
     assert resumed.step == 2

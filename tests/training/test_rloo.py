@@ -30,12 +30,13 @@ from edge_steer.storage.records import read
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.load import load_task
 from edge_steer.tasks.task import Task
-from edge_steer.training.adapter import VectorAdapter
 from edge_steer.training.policy import Policy
-from edge_steer.training.records import LOG, TrainingLog
-from edge_steer.training.rloo import ROLLOUTS, STATE, Trainee, train_vector
+from edge_steer.training.records import LOG, STATE, TrainingLog
+from edge_steer.training.rloo import ROLLOUTS, train_rloo
 from edge_steer.training.rollouts import Sampler, problems_of
 from edge_steer.training.settings import RlooSettings
+from edge_steer.training.trainables import TrainedVector
+from edge_steer.training.trainee import Trainee
 from edge_steer.vectors import native
 
 UNSURE = (8, 24, 28)  # of the training split: right in more than half of the answers
@@ -62,6 +63,12 @@ def task() -> Task:
     return replace(long, samples=samples).with_settings(max_tokens=250)
 
 
+def trained(*arguments: Any, **options: Any) -> SteeringVector:
+    change = train_rloo(*arguments, **options)
+    assert isinstance(change, SteeringVector)
+    return change
+
+
 @pytest.fixture(scope="module")
 def run(
     trainee: Trainee, task: Task, graders: Graders, tmp_path_factory: pytest.TempPathFactory
@@ -69,11 +76,11 @@ def run(
     """A training of three steps that nothing disturbed, with the state after two."""
     folder = tmp_path_factory.mktemp("run")
 
-    def keep_state(step: int, _vector: SteeringVector) -> None:
+    def keep_state(step: int, _change: object) -> None:
         if step == 2:
             shutil.copy(folder / STATE, folder / SAVED)
 
-    return folder, train_vector(trainee, task, SETTINGS, folder, graders=graders, on_vector=keep_state)
+    return folder, trained(trainee, task, SETTINGS, folder, graders=graders, on_step=keep_state)
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
@@ -133,7 +140,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(
     process.kill()
     assert process.wait() == -signal.SIGKILL, process.stderr.read() if process.stderr else ""
     assert len(read(tmp_path / LOG)[1]) == 2
-    vector = train_vector(trainee, task, SETTINGS, tmp_path, graders=graders)
+    vector = trained(trainee, task, SETTINGS, tmp_path, graders=graders)
     assert steps_of(tmp_path) == steps_of(run[0])
     assert vector.norms == run[1].norms
 
@@ -147,7 +154,7 @@ def test_a_step_that_was_logged_but_not_saved_is_made_again(
 ) -> None:
     shutil.copy(run[0] / LOG, tmp_path)
     shutil.copy(run[0] / SAVED, tmp_path / STATE)
-    vector = train_vector(trainee, task, SETTINGS, tmp_path, graders=graders)
+    vector = trained(trainee, task, SETTINGS, tmp_path, graders=graders)
     assert steps_of(tmp_path) == steps_of(run[0])
     assert vector.norms == run[1].norms
 
@@ -158,24 +165,24 @@ def test_a_damaged_state_is_refused(
     shutil.copy(run[0] / LOG, tmp_path)
     (tmp_path / STATE).write_bytes((run[0] / STATE).read_bytes()[:3000])
     with pytest.raises(EdgeSteerError, match="is no state of this training"):
-        train_vector(trainee, task, SETTINGS, tmp_path)
+        trained(trainee, task, SETTINGS, tmp_path)
 
 
 def test_another_training_does_not_go_into_the_folder(
     run: tuple[Path, SteeringVector], trainee: Trainee, task: Task
 ) -> None:
     with pytest.raises(EdgeSteerError, match=r"learning_rate is 0.1 there and 0.2 here"):
-        train_vector(trainee, task, replace(SETTINGS, learning_rate=0.2), run[0])
+        trained(trainee, task, replace(SETTINGS, learning_rate=0.2), run[0])
 
 
 def test_learning_rate_zero_changes_nothing(
     run: tuple[Path, SteeringVector], trainee: Trainee, task: Task, graders: Graders, tmp_path: Path
 ) -> None:
     still = replace(SETTINGS, steps=2, learning_rate=0.0)
-    vector = train_vector(trainee, task, still, tmp_path, graders=graders)
+    vector = trained(trainee, task, still, tmp_path, graders=graders)
     assert not any(vector.norms.values())
     assert texts_of(tmp_path, 1) == texts_of(run[0], 1)
-    untrained = Sampler(trainee.engine, graders, task, SETTINGS).batch(1, ())
+    untrained = Sampler(graders, task, SETTINGS).batch(1, trainee.engine, ())
     assert texts_of(tmp_path, 2) == [rollout.text for rollout in untrained.rollouts]
 
 
@@ -186,11 +193,11 @@ def test_the_vector_is_swapped_in_for_each_step(
     folder, vector = run
     for name in (LOG, STATE):
         shutil.copy(folder / name, tmp_path)
-    train_vector(trainee, task, replace(SETTINGS, steps=4), tmp_path, graders=graders)
-    batch = Sampler(trainee.engine, graders, task, SETTINGS).batch(3, (Steering(vector),))
+    trained(trainee, task, replace(SETTINGS, steps=4), tmp_path, graders=graders)
+    batch = Sampler(graders, task, SETTINGS).batch(3, trainee.engine, (Steering(vector),))
     assert texts_of(tmp_path, 4) == [rollout.text for rollout in batch.rollouts]
     assert texts_of(tmp_path, 4) != [
-        rollout.text for rollout in Sampler(trainee.engine, graders, task, SETTINGS).batch(3, ()).rollouts
+        rollout.text for rollout in Sampler(graders, task, SETTINGS).batch(3, trainee.engine, ()).rollouts
     ]
 
 
@@ -202,12 +209,12 @@ def texts_of(folder: Path, step: int) -> list[str]:
 def test_log_probabilities_are_those_of_pytorch_layer_0_included(
     bundled: Reference, bundled_f32: Path, task: Task, graders: Graders
 ) -> None:
-    adapter = VectorAdapter(bundled.model)
+    adapter = TrainedVector(bundled)
     with torch.no_grad():
         adapter.values.add_(torch.randn(adapter.values.shape, generator=torch.Generator().manual_seed(0)))
     exact = EngineOptions(threads=1, kv_type="f32", flash_attention="off")
     with Engine.load(bundled_f32, exact) as engine:
-        batch = Sampler(engine, graders, task, SETTINGS).batch(0, adapter.steering())
+        batch = Sampler(graders, task, SETTINGS).batch(0, engine, (Steering.of(adapter.change()),))
     for rollout, logprobs in zip(batch.rollouts, Policy(bundled, adapter).logprobs(batch.rollouts), strict=True):
         assert rollout.finished
         assert np.abs(logprobs - rollout.logprobs).max() < 1e-4
@@ -237,20 +244,20 @@ def test_memory_is_flat(trainee: Trainee, task: Task, graders: Graders, tmp_path
     """After a step there are as many answers, vectors and tensors as after an earlier one."""
     counts: list[Counter[str]] = []
 
-    def count(_step: int, _vector: SteeringVector) -> None:
+    def count(_step: int, _change: object) -> None:
         gc.collect()
         kinds = Counter(type(thing).__name__ for thing in gc.get_objects())
         watched = ("Rollout", "Batch", "Completion", "SteeringVector", "Steering", "LiveSteering", "Tensor", "Future")
         counts.append(Counter({kind: kinds[kind] for kind in watched}))
 
     settings = replace(SETTINGS, steps=4, generations=3)
-    train_vector(trainee, task, settings, tmp_path, graders=graders, on_vector=count)
+    trained(trainee, task, settings, tmp_path, graders=graders, on_step=count)
     assert counts[1] == counts[3]
 
 
 def test_rewards_without_variance_are_refused(trainee: Trainee, task: Task, graders: Graders, tmp_path: Path) -> None:
     with pytest.raises(EdgeSteerError, match=r"no variance: 0% of 8 answers are right and 0 have a box"):
-        train_vector(trainee, task, replace(SETTINGS, max_tokens=20), tmp_path, graders=graders)
+        trained(trainee, task, replace(SETTINGS, max_tokens=20), tmp_path, graders=graders)
     assert not (tmp_path / LOG).exists()
 
 
@@ -258,18 +265,18 @@ def test_weights_of_another_model_are_refused(
     trainee: Trainee, tiny: Reference, task: Task, graders: Graders, tmp_path: Path
 ) -> None:
     with pytest.raises(VectorError, match="is of"):
-        train_vector(Trainee(trainee.engine, tiny), task, SETTINGS, tmp_path)
+        trained(Trainee(trainee.engine, tiny), task, SETTINGS, tmp_path)
     stranger = Reference.load(ABACUS)
     with torch.no_grad():
         for parameter in stranger.network.parameters():
             parameter += parameter.std() * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     with pytest.raises(EdgeSteerError, match="not the weights of one model"):
-        train_vector(Trainee(trainee.engine, stranger), task, SETTINGS, tmp_path, graders=graders)
+        trained(Trainee(trainee.engine, stranger), task, SETTINGS, tmp_path, graders=graders)
 
 
 def test_an_answer_that_is_cut_off_is_worth_nothing(trainee: Trainee, task: Task, graders: Graders) -> None:
     """Nor is one without a box, whatever it says otherwise."""
-    batch = Sampler(trainee.engine, graders, task, replace(SETTINGS, max_tokens=40)).batch(0, ())
+    batch = Sampler(graders, task, replace(SETTINGS, max_tokens=40)).batch(0, trainee.engine, ())
     assert not any(rollout.finished or rollout.boxed or rollout.reward for rollout in batch.rollouts)
     assert not graders.submit("The answer is 12.", "12", grading="boxed").result().correct
     assert graders.submit("It is \\boxed{11}, no, \\boxed{12}.", "12", grading="boxed").result().correct

@@ -7,8 +7,9 @@ from pathlib import Path
 from edge_steer.core.backend import EngineOptions
 from edge_steer.models.load import load
 from edge_steer.tasks.load import load_task
-from edge_steer.training.rloo import Trainee, train_vector
+from edge_steer.training.rloo import train_rloo
 from edge_steer.training.settings import RlooSettings
+from edge_steer.training.trainee import Trainee
 
 if __name__ == "__main__":
     gguf, model, folder = map(Path, sys.argv[1:])
@@ -17,4 +18,4 @@ if __name__ == "__main__":
         long = load_task("wordproblems-long", split="train", limit=29)
         task = replace(long, samples=tuple(long.samples[place] for place in (8, 24, 28))).with_settings(max_tokens=250)
         settings = RlooSettings(steps=3, prompts=2, generations=4, max_tokens=250, learning_rate=0.1)
-        train_vector(Trainee(engine, reference), task, settings, folder)
+        train_rloo(Trainee(engine, reference), task, settings, folder)
