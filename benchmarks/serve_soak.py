@@ -67,14 +67,17 @@ def _still_running(server: Server) -> int:
 
 def fuzzed(server: Server, requests: int, clients: int, seed: int) -> dict[str, object]:
     process = psutil.Process(server.process.pid)
-    before = process.memory_info().rss
+    each = requests // clients
     statuses: Counter[int] = Counter()
     defects: list[str] = []
+    resident = [process.memory_info().rss / 2**20]
 
     def client(number: int) -> None:
         draw = random.Random(1000 * seed + number)
         with server.client as http:
-            for _ in range(requests // clients):
+            for sent_before in range(each):
+                if number == 0 and sent_before % max(each // 10, 1) == 0:
+                    resident.append(process.memory_info().rss / 2**20)
                 if draw.random() < RAW_SHARE:
                     send_bytes(server.port, draw)
                     continue
@@ -96,15 +99,14 @@ def fuzzed(server: Server, requests: int, clients: int, seed: int) -> dict[str, 
     with server.client as http:
         http.post("/control-vectors/apply", json=[])
         answer = http.post("/completion", json={"prompt": "1 + 1", "n_predict": 2})
-    after = process.memory_info().rss
+    resident.append(process.memory_info().rss / 2**20)
     return {
-        "requests": requests // clients * clients,
+        "requests": each * clients,
         "statuses": dict(sorted(statuses.items())),
         "defects": defects,
         "answers afterwards": answer.status_code == 200,
         "sequences left": _still_running(server),
-        "resident MiB, before": before / 2**20,
-        "resident MiB, after": after / 2**20,
+        "resident MiB, tenth by tenth": [round(one, 1) for one in resident],
     }
 
 

@@ -25,6 +25,8 @@ def test_what_the_server_refuses_is_readable_and_the_other_answer_comes(opened: 
     assert "99" in error
     assert opened.answer("unsteered")
     assert opened.page.text_content(".turns .unsteered .error") == ""
+    tops = [opened.page.locator(f".turns .steered {part}").bounding_box()["y"] for part in (".error", ".answer")]
+    assert tops[0] < tops[1]  # in sight, however long the other answer is
     assert all("400" in problem for problem in opened.problems)  # what the browser itself says of a refused request
     opened.problems.clear()
 

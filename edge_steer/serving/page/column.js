@@ -75,8 +75,8 @@ export class Column {
       "article",
       { class: `column ${side}`, "aria-label": `${TITLES[side]} answer` },
       el("header", { class: "column-head" }, title, this.#chip, this.#actions),
-      this.#body,
       this.#error,
+      this.#body,
       el("footer", { class: "column-foot" }, this.#figures.element, this.#note),
     );
     this.redraw = oncePerFrame(() => this.#draw());

@@ -57,8 +57,8 @@ function strengthCard(name, answer, signal, use) {
       el("span", { class: "chip" }, steeringWords(answer.body.control_vectors)),
       el("button", { type: "button", class: "pill", onclick: use }, "Use this"),
     ),
-    body,
     error,
+    body,
     el("footer", { class: "column-foot" }, figures.element),
   );
   const redraw = oncePerFrame(() => {
