@@ -1,12 +1,12 @@
 """Evaluation speed: `edge_steer.evaluate` against llama.cpp's own loop, llama-cpp-python and Hugging Face.
 
-64 bundled word problems, each answered in 256 new tokens by random weights of Qwen2.5-0.5B's shape, greedy,
-end tokens ignored. Tokens per second are new tokens by the whole time, prompts included:
+64 bundled word problems, each answered in 256 new tokens by random weights of Qwen2.5-0.5B's shape or by MODEL, a GGUF
+file, greedy, end tokens ignored. Tokens per second are new tokens by the whole time, prompts included:
 
     edge-steer         Evaluator: batched, graded, scored, every row on disk
     llama-batched      llama-batched-bench at the same number of sequences and lengths; it chooses no tokens
     llama-cpp-python   Llama.generate, one problem after the other
-    hugging face       generate() with a steering hook, at the best of several batch sizes and dtypes
+    hugging face       generate() with a steering hook, at the best of several batch sizes and dtypes; not with MODEL
 
 One run takes a quarter of an hour on two cores. No time is asserted: run it on a quiet machine.
 """
@@ -39,6 +39,7 @@ BATCH = 512
 
 
 @click.command(help=__doc__)
+@click.argument("model", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--quant", default="Q4_K_M", show_default=True)
 @click.option("--problems", default=64, show_default=True)
 @click.option("--tokens", default=256, show_default=True, help="New tokens per problem.")
@@ -48,9 +49,17 @@ BATCH = 512
 @click.option("--batches", default="16,64", show_default=True, help="Batch sizes for Hugging Face.")
 @click.option("--threads", default=available_cores, type=int, help="Default: the cores this process may use.")
 def main(
-    quant: str, problems: int, tokens: int, sequences: int, alone: int, rounds: int, batches: str, threads: int
+    model: Path | None,
+    quant: str,
+    problems: int,
+    tokens: int,
+    sequences: int,
+    alone: int,
+    rounds: int,
+    batches: str,
+    threads: int,
 ) -> None:
-    path = random_model.gguf(quant)
+    path = model or random_model.gguf(quant)
     task = load_task("wordproblems", limit=problems)
     task = replace(task, settings=replace(task.settings, max_tokens=tokens))
     with Engine.load(path, EngineOptions(parallel=sequences, threads=threads)) as engine:
@@ -62,18 +71,20 @@ def main(
         limit.append(batched(path, length, tokens, sequences, threads))
     speeds = {"edge-steer": statistics.median(ours), "llama-batched": statistics.median(limit)}
     speeds["llama-cpp-python"] = one_by_one(path, prompts[:alone], tokens, threads)
-    speeds["hugging face"], batch = hugging_face(prompts, tokens, batches, threads)
+    batch = None
+    if not model:
+        speeds["hugging face"], batch = hugging_face(prompts, tokens, batches, threads)
 
     ratios = {name: speeds["edge-steer"] / speed for name, speed in speeds.items()}
     pairs = [a / b for a, b in zip(ours, limit, strict=True)]
     ratios["llama-batched"] = statistics.median(pairs)
     table = Table(
-        "", "tokens/s", "edge-steer is faster by", title=f"{quant}, {problems} problems, {tokens} new tokens each"
+        "", "tokens/s", "edge-steer is faster by", title=f"{path.stem}, {problems} problems, {tokens} new tokens each"
     )
     for name, speed in speeds.items():
         table.add_row(name, f"{speed:.1f}", f"{ratios[name]:.2f}")
     settings = {
-        "quant": quant,
+        "model": path.name,
         "prompt tokens": length,
         "sequences": sequences,
         "threads": threads,

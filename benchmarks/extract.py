@@ -1,6 +1,7 @@
 """Extraction speed and memory: edge-steer against steering-vectors and repeng on the same pairs.
 
-The mean difference of the last token at every layer, in float32, on a random-weight model of Qwen2.5-0.5B's shape.
+The mean difference of the last token at every layer, in float32, on a random-weight model of Qwen2.5-0.5B's shape or on
+MODEL, a Hugging Face folder.
 Each package runs in an environment of its own (made once in the cache folder; they need other versions than ours), in
 a process of its own, with the same folder of weights, the same pairs and the same threads. Each first tries some batch
 sizes on a few pairs and then runs all of them at its fastest. repeng's own reducers are PCA; here its recorder
@@ -42,13 +43,14 @@ GIB = 2**30
 
 
 @click.command(help=__doc__)
+@click.argument("model", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--pairs", "count", default=50, show_default=True)
 @click.option("--tune-pairs", default=8, show_default=True, help="Pairs to choose the batch size with.")
 @click.option("--rounds", default=2, show_default=True)
 @click.option("--threads", default=available_cores, type=int, help="Default: the cores this process may use.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of a table.")
-def main(count: int, tune_pairs: int, rounds: int, threads: int, as_json: bool) -> None:
-    pairs = make_pairs(count)
+def main(model: Path | None, count: int, tune_pairs: int, rounds: int, threads: int, as_json: bool) -> None:
+    pairs, source = make_pairs(count), model or random_model.folder()
     pythons = {"edge-steer": Path(sys.executable), **{name: environment(name) for name in REQUIREMENTS}}
     with tempfile.TemporaryDirectory() as scratch:
 
@@ -56,7 +58,7 @@ def main(count: int, tune_pairs: int, rounds: int, threads: int, as_json: bool) 
             file = Path(scratch, "pairs.json")
             file.write_text(json.dumps(some))
             worker = Path(__file__).with_name("peers.py")
-            arguments = [name, random_model.folder(), file, Path(scratch, f"{name}.npz"), batch, threads]
+            arguments = [name, source, file, Path(scratch, f"{name}.npz"), batch, threads]
             print(f"{name}: {len(some)} pairs, batch {batch}", file=sys.stderr)
             found: dict[str, float] = json.loads(llama_tools.run(pythons[name], worker, *arguments).splitlines()[-1])
             return found

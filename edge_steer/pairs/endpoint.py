@@ -8,7 +8,9 @@ import asyncio
 import functools
 import operator
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
@@ -107,7 +109,7 @@ class Endpoint:
         """
         need("pairs")
         if prompts:
-            asyncio.run(_Session(self, self._key(), on_reply).run(prompts))
+            _complete(_Session(self, self._key(), on_reply).run(prompts))
 
     def drawing(self, candidate: int) -> Self:
         """The same endpoint at CANDIDATE_TEMPERATURE, or at its own temperature above 0.
@@ -126,6 +128,24 @@ class Endpoint:
         raise EdgeSteerError(
             f"no API key for {self.public_address}: set {KEY}, or take a server or a model file on this machine"
         )
+
+
+def _complete(work: Coroutine[Any, Any, None]) -> None:
+    """Run it to its end; where an event loop runs already, as in a notebook, in a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    loop = asyncio.new_event_loop()
+    with closing(loop), ThreadPoolExecutor(1) as thread:
+        task = loop.create_task(work)
+        ending = thread.submit(loop.run_until_complete, task)
+        try:
+            ending.result()
+        except KeyboardInterrupt:
+            loop.call_soon_threadsafe(task.cancel)
+            raise
 
 
 @dataclass

@@ -1,3 +1,6 @@
+"""Solutions rewritten by an endpoint or an engine: what is sent, what is tried again, what is kept."""
+
+import asyncio
 import signal
 import subprocess
 import sys
@@ -245,6 +248,14 @@ def test_many_prompts_share_the_connections_and_each_gets_its_own_reply() -> Non
         replies = asked(endpoint(server, concurrency=5), prompts)
     assert [reply.text for reply in replies] == [prompt.upper() for prompt in prompts]
     assert sum(reply.attempts for reply in replies) == len(server.seen) == 44
+
+
+def test_a_notebook_whose_event_loop_runs_already_asks_too() -> None:
+    async def cell() -> list[Reply]:
+        return asked(endpoint(server), ["a", "b"])
+
+    with Server(str.upper) as server:
+        assert [reply.text for reply in asyncio.run(cell())] == ["A", "B"]
 
 
 def test_finished_rewrites_are_kept_and_problems_are_asked_again(tmp_path: Path) -> None:
