@@ -63,7 +63,7 @@ SHOWN = 5  # tokens of a layer in the table
 @click.option("--quantile", type=click.FloatRange(0, 1), default=0.95, show_default=True,
               help="Which quantile of their scores is shown.")  # fmt: skip
 @click.option("-o", "--output", type=FILE, help="Write a page (.html).")
-@click.option("--texts", type=FOLDER, help="Write lens.json and a text for each layer here.")
+@click.option("--texts", type=FOLDER, help="Write lens.json, lens.csv and a text for each layer here.")
 @click.option("--topics", type=FILE, help="Have a language model name the topics of each layer; kept in this file.")
 @click.option("--topics-model", type=MODEL, metavar="MODEL", help="Have this model on this machine name them.")
 @click.option("--endpoint-model", help="Model of the endpoint that names them.  [default: o3, as the paper]")

@@ -1,8 +1,10 @@
-"""A reading as text: a line for each token, a file for each layer.
+"""A reading as text: a line for each token, a file for each layer, and one table of all.
 
-Takes a Reading, gives text that a person or a shell's tools read.
+Takes a Reading, gives text that a person, a shell's tools or a spreadsheet read.
 """
 
+import csv
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from edge_steer.lens.reading import LayerReading, Reading, TokenScore
 from edge_steer.lens.vocabulary import quoted
 from edge_steer.storage.files import write_json, write_text
 
-JSON = "lens.json"
+JSON, CSV = "lens.json", "lens.csv"
+COLUMNS = ("layer", "norm", "end", "rank", "token", "text", "score", "random", "special")
 
 
 def layer_text(reading: Reading, layer: LayerReading) -> str:
@@ -27,8 +30,22 @@ def layer_text(reading: Reading, layer: LayerReading) -> str:
     return "\n".join([*head, "", "top", *_lines(layer.top), "", "bottom", *_lines(layer.bottom), ""])
 
 
+def reading_csv(reading: Reading) -> str:
+    """A row for each token under COLUMNS; text as a JSON string, random: the largest score of random directions."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for layer in reading.layers:
+        for end, tokens in (("top", layer.top), ("bottom", layer.bottom)):
+            for rank, one in enumerate(tokens, start=1):
+                random = layer.null and f"{layer.null.largest:.6g}"
+                about = (layer.layer, f"{layer.norm:.6g}", end, rank)
+                writer.writerow((*about, one.token, quoted(one.text), f"{one.score:.6g}", random, int(one.special)))
+    return table.getvalue()
+
+
 def write_texts(folder: str | Path, reading: Reading) -> list[Path]:
-    """lens.json and layer-NN.txt for each layer in `folder`, which is made if need be; their paths.
+    """lens.json, lens.csv and layer-NN.txt for each layer in `folder`, which is made if need be; their paths.
 
     Errors: EdgeSteerError for a folder that cannot be written.
     """
@@ -38,6 +55,7 @@ def write_texts(folder: str | Path, reading: Reading) -> list[Path]:
     except OSError as error:
         raise EdgeSteerError(f"cannot make {folder}: {error.strerror}") from None
     texts = {folder / f"layer-{layer.layer:02}.txt": layer_text(reading, layer) for layer in reading.layers}
+    texts = {folder / CSV: reading_csv(reading), **texts}
     return [write_json(folder / JSON, reading.to_json()), *(write_text(path, text) for path, text in texts.items())]
 
 

@@ -1,5 +1,6 @@
 """A reading as JSON, text and pages: what a token or a name holds stays text, and nothing is loaded from elsewhere."""
 
+import csv
 import json
 import re
 from dataclasses import replace
@@ -86,13 +87,19 @@ def test_the_page_of_a_prompt_escapes_what_it_shows(unembedding: Unembedding) ->
 
 def test_texts_and_json_say_the_same(reading: Reading, tmp_path: Path) -> None:
     paths = write_texts(tmp_path / "lens", reading)
-    assert [path.name for path in paths] == ["lens.json", "layer-01.txt", "layer-04.txt", "layer-05.txt"]
+    assert [path.name for path in paths] == ["lens.json", "lens.csv", "layer-01.txt", "layer-04.txt", "layer-05.txt"]
     written = json.loads(paths[0].read_text())
     assert written["layers"][0]["top"][0]["token"] == 60
     assert written["layers"][2]["bottom"][0]["token"] == 60
-    lines = paths[1].read_text().splitlines()
+    with paths[1].open(newline="") as file:
+        table = list(csv.DictReader(file))
+    first = written["layers"][0]
+    assert [json.loads(row["text"]) for row in table][:2] == [one["text"] for one in first["top"][:2]]
+    assert float(table[0]["score"]) == pytest.approx(first["top"][0]["score"], rel=1e-5)
+    assert {row["layer"] for row in table} == {"1", "5"}
+    lines = paths[2].read_text().splitlines()
     assert f"+1.0000  {quoted(HOSTILE)}" in lines
-    assert "zero" in paths[2].read_text()
+    assert "zero" in paths[3].read_text()
 
 
 def test_a_quoted_token_is_one_line_that_json_reads_back() -> None:

@@ -12,6 +12,7 @@ from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.sampling import Sampling
 from edge_steer.core.vector import SteeringVector
 from edge_steer.papers.cross import CrossFolder, cross_rows, published_cross
+from edge_steer.tasks.grading import Graders
 
 TASKS = [
     es.load_task(name, limit=2).with_settings(max_tokens=25, samples=2, sampling=Sampling(temperature=1.0))
@@ -24,10 +25,11 @@ def folders(bundled_f16: Path, bundled_vector: SteeringVector, tmp_path_factory:
     """The base, and one vector in the place of what was trained; full twice, as two seeds."""
     folder = tmp_path_factory.mktemp("cross")
     steers = {"base": None, "vector": bundled_vector.at(3) * 2, "full-0": None, "full-1": bundled_vector.at(3)}
-    with es.load(bundled_f16, options=EngineOptions(threads=1)) as model:
+    with es.load(bundled_f16, options=EngineOptions(threads=1)) as model, Graders() as graders:
         for name, steer in steers.items():
             for task in TASKS:
-                es.evaluate(model, task, {name: steer}, folder=folder / name / task.name, nll=False)
+                own = folder / name / task.name
+                es.evaluate(model, task, {name: steer}, folder=own, nll=False, graders=graders)
     return folder
 
 

@@ -14,8 +14,8 @@ from edge_steer.training.plots import plot_training
 from edge_steer.training.records import TrainingLog
 
 TRAIN = [
-    "train", "rloo", str(ABACUS), "--quant", "Q4_K_M", "--task", "wordproblems-long", "--problems", "30",
-    "--prompts", "4", "--generations", "4", "-n", "200", "--lr", "0.3", "--threads", "1", "--kl", "0.01",
+    "train", "rloo", str(ABACUS), "--quant", "Q4_K_M", "--task", "wordproblems-leaps", "--problems", "20",
+    "--prompts", "2", "--generations", "3", "-n", "190", "--lr", "0.3", "--threads", "1", "--kl", "0.01",
     "--loss", "sequence",
 ]  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_its_vector_is_exported_without_layer_0(folder: Path, tmp_path: Path) ->
 def test_show_prints_the_log_and_draws_it(folder: Path) -> None:
     result = invoke("train", "show", str(folder))
     assert result.exit_code == 0, result.output
-    assert "4 x 4 answers a step, learning rate 0.3" in result.output
+    assert "2 x 3 answers a step, learning rate 0.3" in result.output
     assert "reward" in result.output
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(es.EdgeSteerError, match="no step yet"):

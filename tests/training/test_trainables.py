@@ -1,5 +1,6 @@
 """LoRA and all weights in place of the vector: the same in PyTorch and in llama.cpp, trained, saved, resumed."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,15 +23,18 @@ from edge_steer.models.load import load
 from edge_steer.models.quantize import quantize
 from edge_steer.reference.model import Reference
 from edge_steer.storage.records import read
+from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.task import Task
 from edge_steer.training.policy import Policy
 from edge_steer.training.records import LOG
+from edge_steer.training.rloo import train_rloo
 from edge_steer.training.rollouts import Rollout
 from edge_steer.training.settings import Adapter, RlooSettings
 from edge_steer.training.trainables import Trainable, TrainedWeights, trainable
 from edge_steer.training.trainee import Trainee
 
 EXACT = EngineOptions(threads=1, kv_type="f32", flash_attention="off")
+THREAD = EngineOptions(threads=1)
 TOKENS: Tokens = tuple(range(5, 60))
 EQUAL = 1e-4  # of logits, the median: what parity's mechanism allows
 LORA, FULL = Adapter("lora", rank=2), Adapter("full")
@@ -124,48 +128,53 @@ def q4(bundled_f16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return quantize(bundled_f16, "Q4_K_M", tmp_path_factory.mktemp("q4") / "q4.gguf", threads=1)
 
 
-@pytest.fixture(scope="module")
-def task() -> Task:
-    """Two problems that the model solves in half of its answers."""
-    leaps = es.load_task("wordproblems-leaps", protocol="bias-only", split="train", limit=499)
-    samples = tuple(leaps.samples[place] for place in (98, 498))
-    return replace(leaps, samples=samples).with_settings(max_tokens=190)
-
-
-def train(q4: Path, task: Task, folder: Path, adapter: Adapter, steps: int) -> Path:
-    settings = replace(SETTINGS, steps=steps)
-    return es.train_adapter(q4, task, folder, adapter, settings, options=EngineOptions(threads=1), keep_every=9)
-
-
 def steps_of(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in step.items() if name != "seconds"} for step in read(folder / LOG)[1]]
 
 
-@pytest.mark.parametrize(("adapter", "name"), [(LORA, "adapter.gguf"), (FULL, "model.gguf")], ids=str)
-def test_a_training_on_a_quantised_file(adapter: Adapter, name: str, q4: Path, task: Task, tmp_path: Path) -> None:
-    """It goes on where it stopped, and what it wrote is what answered."""
-    path = train(q4, task, tmp_path / "whole", adapter, 2)
-    assert path == tmp_path / "whole" / name
-    train(q4, task, tmp_path / "halves", adapter, 1)
-    again = train(q4, task, tmp_path / "halves", adapter, 2)
-    assert steps_of(tmp_path / "halves") == steps_of(tmp_path / "whole")
-    first, second = steps_of(tmp_path / "whole")
+@pytest.mark.parametrize("adapter", [LORA, FULL], ids=str)
+def test_a_training_on_a_quantised_file_goes_on_where_it_stopped(
+    adapter: Adapter, q4: Path, task: Task, graders: Graders, tmp_path: Path
+) -> None:
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+
+    def keep_state(step: int, _change: object) -> None:
+        if step == 1:
+            shutil.copytree(whole, halves)
+
+    with Exchange(q4, THREAD) as exchange, load(q4, options=THREAD) as engine:
+
+        def nll_after(folder: Path) -> Array:
+            with load(q4, runtime="torch", options=THREAD) as reference:
+                change = train_rloo(
+                    Trainee(engine, reference, exchange), task, SETTINGS, folder, adapter=adapter, graders=graders,
+                    on_step=keep_state,
+                )  # fmt: skip
+            assert isinstance(change, LowRank | Weights)
+            return exchange.run(change).nll(TOKENS, 1)
+
+        nlls = [nll_after(whole), nll_after(halves), engine.nll(TOKENS, 1)]
+    first, second = steps_of(whole)
+    assert [first, second] == steps_of(halves)
     assert first["reward"] not in (0, 1)
     assert 0 < first["norms"]["0"] < second["norms"]["0"]
-    ours, theirs = (np.exp(-written(q4, one, adapter)).mean() for one in (path, again))
-    assert ours == theirs
-    assert ours != np.exp(-written(q4, None, adapter)).mean()
+    assert np.array_equal(nlls[0], nlls[1])
+    assert not np.array_equal(nlls[0], nlls[2])
+
+
+def test_a_lora_is_written_for_both_runtimes(q4: Path, task: Task, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=1)
+    path = es.train_adapter(q4, task, tmp_path, LORA, settings, options=THREAD, keep_every=1)
+    assert path == tmp_path / "adapter.gguf"
+    assert (tmp_path / "step-00001.gguf").read_bytes() == path.read_bytes()
+    folder = choose_lora(tmp_path / "adapter")
+    with load(q4, options=replace(THREAD, lora=choose_lora(path))) as engine:
+        prompt = engine.chat(task.messages(task.samples[0]))
+        ours = engine.nll(prompt, 1)
+    with load(q4, runtime="torch", options=replace(THREAD, lora=folder)) as merged:
+        assert np.median(np.abs(ours - merged.nll(prompt, 1))) < 0.05
     with pytest.raises(EdgeSteerError, match="was made otherwise"):
-        es.train(q4, task, tmp_path / "whole", SETTINGS, options=EngineOptions(threads=1))
-
-
-def written(q4: Path, path: Path | None, adapter: Adapter) -> Array:
-    """How likely a text is with what was trained."""
-    lora = choose_lora(path) if path and adapter.kind == "lora" else None
-    file = path if path and adapter.kind == "full" else q4
-    with load(file, options=EngineOptions(threads=1, lora=lora)) as engine:
-        nll: Array = engine.nll(TOKENS, 1)
-        return nll
+        es.train(q4, task, tmp_path, settings, options=THREAD)
 
 
 def test_what_cannot_be_trained_is_refused(reference: Reference, q4: Path, tmp_path: Path) -> None:

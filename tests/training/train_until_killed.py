@@ -15,7 +15,8 @@ if __name__ == "__main__":
     gguf, model, folder = map(Path, sys.argv[1:])
     options = EngineOptions(threads=1)
     with load(gguf, options=options) as engine, load(model, runtime="torch", options=options) as reference:
-        long = load_task("wordproblems-long", split="train", limit=29)
-        task = replace(long, samples=tuple(long.samples[place] for place in (8, 24, 28))).with_settings(max_tokens=250)
-        settings = RlooSettings(steps=3, prompts=2, generations=4, max_tokens=250, learning_rate=0.1)
+        leaps = load_task("wordproblems-leaps", protocol="bias-only", split="train", limit=499)
+        samples = tuple(leaps.samples[place] for place in (98, 498, 2))
+        task = replace(leaps, samples=samples).with_settings(max_tokens=190)
+        settings = RlooSettings(steps=3, prompts=2, generations=3, max_tokens=190, learning_rate=0.1)
         train_rloo(Trainee(engine, reference), task, settings, folder)
