@@ -153,7 +153,7 @@ def handover_seconds(trainee: Trainee, trained: Trainable) -> float:
     for _ in range(REPEATS):
         with torch.no_grad():
             for parameter in trained.parameters:
-                parameter += 1e-4 * torch.randn_like(parameter)
+                parameter.add_(torch.randn_like(parameter), alpha=1e-4)
         began = time.perf_counter()
         engine, steering = trainee.answering(trained.change())
         engine.generate([Request(prompt, 1, steering)])

@@ -82,8 +82,8 @@ def cross_rows(folders: Sequence[CrossFolder]) -> list[CrossRow]:
         names.append(str(header["model"]["name"]) if one.column == FULL else model_of(header))
         if len({method for _, method in cells}) > 1:
             raise EdgeSteerError(f"{one.folder} has the rows of several methods; a cell is of one")
-        for (task, _), rows in cells.items():
-            answers.setdefault((one.column, one.task, task), []).append(rows)
+        for (task, _), answered in cells.items():
+            answers.setdefault((one.column, one.task, task), []).append(answered)
     trained = list(dict.fromkeys(one.task for one in folders if one.task))
     if not trained:
         raise EdgeSteerError("no folder of a training; name one, as vector:TASK=FOLDER")

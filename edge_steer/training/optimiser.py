@@ -63,7 +63,8 @@ class Optimiser:
             parts |= {name: [self._adam.state[one][name] for one in self._parameters] for name in MOMENTS}
         flat = {name: torch.cat([part.detach().flatten() for part in each]).cpu() for name, each in parts.items()}
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, step=self.step, **{name: values.numpy() for name, values in flat.items()})
+            arrays: dict[str, Any] = {name: values.numpy() for name, values in flat.items()}
+            np.savez(file, step=self.step, **arrays)
 
     def restore(self, path: str | Path) -> None:
         """Go on from what `save` wrote. Errors: EdgeSteerError for anything else."""
@@ -82,5 +83,5 @@ class Optimiser:
 
     def _parts(self, values: Any) -> list[Tensor]:
         """Of one array for all parameters, each one's part."""
-        parts = torch.from_numpy(values).flatten().split([one.numel() for one in self._parameters])
+        parts = torch.split(torch.from_numpy(values).flatten(), [one.numel() for one in self._parameters])
         return [part.view(one.shape) for part, one in zip(parts, self._parameters, strict=True)]

@@ -174,7 +174,7 @@ def _row(reference: "Reference", one: Demonstration) -> Rollout:
 def _held_out(rows: Sequence[Rollout], count: int) -> tuple[list[Rollout], list[Rollout]]:
     """The last `count` rows of each teacher, and the others."""
     held_out: dict[str, list[Rollout]] = {}
-    rest = []
+    rest: list[Rollout] = []
     for row in reversed(rows):
         of_teacher = held_out.setdefault(row.problem, [])
         (of_teacher if len(of_teacher) < count else rest).append(row)

@@ -213,6 +213,7 @@ def _adding(direction: Tensor) -> Hook:
 def _low_rank(a: Tensor, b: Tensor, factor: float) -> Hook:
     def add(_module: Module, inputs: Any, output: Tensor) -> Tensor:
         change = factor * (inputs[0].to(a.dtype) @ a.T) @ b.T
-        return output + change.to(output.dtype)
+        changed: Tensor = output + change.to(output.dtype)
+        return changed
 
     return add

@@ -155,3 +155,16 @@ def test_a_path_may_be_text_and_no_lock_is_left_behind(tmp_path: Path) -> None:
             Store.open(path, HEADER)
     assert storage_records.read(path)[1] == [{"id": "a"}]
     assert [entry.name for entry in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_header_without_a_record_gives_way_to_one_of_the_same_format(tmp_path: Path) -> None:
+    path, other = tmp_path / "rows.jsonl", {**HEADER, "settings": {"seed": 1}}
+    Store.open(path, HEADER).close()
+    with Store.open(path, other) as file:
+        file.append({"id": "a"})
+    assert storage_records.read(path) == (other, [{"id": "a"}])
+    with pytest.raises(EdgeSteerError, match=r"settings.seed is 1 there and 0 here"):
+        Store.open(path, HEADER)
+    Store.open(tmp_path / "another.jsonl", HEADER).close()
+    with pytest.raises(EdgeSteerError, match="format"):
+        Store.open(tmp_path / "another.jsonl", {"format": "test 2"})

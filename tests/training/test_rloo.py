@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from paths import ABACUS
+from unsure_problems import unsure_task
 
 from edge_steer.core.backend import EngineOptions, Request
 from edge_steer.core.errors import EdgeSteerError, VectorError
@@ -46,6 +47,17 @@ SAVED = "state-2.npz"
 def trainee(bundled: Reference, bundled_f16: Path) -> Iterator[Trainee]:
     with Engine.load(bundled_f16, EngineOptions(threads=1)) as engine:
         yield Trainee(engine, bundled)
+
+
+@pytest.fixture(scope="module")
+def graders() -> Iterator[Graders]:
+    with Graders() as graders:
+        yield graders
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return unsure_task()
 
 
 def trained(*arguments: Any, **options: Any) -> SteeringVector:
