@@ -16,14 +16,43 @@ from edge_steer.terminal.progress import progress_bar
 from edge_steer.terminal.tables import print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from edge_steer.core.backend import EngineOptions
     from edge_steer.tasks.protocols import Protocol
     from edge_steer.training.records import StepRecord
     from edge_steer.training.settings import Kind, Preset
 
+    Command = Callable[..., object]
+
 SHOWN = 10  # rows of the table of `train show`
+
+
+def adapter_options(default: "Kind") -> "Callable[[Command], Command]":
+    """What is trained."""
+
+    def decorate(command: "Command") -> "Command":
+        rank = click.option("--rank", type=click.IntRange(1), default=4, show_default=True, help="Of the LoRA.")
+        kind = click.option(
+            "--adapter", "kind", type=click.Choice(["vector", "lora", "full"]), default=default, show_default=True,
+            help="What is trained: a vector a block, a LoRA on down_proj, or all weights.",
+        )  # fmt: skip
+        return kind(rank(command))
+
+    return decorate
+
+
+def gradient_options(command: "Command") -> "Command":
+    """What a gradient may cost."""
+    device = click.option("--device", help="Where PyTorch computes, as cuda.  [default: cpu]")
+    checkpointing = click.option(
+        "--checkpointing", is_flag=True, help="Less memory for the gradient, a third more time."
+    )
+    batch_tokens = click.option(
+        "--batch-tokens", type=click.IntRange(1), default=2048, show_default=True,
+        help="Positions of a gradient that are computed at once.",
+    )  # fmt: skip
+    return batch_tokens(checkpointing(device(command)))
 
 
 @click.group("train")
@@ -38,9 +67,7 @@ def train_group() -> None:
 @click.option("-o", "--out", "folder", type=FOLDER, required=True, help="Folder of the log, the state and the vector.")
 @click.option("--gguf", type=FILE, help="The file that answers in llama.cpp.  [default: MODEL itself]")
 @quant_option
-@click.option("--adapter", "kind", type=click.Choice(["vector", "lora", "full"]), default="vector", show_default=True,
-              help="What is trained: a vector a block, a LoRA on down_proj, or all weights.")  # fmt: skip
-@click.option("--rank", type=click.IntRange(1), default=4, show_default=True, help="Of the LoRA.")
+@adapter_options("vector")
 @click.option("--preset", type=click.Choice(["laptop", "paper"]), default="laptop", show_default=True,
               help="Whose numbers hold where no option says otherwise; the paper's are for 16 GPUs.")  # fmt: skip
 @click.option("--split", help="Split of the task to train on.  [default: train]")
@@ -52,7 +79,12 @@ def train_group() -> None:
 @click.option("--prompts", type=click.IntRange(1), help="Problems of a step.  [laptop: 8, paper: 128]")
 @click.option("--generations", type=click.IntRange(2), help="Answers to a problem.  [laptop: 8, paper: 16 or 64]")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Of an answer.  [laptop: 512, paper: 8192]")
-@click.option("--lr", "learning_rate", type=click.FloatRange(0), help="Learning rate.  [laptop: 1e-3, paper: by model]")
+@click.option(
+    "--lr",
+    "learning_rate",
+    type=click.FloatRange(0),
+    help="Learning rate.  [vector 1e-3, lora 1e-4, full 1e-6; paper: by model]",
+)
 @click.option("--warmup", type=click.IntRange(0), help="Steps until the learning rate is reached.  [default: 3%]")
 @click.option("--loss", type=click.Choice(["token", "sequence"]),
               help="Mean over all tokens of a batch, or over its answers.  [default: token]")  # fmt: skip
@@ -66,12 +98,9 @@ def train_group() -> None:
 @click.option("--seed", type=click.IntRange(0), help="Of the order of problems and of all answers.  [default: 0]")
 @click.option("--shuffle-rewards", is_flag=True, default=None,
               help="Deal rewards out at random: a control, which must teach nothing.")  # fmt: skip
-@click.option("--batch-tokens", type=click.IntRange(1), default=2048, show_default=True,
-              help="Positions of a gradient that are computed at once.")  # fmt: skip
-@click.option("--checkpointing", is_flag=True, help="Less memory for the gradient, a third more time.")
-@click.option("--device", help="Where PyTorch computes, as cuda.  [default: cpu]")
+@gradient_options
 @click.option("--keep-every", type=click.IntRange(1), default=25, show_default=True,
-              help="Keep the vector after so many steps.")  # fmt: skip
+              help="Keep what is trained after so many steps.")  # fmt: skip
 @engine_options
 @resumable
 def rloo(
@@ -108,7 +137,7 @@ def rloo(
     need("train")
     task = training_task(task_name, protocol=protocol, split=split, limit=problems)
     settings = replace(
-        preset_settings(preset, model), **{name: value for name, value in chosen.items() if value is not None}
+        preset_settings(preset, model, kind), **{name: value for name, value in chosen.items() if value is not None}
     )
     with progress_bar() as progress:
         path = edge_steer.train_adapter(
@@ -133,9 +162,7 @@ def rloo(
 @click.option("--mix", "shares", metavar="TEACHER=SHARE,...", help="How much of each, as long=0.2,short=0.8.  "
               "[default: all of every teacher]")  # fmt: skip
 @click.option("-o", "--out", "folder", type=FOLDER, required=True, help="Folder of the log, the state and the result.")
-@click.option("--adapter", "kind", type=click.Choice(["vector", "lora", "full"]), default="full", show_default=True,
-              help="What is trained: a vector a block, a LoRA on down_proj, or all weights.")  # fmt: skip
-@click.option("--rank", type=click.IntRange(1), default=4, show_default=True, help="Of the LoRA.")
+@adapter_options("full")
 @click.option("--epochs", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Solutions of a step.")
 @click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True), default=1e-5, show_default=True,
@@ -145,10 +172,7 @@ def rloo(
 @click.option("--held-out", type=click.IntRange(1), default=20, show_default=True,
               help="Solutions of each teacher to measure likelihood on, not trained on.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=42, show_default=True)
-@click.option("--batch-tokens", type=click.IntRange(1), default=2048, show_default=True,
-              help="Positions of a gradient that are computed at once.")  # fmt: skip
-@click.option("--checkpointing", is_flag=True, help="Less memory for the gradient, a third more time.")
-@click.option("--device", help="Where PyTorch computes, as cuda.  [default: cpu]")
+@gradient_options
 @click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
 @resumable
 def sft(

@@ -59,6 +59,6 @@ def _norms(axis: "Axes", log: TrainingLog) -> None:
         colour = colormaps["viridis"](LIGHTEST * place / max(1, len(layers) - 1))
         norms = [step.norms[layer] for step in log.steps]
         axis.plot(range(1, len(norms) + 1), norms, color=colour, label=f"layer {layer}")
-    axis.set_title("norm of the vector")
+    axis.set_title("norm of what is trained")
     if len(layers) <= NAMED_LAYERS:
         axis.legend(frameon=False, fontsize=7, ncols=2)

@@ -125,11 +125,13 @@ class TrainingLog:
 
     @property
     def title(self) -> str:
-        """Model, task and settings in one line."""
-        settings = self.header["settings"]
+        """Model, what is trained, task and settings in one line."""
+        settings, kind = self.header["settings"], self.header.get("adapter", "vector")
+        rank = f" of rank {self.header['rank']}" if "rank" in self.header else ""
         return (
-            f"{self.header['sampler']['model']['name']}, {self.header['task']['name']}: {settings['prompts']} x "
-            f"{settings['generations']} answers a step, learning rate {settings['learning_rate']:g}"
+            f"{self.header['sampler']['model']['name']}, {kind}{rank}, {self.header['task']['name']}: "
+            f"{settings['prompts']} x {settings['generations']} answers a step, learning rate "
+            f"{settings['learning_rate']:g}"
         )
 
 

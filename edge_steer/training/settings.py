@@ -176,38 +176,43 @@ class Cosine:
 
 @dataclass(frozen=True)
 class PaperModel:
-    """A model of the paper's Table 1. steering: the learning rate of its vector. generations: answers to a problem.
+    """A model of the paper's Table 1. vector, lora, full: the learning rates. generations: answers to a problem.
     context: most tokens of a problem with its answer."""
 
-    steering: float
+    vector: float
+    lora: float = 1e-4
+    full: float = 1e-6
     generations: int = 16
     context: int = 8192
 
+    def rate(self, kind: Kind) -> float:
+        return {"vector": self.vector, "lora": self.lora, "full": self.full}[kind]
+
 
 PAPER = RlooSettings(steps=314, prompts=128, generations=16, max_tokens=8192)
+ANOTHER = PaperModel(1e-3)
 PAPER_MODELS = {
     "qwen2.5-1.5b": PaperModel(1e-3, generations=64),
-    "qwen2.5-7b": PaperModel(1e-3),
+    "qwen2.5-7b": ANOTHER,
     "qwen2.5-14b": PaperModel(5e-4),
-    "qwen2.5-math-1.5b": PaperModel(1e-3, context=4096),
+    "qwen2.5-math-1.5b": PaperModel(1e-3, full=2e-6, context=4096),
     "qwen2.5-math-7b": PaperModel(1e-3, context=4096),
     "llama-3.1-8b": PaperModel(3e-4, generations=64),
-    "llama-3.1-8b-instruct": PaperModel(8e-5),
+    "llama-3.1-8b-instruct": PaperModel(8e-5, lora=5e-5),
 }
 
 
-def preset_settings(preset: Preset, model: str) -> RlooSettings:
+def preset_settings(preset: Preset, model: str, kind: Kind = "vector") -> RlooSettings:
     """The settings of a preset; the paper's have the learning rate, answers and length of its models.
 
     model: its name, a folder or hub id included; one that the paper does not train gets the commonest settings.
+    kind: what is trained; the laptop's learning rate of a LoRA or of all weights is the paper's commonest.
     Errors: EdgeSteerError for an unknown preset.
     """
     if preset == "laptop":
-        return RlooSettings()
+        return replace(RlooSettings(), learning_rate=ANOTHER.rate(kind))
     if preset != "paper":
         raise EdgeSteerError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
     name = model.rstrip("/").rsplit("/", 1)[-1].lower()
-    known = PAPER_MODELS.get(name.removeprefix("meta-"))
-    if known is None:
-        return PAPER
-    return replace(PAPER, learning_rate=known.steering, generations=known.generations, max_tokens=known.context)
+    known = PAPER_MODELS.get(name.removeprefix("meta-"), ANOTHER)
+    return replace(PAPER, learning_rate=known.rate(kind), generations=known.generations, max_tokens=known.context)

@@ -52,6 +52,9 @@ def test_the_papers_settings_are_those_of_its_models() -> None:
     assert preset_settings("paper", "models/qwen2.5-math-7b").max_tokens == 4096
     assert preset_settings("paper", "another/model").learning_rate == 1e-3
     assert preset_settings("laptop", "another/model") == RlooSettings()
+    assert preset_settings("paper", "Qwen2.5-Math-1.5B", "full").learning_rate == 2e-6
+    assert preset_settings("paper", "meta-llama/Llama-3.1-8B-Instruct", "lora").learning_rate == 5e-5
+    assert preset_settings("laptop", "another/model", "full").learning_rate == 1e-6
     assert len(PAPER_MODELS) == 7
 
 
