@@ -3,13 +3,14 @@
 The bundled model in Q4_K_M learns harder word problems than it was made for. Trained, once a seed each: a vector a
 block, LoRA of rank 1 and 4 on down_proj, all weights. Controls of the vector: rewards dealt out at random, and a random
 vector of the same norms. With --ablate also where the vector's gradient comes from: the full weights with importance
-weights, and without. Each then answers held-out problems several times at temperature 1. Prints a table for each task
-and a JSON line. All of it is kept in --out: a stopped run goes on, and one with more of anything too. The folders
-under held-out are what `edge-steer table cross` reads.
+weights, and without. Each then answers held-out problems several times at temperature 1; "vote" is the commonest answer
+of a problem. Prints a table for each task and a JSON line. All of it is kept in --out: a stopped run goes on, and one
+with more of anything too. The folders under held-out are what `edge-steer table cross` reads.
 """
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -180,7 +181,7 @@ def over_seeds(rows: Mapping[str, list[Row]], seeds: Sequence[int]) -> dict[str,
 
 def show(title: str, rows: Mapping[str, list[Row]], seeds: Sequence[int]) -> None:
     table = Table(
-        "", "accuracy", "95% interval", "gain", "95% interval", "box", "ended", "tokens", "steps", "density",
+        "", "accuracy", "95% interval", "gain", "95% interval", "vote", "box", "ended", "tokens", "steps", "density",
         title=title,
     )  # fmt: skip
     for name, of_method in (dict(rows) | over_seeds(rows, seeds)).items():
@@ -193,6 +194,7 @@ def show(title: str, rows: Mapping[str, list[Row]], seeds: Sequence[int]) -> Non
             interval_text("accuracy", accuracy),
             mean_text("accuracy", gain, signed=True) if name != BASE else "",
             interval_text("accuracy", gain, signed=True) if name != BASE else "",
+            f"{majority(of_method):.1%}",
             f"{share(of_method, boxed):.1%}",
             f"{share(of_method, ended):.1%}",
             *(mean_text(figure, summary.figures[figure]) for figure in FIGURES[1:]),
@@ -208,6 +210,21 @@ def figures(rows: Mapping[str, list[Row]]) -> dict[str, object]:
         gain = compare(rows[BASE], of_method).differences["accuracy"]
         result[name] = {figure: asdict(known[figure]) for figure in FIGURES} | {"gain": asdict(gain)}
     return result
+
+
+def majority(rows: Sequence[Row]) -> float:
+    """The share of problems whose commonest answer is right, of answers equally common the share."""
+    by_problem: dict[str, Counter[str]] = {}
+    right: dict[str, str] = {}
+    for row in rows:
+        by_problem.setdefault(row.id, Counter())[row.extracted] += 1
+        if row.correct:
+            right[row.id] = row.extracted
+    shares = []
+    for problem, counts in by_problem.items():
+        commonest = [answer for answer, count in counts.items() if count == max(counts.values())]
+        shares.append((right.get(problem) in commonest) / len(commonest))
+    return statistics.fmean(shares)
 
 
 def boxed(row: Row) -> bool:
