@@ -4,9 +4,10 @@
     python benchmarks/serve.py --llama-server PATH [MODEL.gguf]    beside llama-server of the same build, with ratios
 
 Both servers get the same prompts, greedy, of one length that no end token cuts short, streamed, in turns: what else
-the machine does falls on both. A short request of each client comes before each turn: a server whose clients go from one
-steering to several, or back, makes its context again once. A model without a vector gets a random direction. Prints the median of the rounds, with
-the ratio of each round's two neighbours as median, smallest and largest, and a JSON line.
+the machine does falls on both. A short request of each client comes before each turn: a server whose clients go from
+one steering to several, or back, makes its context again once. A model without a vector gets a random direction.
+Prints the median of the rounds, with the ratio of each round's two neighbours as median, smallest and largest, and a
+JSON line.
 """
 
 import json
