@@ -94,7 +94,12 @@ def router(service: Service, *, slots: bool = True, metrics: bool = True) -> API
 
     @api.get("/lora-adapters")
     async def lora() -> list[Json]:
-        return []
+        lora = service.engine.vocabulary.lora
+        return [{"id": 0, "path": lora.path.name, "scale": lora.scale}] if lora else []
+
+    @api.post("/lora-adapters")
+    async def set_lora() -> Response:
+        raise ApiError(501, "this server's adapter and its scale are set when it starts")
 
     return api
 

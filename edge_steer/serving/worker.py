@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from edge_steer.core.backend import Completion, Message, Piece, Request, SteppingEngine, Tokens
+from edge_steer.core.backend import Completion, Lora, Message, Piece, Request, SteppingEngine, Tokens
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import Array
@@ -36,7 +36,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Vocabulary(Protocol):
-    """A model's file, its tokens and its chat template."""
+    """A model's file, its tokens, its chat template and the adapter it runs with."""
 
     @property
     def path(self) -> Path: ...
@@ -46,6 +46,9 @@ class Vocabulary(Protocol):
 
     @property
     def template(self) -> str: ...
+
+    @property
+    def lora(self) -> Lora | None: ...
 
     def piece(self, token: int) -> bytes: ...
 

@@ -1,5 +1,6 @@
 """An adapter in llama.cpp and in PyTorch: the same logits, scaled right, and refused where it cannot be honoured."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,10 @@ from edge_steer.llama.engine import Engine
 from edge_steer.models.convert import convert_adapter, converter_folder
 from edge_steer.models.load import load
 from edge_steer.parity.texts import TokenisedText
+from edge_steer.serving.questions import Service
+from edge_steer.serving.security import Access
+from edge_steer.serving.server import ServerOptions, application
+from edge_steer.vectors.named import NamedVectors
 
 EXACT = EngineOptions(threads=1, kv_type="f32", flash_attention="off", gpu_layers=0)
 TOKENS = tuple(range(5, 60))
@@ -235,3 +241,14 @@ def test_run_takes_an_adapter(bundled_f32: Path, file: Path) -> None:
     ]
     texts = [json.loads(output.stdout)["text"] for output in outputs]
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_server_lists_the_adapter_it_was_started_with(bundled_f32: Path, file: Path) -> None:
+    async def listed(service: Service) -> httpx.Response:
+        app = application(service, ServerOptions())
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+            return await http.get("/lora-adapters")
+
+    with load(bundled_f32, options=replace(EXACT, lora=choose_lora(file, 0.5))) as engine:
+        service = Service(engine, NamedVectors.of((), engine.model), ("abacus",), Access(), queue=1, defaults={})
+        assert asyncio.run(listed(service)).json() == [{"id": 0, "path": file.name, "scale": 0.5}]
