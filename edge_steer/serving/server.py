@@ -167,6 +167,7 @@ def _config(service: Service, options: ServerOptions) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=options.stop_seconds,
         http="h11",
         ws="none",
