@@ -3,8 +3,8 @@
 The teachers are the generator of word problems itself: both solve problems of five events, which the model was not
 made for; one takes many small steps ("long"), one few dense ones ("short"). All weights are trained on each, and on 1
 long to 4 short ("mix-long"). Before, how likely the model holds solutions of each teacher: learnability. Then each
-answers held-out problems greedily, beside the untrained model. Prints tables and a JSON line; what it writes is kept in
---out.
+answers held-out problems greedily, beside the untrained model and that model under its own dense vector (DenseSteer).
+Prints tables and a JSON line; what it writes is kept in --out.
 """
 
 import json
@@ -19,6 +19,7 @@ from rich.table import Table
 
 import edge_steer as es
 from edge_steer.core.backend import EngineOptions
+from edge_steer.core.steering import Steer
 from edge_steer.evaluation.figures import compare, figure_text, summarise
 from edge_steer.models.recipe import bundled_model
 from edge_steer.tasks.rows import Row
@@ -30,7 +31,8 @@ TASK = "wordproblems-long"
 TEACHERS = {"long": 0.0, "short": 1.0}  # the density of their solutions
 ROWS = {"long": {"long": 1.0}, "short": {"short": 1.0}, "mix-long": {"long": 0.2, "short": 0.8}}
 FIGURES = ("accuracy", "steps", "tokens", "density")
-BASE = "untrained"
+BASE, DENSE = "untrained", "dense vector"
+VECTOR = Path(bundled_model()).parent.parent / "export" / "abacus" / "dense"
 
 
 @click.command(help=__doc__)
@@ -56,8 +58,11 @@ def main(out: Path, solutions: int, epochs: int, lr: float, count: int, threads:
         rows: dict[str, list[Row]] = {}
         task = es.load_task(TASK, split="test", limit=count)
         for name, file in files.items():
+            steers: dict[str, Steer] = {name: None}
+            if name == BASE:
+                steers[DENSE] = es.load_vector(VECTOR)
             with es.load(file, options=options) as model:
-                rows |= es.evaluate(model, task, {name: None}, folder=out / "held-out" / name, progress=progress)
+                rows |= es.evaluate(model, task, steers, folder=out / "held-out" / name, progress=progress)
     show_learnability({name: read_learnability(out / name) for name in ROWS})
     show(f"{TASK}: {count} held-out problems, greedy, F16 and float32", rows)
     summaries = {name: {f: asdict(summarise(of).figures[f]) for f in FIGURES} for name, of in rows.items()}

@@ -159,7 +159,7 @@ def evaluated(
     trained: Mapping[str, Trained], task: Task, folder: Path, options: EngineOptions, progress: es.Progress
 ) -> dict[str, list[Row]]:
     """Each in a folder of its own, so that one more does not ask the others again."""
-    rows = {}
+    rows: dict[str, list[Row]] = {}
     for name, one in trained.items():
         own = folder / name.replace(",", "").replace(" ", "-")
         with one.running(options) as model:

@@ -23,6 +23,7 @@ from edge_steer.models.exchange import Exchange
 from edge_steer.models.load import load
 from edge_steer.models.quantize import quantize
 from edge_steer.reference.model import Reference
+from edge_steer.storage.gguf_header import read_header
 from edge_steer.storage.records import read
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.task import Task
@@ -203,7 +204,7 @@ def test_what_cannot_be_trained_is_refused(reference: Reference, q4: Path, tmp_p
 
 
 def test_weights_of_another_model_are_refused(
-    reference: Reference, tiny: Reference, exchange: Exchange, q4: Path
+    reference: Reference, tiny: Reference, exchange: Exchange, q4: Path, tmp_path: Path
 ) -> None:
     weights = TrainedWeights(reference).change()
     exchange.check(weights)
@@ -214,6 +215,8 @@ def test_weights_of_another_model_are_refused(
         exchange.check(replace(weights, values=moved_rows))
     with pytest.raises(ModelError, match="another model"):
         exchange.check(TrainedWeights(tiny).change())
+    written = exchange.write(weights, tmp_path / "model.gguf")
+    assert "output.weight" not in {tensor.name for tensor in read_header(written).tensors}  # tied, as it was
     del moved_rows["model.norm.weight"]
     with pytest.raises(ModelError, match=r"output_norm.weight, which PyTorch has not"):
         exchange.check(replace(weights, values=moved_rows))
