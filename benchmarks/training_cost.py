@@ -2,8 +2,8 @@
 
 A vector of all layers, which llama.cpp adds by rows; one of layers 1 and up, which its own control vector can do; LoRA
 of rank 1 and 4, written as a file and loaded; all weights, written, quantised and loaded. The hand-over is what the
-next answer takes longer for changed parameters than for the same again. Medians. The bundled model, or any with a
-Hugging Face folder. Also prints the paper's own table, recomputed. Prints tables and a JSON line.
+next answer takes longer for changed parameters than for the same again. Medians. The bundled model, or any
+other. Also prints the paper's own table, recomputed; and a JSON line.
 """
 
 import json
@@ -29,13 +29,12 @@ from edge_steer.storage.files import size_in_words
 from edge_steer.tasks.grading import Graders
 from edge_steer.training.advantages import advantages
 from edge_steer.training.optimiser import Optimiser
-from edge_steer.training.policy import Policy
+from edge_steer.training.policy import GradientOptions, Policy
 from edge_steer.training.rollouts import Sampler, training_task
 from edge_steer.training.settings import Adapter, RlooSettings
 from edge_steer.training.trainables import Trainable, trainable
 from edge_steer.training.trainee import Trainee
 
-REPEATS = 7
 GPUS, STEPS = 8, 314  # of the paper: Adam's two float32 moments lie on so many, and a run has so many steps
 MOMENTS = 8  # bytes of a parameter
 
@@ -90,15 +89,25 @@ class StepCost:
 
 
 @click.command(help=__doc__)
-@click.option("--model", type=click.Path(path_type=Path), help="A Hugging Face folder.  [default: the bundled model]")
+@click.option("--model", type=click.Path(path_type=Path), help="A folder or a GGUF.  [default: the bundled model]")
 @click.option("--quant", default="Q4_K_M", show_default=True)
 @click.option("--task", "task_name", default="wordproblems-leaps", show_default=True)
 @click.option("--prompts", default=8, show_default=True)
 @click.option("--generations", default=8, show_default=True)
 @click.option("--max-tokens", default=320, show_default=True)
+@click.option("--batch-tokens", default=2048, show_default=True, help="Positions of a gradient computed at once.")
+@click.option("--repeats", default=7, show_default=True, help="Of the hand-over.")
 @click.option("--threads", default=1, show_default=True)
 def main(
-    model: Path | None, quant: str, task_name: str, prompts: int, generations: int, max_tokens: int, threads: int
+    model: Path | None,
+    quant: str,
+    task_name: str,
+    prompts: int,
+    generations: int,
+    max_tokens: int,
+    batch_tokens: int,
+    repeats: int,
+    threads: int,
 ) -> None:
     source = model or bundled_model()
     options = EngineOptions(threads=threads, parallel=prompts * generations)
@@ -116,17 +125,21 @@ def main(
         }
         for name, adapter in kinds.items():
             with es.load(file, runtime="torch", options=options) as reference:
-                costs[name] = step_cost(Trainee(engine, reference, exchange), adapter, sampler, settings)
+                trainee = Trainee(engine, reference, exchange)
+                trained = trainable(adapter, reference)
+                handover = handover_seconds(trainee, trained, repeats)
+                policy = Policy(reference, trained, GradientOptions(batch_tokens))
+                costs[name] = step_cost(trainee, trained, policy, sampler, settings, handover)
     show_published()
     show(f"{source.name} {quant}, {prompts} x {generations} answers, {threads} threads", costs)
     print(json.dumps({name: asdict(cost) | {"share": cost.share} for name, cost in costs.items()}))
 
 
-def step_cost(trainee: Trainee, adapter: Adapter, sampler: Sampler, settings: RlooSettings) -> StepCost:
+def step_cost(
+    trainee: Trainee, trained: Trainable, policy: Policy, sampler: Sampler, settings: RlooSettings, handover: float
+) -> StepCost:
     """Of one step, of which every answer has a part in the gradient."""
-    trained = trainable(adapter, trainee.reference)
-    handover = handover_seconds(trainee, trained)
-    policy, optimiser = Policy(trainee.reference, trained), Optimiser(trained.parameters, settings)
+    optimiser = Optimiser(trained.parameters, settings)
     forget_peak()
     batch = sampler.batch(0, *trainee.answering(trained.change()))
     began = time.perf_counter()
@@ -146,11 +159,11 @@ def step_cost(trainee: Trainee, adapter: Adapter, sampler: Sampler, settings: Rl
     )
 
 
-def handover_seconds(trainee: Trainee, trained: Trainable) -> float:
+def handover_seconds(trainee: Trainee, trained: Trainable, repeats: int) -> float:
     """What the next answer takes longer after the parameters have changed a little."""
     prompt = trainee.engine.encode("Tom has 3 cups.")
     differences = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         with torch.no_grad():
             for parameter in trained.parameters:
                 parameter.add_(torch.randn_like(parameter), alpha=1e-4)

@@ -37,7 +37,7 @@ def main(kind: Kind, steps: int) -> None:
     file = gguf_for(bundled_model(), "Q4_K_M", threads=1)
     leaps = es.load_task("wordproblems-leaps", protocol="bias-only", split="train", limit=PROBLEM + 1)
     task = replace(leaps, samples=leaps.samples[PROBLEM:])
-    settings = RlooSettings(steps=steps, prompts=1, generations=4, max_tokens=LONGEST, learning_rate=1e-6)
+    settings = RlooSettings(steps=steps, prompts=1, generations=4, max_tokens=LONGEST, learning_rate=1e-6, seed=1)
     memory: list[int] = []
 
     def measure(_step: int, _change: Callable[[], Change]) -> None:
