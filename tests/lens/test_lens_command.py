@@ -34,7 +34,7 @@ def test_the_table_and_the_files(vector_file: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "stable rank" in result.output and "of 20 (seed 0)" in result.output
     assert (tmp_path / "a.html").read_text().startswith("<!DOCTYPE html>")
-    assert len(list((tmp_path / "texts").iterdir())) == 3
+    assert len(list((tmp_path / "texts").iterdir())) == 4
 
 
 def test_json_of_chosen_layers_and_a_score(vector_file: Path) -> None:
