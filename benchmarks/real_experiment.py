@@ -18,6 +18,7 @@ The dev problems choose one layer and strength for "dense" and one for "terse", 
 vector is tested where "dense" is, at the same norm. real_report.py makes docs/real/NAME.json and the figures of it.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +45,7 @@ from edge_steer.pairs.contrasts import Sources, own_samples, trace_pairs
 from edge_steer.pairs.controls import with_sentences_dropped, without_line_breaks
 from edge_steer.pairs.criteria import Criteria
 from edge_steer.pairs.likelihood import mean_nll
-from edge_steer.pairs.pair import Pair, write_pairs
+from edge_steer.pairs.pair import Pair, read_pairs, write_pairs
 from edge_steer.pairs.rules import instruction, read_rules
 from edge_steer.pairs.solutions import generate_solutions, usable_solutions
 from edge_steer.storage.files import write_json
@@ -60,6 +61,8 @@ SPARSE_PROMPT = (
     "between steps, and say again what is known before you use it."
 )
 MINIMAL_RULES = "conservative"  # DenseSteer's prompt row
+SCORED = 12  # pairs of which both sides are scored
+CORE = ("unsteered", "dense", "line-breaks", "terse")  # the methods of every block
 POOLING = {"terse": "mean"}  # of the others the last token, as DenseSteer
 FORMAT = "edge-steer real experiment 1"  # of the test's rows
 
@@ -82,6 +85,8 @@ class Experiment:
 
 def make_pairs(experiment: Experiment, model: Engine) -> dict[str, list[Pair]]:
     """Pairs of every kind, each in a file; pairs.json says how many solutions gave how many."""
+    if experiment.file("pairs.json").is_file():
+        return {path.stem.removeprefix("pairs-"): read_pairs(path) for path in experiment.folder.glob("pairs-*.jsonl")}
     settings, task, progress = experiment.settings.pairs, experiment.problems.pairs, experiment.progress
     own = generate_solutions(
         model, task, experiment.file("own.jsonl"),
@@ -113,6 +118,11 @@ def make_pairs(experiment: Experiment, model: Engine) -> dict[str, list[Pair]]:
         "teacher": list(experiment.problems.rewrites),
         "terse": terse_pairs(model, settings.max_tokens),
     }
+    some = {"dense": checked.passing, "teacher": experiment.problems.rewrites}
+    nll = {
+        kind: [[mean_nll(model, side) for side in pair.sides] for pair in progress.counted("NLL", pairs[:SCORED])]
+        for kind, pairs in some.items()
+    }
     for kind, pairs in kinds.items():
         if pairs:
             write_pairs(pairs, experiment.file(f"pairs-{kind}.jsonl"))
@@ -124,6 +134,7 @@ def make_pairs(experiment: Experiment, model: Engine) -> dict[str, list[Pair]]:
             "dense candidates": len(candidates),
             "dense, before and after": checked.means,
             "pairs": {kind: len(pairs) for kind, pairs in kinds.items()},
+            "nll, positive and negative": nll,
             "dropped": checked.dropped,
         },
     )
@@ -138,21 +149,17 @@ def terse_pairs(model: Engine, max_tokens: int) -> list[Pair]:
 
 
 def make_vectors(experiment: Experiment, model: Engine, kinds: Mapping[str, Sequence[Pair]]) -> None:
-    """A vector of each kind in residual units; vectors.json: its layers' figures, and the NLL of its pairs' sides."""
-    figures = {}
-    for kind, pairs in kinds.items():
-        states = record(model, pairs, pooling=POOLING.get(kind, "last"), progress=experiment.progress)
+    """A vector of each kind in residual units; vectors.json: the figures of its layers."""
+    path = experiment.file("vectors.json")
+    figures = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    for kind in (kind for kind in kinds if kind not in figures):
+        states = record(model, kinds[kind], pooling=POOLING.get(kind, "last"), progress=experiment.progress)
         save(reduce(states, normalise="residual"), experiment.file(f"{kind}.safetensors"))
-        scored = pairs if kind in ("dense", "teacher") else []
-        sides = [[mean_nll(model, side) for side in pair.sides] for pair in experiment.progress.counted("NLL", scored)]
-        figures[kind] = {
-            "layers": [
-                {"layer": q.layer, "relative norm": q.relative, "auc": q.separation, "expected cosine": q.expected}
-                for q in measure_layers(states)
-            ],
-            "nll": {"positive": [side[0] for side in sides], "negative": [side[1] for side in sides]},
-        }
-    write_json(experiment.file("vectors.json"), figures)
+        figures[kind] = [
+            {"layer": q.layer, "relative norm": q.relative, "auc": q.separation, "expected cosine": q.expected}
+            for q in measure_layers(states)
+        ]
+        write_json(path, figures)
 
 
 def sweep_dev(experiment: Experiment, model: Engine, kind: str, strengths: str) -> SteeringVector | None:
@@ -188,12 +195,12 @@ def methods_at(experiment: Experiment, dense: SteeringVector, terse: SteeringVec
 
 
 def run_test(experiment: Experiment, model: Engine, methods: Mapping[str, Method]) -> None:
-    """Every method on the test problems, block by block; random vectors and the NLL on the first block alone."""
+    """Every method on the first block of test problems, and its NLL; those of CORE on the other blocks."""
     test, task = experiment.settings.test, experiment.problems.test
     with Graders() as graders:
         for block in range(test.blocks):
             first = block == 0
-            some = [method for name, method in methods.items() if first or not name.startswith("random")]
+            some = [method for name, method in methods.items() if first or name in CORE]
             samples = task.samples[block * test.block : (block + 1) * test.block]
             plan = Plan.of(replace(task, samples=samples), some, model.parallel, nll=first)
             header = {
@@ -242,8 +249,7 @@ def main(
         twin = quantize(f32, settings.quant, threads=threads, progress=progress)
         options = EngineOptions(context=1024, parallel=parallel, threads=threads)
         with load(twin, options=options, progress=progress) as model:
-            if not experiment.file("vectors.json").is_file():
-                make_vectors(experiment, model, make_pairs(experiment, model))
+            make_vectors(experiment, model, make_pairs(experiment, model))
             if until == "vectors":
                 return
             dense = sweep_dev(experiment, model, "dense", settings.dev.strengths)

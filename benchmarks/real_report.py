@@ -30,7 +30,12 @@ from edge_steer.vectors.read import load as load_vector
 
 DOCS = Path("docs/real")
 SWEPT = ("dense", "terse")
-SIDES = {"own solutions": "negative", "dense own samples": "positive"}
+NLL_SIDES = {
+    "own solutions": ("dense", 1),
+    "dense own samples": ("dense", 0),
+    "Qwen2.5-1.5B's solutions": ("teacher", 1),
+    "their rewrites": ("teacher", 0),
+}
 COLUMNS = ("accuracy", "steps", "density", "tokens", "sentence", "calculations", "right_answer", "nll")
 CHANGES = ("accuracy", "steps", "density", "tokens", "sentence", "calculations", "nll")
 
@@ -92,8 +97,7 @@ def tables(summary: Mapping[str, Any], test: Mapping[str, Sequence[Row]]) -> str
 def vector_table(summary: Mapping[str, Any]) -> str:
     """For each kind of pairs: how many, and of layers across the depth the norm and the AUC of held-out pairs."""
     rows = []
-    for kind, figures in summary["vectors"].items():
-        layers = figures["layers"]
+    for kind, layers in summary["vectors"].items():
         some = [layers[len(layers) * part // 4] for part in (1, 2, 3)]
         norms = ", ".join(f"{layer['relative norm']:.3f}" for layer in some)
         aucs = ", ".join("" if layer["auc"] is None else f"{layer['auc']:.2f}" for layer in some)
@@ -147,10 +151,9 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def draw(folder: Path, summary: Mapping[str, Any]) -> None:
     """The figures of the page: NLL of pairs (3), cells (4, 5), cosines."""
     name = folder.name
-    nll = summary["vectors"]["dense"]["nll"]
-    values = {title: nll[side] for title, side in SIDES.items()}
-    if teacher := summary["vectors"].get("teacher", {}).get("nll"):
-        values |= {"Qwen2.5-1.5B's solutions": teacher["negative"], "their rewrites": teacher["positive"]}
+    nll = summary["pairs"]["nll, positive and negative"]
+    sides = [[pair[side] for pair in nll[kind]] for kind, side in NLL_SIDES.values() if nll[kind]]
+    values = dict(zip(NLL_SIDES, sides, strict=False))
     plot_likelihoods(values, f"{summary['model']['name']}: NLL of texts", DOCS / f"{name}-nll.png")
     for kind in SWEPT:
         for path in draw_sweep(read_partial(folder / f"dev-{kind}"), DOCS):

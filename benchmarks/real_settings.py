@@ -55,7 +55,7 @@ class DevSettings:
 class TestSettings:
     """draw: problems of test, by seed 0, answered in blocks of `block`; `blocks` of them, to which more can be added.
 
-    random: vectors of the same norm, asked in the first block.
+    random: vectors of the same norm. They and the prompts are asked in the first block alone.
     """
 
     draw: int

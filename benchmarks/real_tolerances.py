@@ -38,7 +38,7 @@ from edge_steer.storage.files import write_json
 from edge_steer.terminal.progress import progress_bar
 from edge_steer.vectors.read import load as load_vector
 
-KINDS = ("dense", "line-breaks")
+KINDS = ("line-breaks", "dense")
 STRENGTHS = (0.1, 0.05)
 QUANTS = ("F16", "Q8_0", "Q6_K", "Q4_K_M")
 

@@ -9,6 +9,7 @@ from real_settings import read_problems, read_settings
 from real_tolerances import worst
 
 from edge_steer.core.errors import EdgeSteerError
+from edge_steer.parity.tolerances import TOLERANCES
 
 SETTINGS = sorted((ROOT / "benchmarks" / "settings").glob("*.toml"))
 
@@ -53,3 +54,15 @@ def test_the_worst_ends_are_taken_over_logits_and_states() -> None:
     assert worst([milder, cell]) == {
         "Q8_0": {"cosine": 0.95, "length off": pytest.approx(0.2), "KL": 0.02, "KL ratio": 1.3}
     }
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "real").glob("*-tolerances.json")), ids=lambda path: path.stem)
+def test_the_tolerances_follow_the_rule(path: Path) -> None:
+    measured = worst(json.loads(path.read_text())["cells"])
+    assert {"Q8_0", "Q4_K_M"} <= {*measured}
+    for quant, ends in measured.items():
+        allowed = TOLERANCES[quant]
+        assert allowed.cosine <= 1 - 1.5 * (1 - ends["cosine"]) < allowed.cosine + 0.01
+        assert allowed.norm >= 1.5 * ends["length off"]
+        assert allowed.kl >= 1.5 * ends["KL"]
+        assert allowed.kl_ratio >= 1.5 * ends["KL ratio"] > allowed.kl_ratio - 0.5
