@@ -76,7 +76,7 @@ def test_rows(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         headers.append(dict(header))
         for row in of_block:
             rows.setdefault(row.method, []).append(row)
-    return rows, headers[0]
+    return {method: rows[method] for method in headers[0]["methods"]}, headers[0]
 
 
 def cosines(vectors: Mapping[str, SteeringVector]) -> dict[str, dict[int, float]]:
@@ -107,8 +107,10 @@ def vector_table(summary: Mapping[str, Any]) -> str:
 
 
 def cosine_table(summary: Mapping[str, Any]) -> str:
-    """Cosine of every two vectors at every third layer."""
-    pairs = summary["cosines"]
+    """Cosine of the dense and the teacher's vector with every other one, at every third layer."""
+    pairs = {
+        name: of_layer for name, of_layer in summary["cosines"].items() if {"dense", "teacher"} & {*name.split(", ")}
+    }
     layers = [layer for layer in next(iter(pairs.values())) if int(layer) % 3 == 0]
     rows = [[name, *(f"{of_layer[layer]:.2f}" for layer in layers)] for name, of_layer in pairs.items()]
     return markdown(["cosine at layer", *(str(layer) for layer in layers)], rows)
