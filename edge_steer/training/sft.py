@@ -25,12 +25,14 @@ from edge_steer.storage.files import read_lines, read_text, write_json
 from edge_steer.storage.provenance import key
 from edge_steer.storage.records import Store
 from edge_steer.tasks.grading import Graders
+from edge_steer.training.checks import check_memory
 from edge_steer.training.optimiser import Optimiser
 from edge_steer.training.policy import DEFAULTS, GradientOptions, Policy
 from edge_steer.training.records import LOG, STATE, gone_without_a_step, resumed
 from edge_steer.training.rollouts import Rollout
 from edge_steer.training.settings import Adapter, Cosine, RlooSettings, SftSettings
 from edge_steer.training.trainables import trainable
+from edge_steer.training.trainee import to_device
 
 if TYPE_CHECKING:
     from edge_steer.reference.model import Reference
@@ -127,13 +129,16 @@ def train_sft(
 
     folder: keeps the log, the state and learnability.json; the same call goes on from there. adapter: all weights are
     changed in the reference's network itself. Errors: EdgeSteerError for a folder of another training, or too few
-    solutions; ModelError for a chat template that shows no end of an answer.
+    solutions; ModelError for a chat template that shows no end of an answer, or too little memory.
     """
     folder = Path(folder)
     rows = [row for one in demonstrations if (row := _row(reference, one)).length < settings.max_tokens]
     held_out, rows = _held_out(rows, settings.held_out)
+    to_device(reference, gradient.device)
     trained = trainable(adapter, reference, settings.seed)
     policy = Policy(reference, trained, gradient)
+    longest = max(rows, key=lambda row: row.length)
+    check_memory(policy, trained, [longest.prompt], len(longest.tokens), gradient)
     batches = _batches(len(rows), settings)
     header = _header(reference, demonstrations, settings, adapter)
     with Store.open(folder / LOG, header) as log, gone_without_a_step(log):

@@ -44,11 +44,12 @@ class Trainee:
             raise EdgeSteerError("only a vector can be trained on an engine whose weights cannot be exchanged")
         return self.exchange.run(change), ()
 
-    def to_device(self, device: str | None) -> None:
-        """Move the network there; None is where it is. Errors: ModelError for a device that PyTorch has not."""
-        if device is None:
-            return
-        try:
-            self.reference.network.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise ModelError(f"PyTorch cannot use the device {device!r}: {first_line(error)}") from None
+
+def to_device(reference: "Reference", device: str | None) -> None:
+    """Move a network there; None is where it is. Errors: ModelError for a device that PyTorch has not."""
+    if device is None:
+        return
+    try:
+        reference.network.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"PyTorch cannot use the device {device!r}: {first_line(error)}") from None
