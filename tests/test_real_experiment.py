@@ -56,10 +56,10 @@ def test_the_worst_ends_are_taken_over_logits_and_states() -> None:
     }
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "real").glob("*-tolerances.json")), ids=lambda path: path.stem)
-def test_the_tolerances_follow_the_rule(path: Path) -> None:
-    measured = worst(json.loads(path.read_text())["cells"])
-    assert {"Q8_0", "Q4_K_M"} <= {*measured}
+def test_the_tolerances_follow_the_rule() -> None:
+    files = (ROOT / "docs" / "real").glob("*-tolerances.json")
+    measured = worst([cell for path in files for cell in json.loads(path.read_text())["cells"]])
+    assert {*measured} == {"F16", "Q8_0", "Q6_K", "Q4_K_M"}
     for quant, ends in measured.items():
         allowed = TOLERANCES[quant]
         assert allowed.cosine <= 1 - 1.5 * (1 - ends["cosine"]) < allowed.cosine + 0.01
