@@ -39,8 +39,8 @@ from edge_steer.training.trainables import TrainedVector
 from edge_steer.training.trainee import Trainee
 from edge_steer.vectors import native
 
-SETTINGS = RlooSettings(steps=3, prompts=2, generations=3, max_tokens=190, learning_rate=0.1)
-SAVED = "state-2.npz"
+SETTINGS = RlooSettings(steps=2, prompts=2, generations=3, max_tokens=190, learning_rate=1.0)
+SAVED = "state-1.npz"
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +70,11 @@ def trained(*arguments: Any, **options: Any) -> SteeringVector:
 def run(
     trainee: Trainee, task: Task, graders: Graders, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, SteeringVector]:
-    """A training of three steps that nothing disturbed, with the state after two."""
+    """A training of two steps that nothing disturbed, with the state after one."""
     folder = tmp_path_factory.mktemp("run")
 
     def keep_state(step: int, _change: object) -> None:
-        if step == 2:
+        if step == 1:
             shutil.copy(folder / STATE, folder / SAVED)
 
     return folder, trained(trainee, task, SETTINGS, folder, graders=graders, on_step=keep_state)
@@ -88,7 +88,7 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 def test_a_step_is_logged_whole(run: tuple[Path, SteeringVector], trainee: Trainee) -> None:
     folder, vector = run
     log = TrainingLog.read(folder)
-    assert [step.step for step in log.steps] == [1, 2, 3]
+    assert [step.step for step in log.steps] == [1, 2]
     for step in log.steps:
         assert 0 <= step.reward <= 1
         assert step.boxed == step.finished == 1
@@ -123,7 +123,7 @@ def test_the_vector_tells_how_it_was_trained(run: tuple[Path, SteeringVector], t
     assert saved.tuning is not None
     assert str(saved.tuning) == "layers 0-5, strength 1, phase all"
     record = " ".join(saved.provenance)
-    for words in ("3 steps of 2 problems x 3 answers", "token loss", "task wordproblems-leaps", "answers by", "log "):
+    for words in ("2 steps of 2 problems x 3 answers", "token loss", "task wordproblems-leaps", "answers by", "log "):
         assert words in record
 
 
@@ -132,11 +132,11 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(
 ) -> None:
     script = Path(__file__).with_name("train_until_killed.py")
     process = subprocess.Popen([sys.executable, script, bundled_f16, ABACUS, tmp_path], stderr=subprocess.PIPE)
-    while process.poll() is None and lines_of(tmp_path / LOG) < 3:
+    while process.poll() is None and lines_of(tmp_path / LOG) < 2:
         time.sleep(0.02)
     process.kill()
     assert process.wait() == -signal.SIGKILL, process.stderr.read() if process.stderr else ""
-    assert len(read(tmp_path / LOG)[1]) == 2
+    assert len(read(tmp_path / LOG)[1]) == 1
     vector = trained(trainee, task, SETTINGS, tmp_path, graders=graders)
     assert steps_of(tmp_path) == steps_of(run[0])
     assert vector.norms == run[1].norms
@@ -168,7 +168,7 @@ def test_a_damaged_state_is_refused(
 def test_another_training_does_not_go_into_the_folder(
     run: tuple[Path, SteeringVector], trainee: Trainee, task: Task
 ) -> None:
-    with pytest.raises(EdgeSteerError, match=r"learning_rate is 0.1 there and 0.2 here"):
+    with pytest.raises(EdgeSteerError, match=r"learning_rate is 1.0 there and 0.2 here"):
         trained(trainee, task, replace(SETTINGS, learning_rate=0.2), run[0])
 
 
@@ -190,11 +190,11 @@ def test_the_vector_is_swapped_in_for_each_step(
     folder, vector = run
     for name in (LOG, STATE):
         shutil.copy(folder / name, tmp_path)
-    trained(trainee, task, replace(SETTINGS, steps=4), tmp_path, graders=graders)
-    batch = Sampler(graders, task, SETTINGS).batch(3, trainee.engine, (Steering(vector),))
-    assert texts_of(tmp_path, 4) == [rollout.text for rollout in batch.rollouts]
-    assert texts_of(tmp_path, 4) != [
-        rollout.text for rollout in Sampler(graders, task, SETTINGS).batch(3, trainee.engine, ()).rollouts
+    trained(trainee, task, replace(SETTINGS, steps=3), tmp_path, graders=graders)
+    batch = Sampler(graders, task, SETTINGS).batch(2, trainee.engine, (Steering(vector),))
+    assert texts_of(tmp_path, 3) == [rollout.text for rollout in batch.rollouts]
+    assert texts_of(tmp_path, 3) != [
+        rollout.text for rollout in Sampler(graders, task, SETTINGS).batch(2, trainee.engine, ()).rollouts
     ]
 
 

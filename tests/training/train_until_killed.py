@@ -16,5 +16,5 @@ if __name__ == "__main__":
     gguf, model, folder = map(Path, sys.argv[1:])
     options = EngineOptions(threads=1)
     with load(gguf, options=options) as engine, load(model, runtime="torch", options=options) as reference:
-        settings = RlooSettings(steps=3, prompts=2, generations=3, max_tokens=190, learning_rate=0.1)
+        settings = RlooSettings(steps=2, prompts=2, generations=3, max_tokens=190, learning_rate=1.0)
         train_rloo(Trainee(engine, reference), unsure_task(), settings, folder)
