@@ -44,19 +44,19 @@ class LlamaModel:
                 raise ModelError(f"{path} is not a GGUF file; make one with: edge-steer convert FOLDER")
         if lora:
             check_fits(lora.path, path)
+        self.path = path
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         params.use_extra_bufts = repacking_is_safe(path) if repack is None else repack
         with complaining(f"llama.cpp cannot load {path}"):
-            self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-            if not self.handle:
+            self._handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+            if not self._handle:
                 raise ModelError
-        self.path = path
         self.lora = lora
         self._adapter = self._load_adapter(lora) if lora else None
         self.other_template, self.date = template, date
-        self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
+        self._vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
         self.hidden_size: int = llama_cpp.llama_model_n_embd(self.handle)
         self.block_count: int = llama_cpp.llama_model_n_layer(self.handle)
@@ -72,10 +72,25 @@ class LlamaModel:
         self.close()
 
     def close(self) -> None:
-        handle, self.handle = self.handle, None
+        handle, self._handle, self._vocab = self._handle, None, None
         if handle:
             with interrupts_wait():
                 llama_cpp.llama_model_free(handle)
+
+    @property
+    def handle(self) -> Any:
+        """The model in llama.cpp, which takes no null pointer. Errors: ModelError once it is closed."""
+        return self._still_open(self._handle)
+
+    @property
+    def vocab(self) -> Any:
+        """Its vocabulary. Errors: ModelError once the model is closed."""
+        return self._still_open(self._vocab)
+
+    def _still_open(self, pointer: Any) -> Any:
+        if not pointer:
+            raise ModelError(f"{self.path.name} was closed; load it again to go on")
+        return pointer
 
     def open_context(self, params: Any) -> Any:
         """The handle of a new context, with the adapter in force; None if llama.cpp makes none. Errors: ModelError."""

@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -458,3 +458,22 @@ def test_settings_llama_cpp_would_abort_on_are_refused(bundled_f16: Path, tmp_pa
     with pytest.raises(ModelError, match="no quant 'Q9_K'; allowed are"):
         quantize_file(bundled_f16, tmp_path / "out.gguf", "Q9_K")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_closed_engine_says_so_and_ends_nothing_else(bundled_f16: Path, bundled_vector: SteeringVector) -> None:
+    engine = Engine.load(bundled_f16, EngineOptions(threads=1))
+    tokens = engine.encode("Tom has 3 apples.")
+    engine.generate([Request(tokens, 2)])
+    engine.close()
+    engine.close()
+    calls: list[Callable[[], object]] = [
+        lambda: engine.encode("Tom"),
+        lambda: engine.decode([259, 260, 261]),
+        lambda: engine.generate([Request(tokens, 2)]),
+        lambda: engine.generate([Request(tokens, 2, (Steering(bundled_vector, 0.4),))]),
+        lambda: engine.logits(tokens, 1),
+        lambda: engine.record(tokens, [2]),
+    ]
+    for call in calls:
+        with pytest.raises(ModelError, match=r"abacus-F16.gguf was closed; load it again"):
+            call()
