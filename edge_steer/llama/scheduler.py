@@ -19,7 +19,7 @@ from edge_steer.core.streaming import common_prefix
 from edge_steer.core.vector import Array
 from edge_steer.llama.context import ControlVectorSteering, GrowingContext, LlamaContext, RowSteering, steering_of
 from edge_steer.llama.model import LlamaModel
-from edge_steer.llama.prefix_cache import NO_KEYS, WORTH_COPYING, PrefixCache
+from edge_steer.llama.prefix_cache import NO_KEYS, WORTH_COPYING, LiveSteering, PrefixCache
 from edge_steer.llama.sequence import Job, PromptPart, RunningSequence, Usage
 
 
@@ -30,9 +30,8 @@ class Scheduler:
         """keep_cache: go on with what was cached before there was nothing to do."""
         self._model, self._contexts, self._keep_cache = model, contexts, keep_cache
         self.usage = Usage()
-        self._arrived: deque[Job] = deque()
-        self._cancelled: deque[int] = deque()
-        self._waiting: deque[Job] = deque()
+        self._arrived, self._waiting, self._cancelled = deque[Job](), deque[Job](), deque[int]()
+        self._latest: LiveSteering | None = None  # of the job that came last
         self._running: list[RunningSequence | None] = []
         self._filling: tuple[int, RunningSequence] | None = None
         self._admitting = False  # the running sequences wait until all prompts are prefilled that find a sequence
@@ -118,30 +117,31 @@ class Scheduler:
     def _fit(self, arrived: list[Job]) -> None:
         """Make the context serve these jobs beside those that are live; what memory cannot hold ends as an error."""
         live = [sequence.job for sequence in self._sequences()] + [*self._waiting]
-        idle = not live
         while arrived:
-            jobs = live + arrived
+            jobs, before = live + arrived, self._contexts.current
+            # A server whose clients differ would make its context twice for each wave of them.
+            stays = bool(live) or (self._keep_cache and arrived[0].steering is not self._latest)
             rows = len({id(job.steering) for job in jobs}) > 1 or any(job.needs_rows for job in jobs)
+            rows = rows or bool(stays and before and before.hooked)
             length = max(job.length for job in jobs)
             try:
-                self._take_context(length, len(jobs), rows, idle)
+                self._take_context(length, len(jobs), rows, idle=not live)
                 break
             except OutOfMemory as error:
                 longest = max(job.length for job in arrived)
                 for job in [job for job in arrived if job.length == longest]:
                     arrived.remove(job)
                     self._fail(job, str(error))
+        self._latest = arrived[-1].steering if arrived else self._latest
         self._waiting.extend(arrived)
 
-    def _take_context(self, length: int, sequences: int, rows: bool, idle: bool) -> None:
-        before = self._contexts.current
+    def _take_context(self, length: int, sequences: int, rows: bool, *, idle: bool) -> None:
         if idle and self._cache and not self._keep_cache:
             self._cache.clear()
         cached = self._cache.cached() if self._cache else []
         filling = [self._filling[0]] if self._filling else []
         keep = sorted({*range(len(self._running)), *filling, *cached})
-        rows = rows or bool(keep and not idle and before and before.hooked)
-        context = self._contexts.fit(length, sequences, hooked=rows, keep=keep)
+        before, context = self._contexts.current, self._contexts.fit(length, sequences, hooked=rows, keep=keep)
         if self._cache is None or context is not before:
             self._cache = self._cache.moved_to(context) if self._cache else PrefixCache(context)
             self._steering, self._step_is_steered = steering_of(context), False

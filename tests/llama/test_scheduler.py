@@ -310,6 +310,28 @@ def test_prompts_steered_otherwise_share_a_batch(
     assert len({one.text for one in alone}) == 4
 
 
+def test_clients_who_differ_find_the_context_as_they_left_it(
+    keeping: Engine, bundled_vector: SteeringVector, prompts: list[tuple[int, ...]]
+) -> None:
+    """A second wave of different strengths makes no context again; two unsteered requests in turn are native again."""
+    wave = [Request(prompt, 4, (Steering(bundled_vector, 0.1 * n, (5,)),)) for n, prompt in enumerate(prompts[:3], 1)]
+    for request in wave:
+        keeping.submit(request)
+    run(keeping)
+    hooked = keeping._contexts.current
+    assert hooked
+    assert hooked.hooked
+    for request in wave:
+        keeping.submit(request)
+        keeping.step()  # each comes alone
+    run(keeping)
+    assert keeping._contexts.current is hooked
+    for native in (False, True):
+        answer(keeping, Request(prompts[0], 4))
+        assert keeping._contexts.current
+        assert keeping._contexts.current.hooked is not native
+
+
 def test_a_cancelled_answer_stays_cached(keeping: Engine, prompts: list[tuple[int, ...]]) -> None:
     pieces: list[Piece] = []
     ticket = keeping.submit(Request(prompts[0], 40), on_piece=pieces.append)
