@@ -4,7 +4,7 @@
     python benchmarks/serve.py --llama-server PATH [MODEL.gguf]    beside llama-server of the same build, with ratios
 
 Both servers get the same prompts, greedy, of one length that no end token cuts short, streamed, in turns: what else
-the machine does falls on both. A short request of each client comes before each turn: a server whose clients go from
+the machine does falls on both. Two short requests of each client come before each turn: a server whose clients go from
 one steering to several, or back, makes its context again once. A model without a vector gets a random direction.
 Prints the median of the rounds, with the ratio of each round's two neighbours as median, smallest and largest, and a
 JSON line.
@@ -233,7 +233,7 @@ def compare(
         for clients in counts:
             for name, server in servers.items():
                 turn += 2
-                measure(server, clients, 2, 1, cases[name], turn - 1)
+                measure(server, clients, 2, 2, cases[name], turn - 1)
                 speed = measure(server, clients, tokens, requests, cases[name], turn)
                 if round_:
                     speeds[name][clients].append(speed)
