@@ -19,8 +19,6 @@ from edge_steer.vectors import gguf_writer
 
 ABACUS = Path(__file__).parent.parent / "models" / "abacus"
 
-LONG = {"test_docs", "training", "recipes", "real", "plugins", "parity", "certificates"}  # files, and folders of files
-
 torch.set_num_threads(1)  # on tensors this small a second thread costs more than it brings
 
 
@@ -30,11 +28,6 @@ def pytest_configure() -> None:
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the files that take longest first, so that no process is left alone with one of them at the end."""
-    items.sort(key=lambda item: not LONG & {item.path.stem, item.path.parent.name})
 
 
 @pytest.fixture(scope="session")
