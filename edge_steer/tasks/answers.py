@@ -84,11 +84,11 @@ def grade_plain(text: str, answer: str, kind: Kind = "math") -> Grade | None:
 
     None for all others.
     """
-    boxes = _boxes(text) if kind == "math" and WHOLE.fullmatch(answer) else ()
-    if not boxes or not WHOLE.fullmatch(boxes[-1][2]) or boxes[-1][2] != last_boxed(text):
+    boxed = last_boxed(text) if kind == "math" and WHOLE.fullmatch(answer) else None
+    if boxed is None or not WHOLE.fullmatch(boxed):
         return None
-    correct = boxes[-1][2] == answer
-    return Grade(correct, boxes[-1][2], boxed=correct, lenient=correct)
+    correct = boxed == answer
+    return Grade(correct, boxed, boxed=correct, lenient=correct)
 
 
 def without_tolerance(answer: str) -> str:
