@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,12 +53,15 @@ def ray_runner(
 ) -> Iterator[Runner]:
     """A runner on the Ray cluster at `address`; "local" starts one on this machine that ends with it.
 
+    A Ray that this process has begun is taken instead, and left running.
     workers: None is as many as the machines have room for. gpus: of each worker. progress: hears of lost workers.
     Errors: EdgeSteerError without ray, without a cluster there, or for a worker that no machine has room for.
     """
     need("ray")
     threads = model.options.threads or available_cores()
-    _connect(address, threads * (workers or max(1, available_cores() // threads)))
+    begun = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if not begun:
+        _connect(address, threads * (workers or max(1, available_cores() // threads)))
     import ray
 
     pool = None
@@ -68,7 +72,8 @@ def ray_runner(
     finally:
         if pool:
             pool.close()
-        ray.shutdown()
+        if not begun:
+            ray.shutdown()
 
 
 class _Worker:
@@ -141,9 +146,11 @@ class _Pool:
                 yield done
 
     def close(self) -> None:
-        """Let idle workers end their graders; what is still at work is ended by Ray."""
+        """End the workers; idle ones end their graders first."""
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.get([worker.close.remote() for worker in self._idle], timeout=10)
+        for worker in (*self._idle, *(worker for worker, _ in self._busy.values())):
+            self._ray.kill(worker)
 
     def _hire(self) -> None:
         worker = self._actor.remote(self._model)

@@ -170,6 +170,7 @@ def test_a_folder_cut_anywhere_is_completed_to_the_same_rows(
         assert again == ([(changed["method"], changed["id"])] if number == 1 else [])
 
 
+@pytest.mark.slow  # test_a_folder_cut_anywhere_is_completed_to_the_same_rows has the same path
 def test_killed_again_and_again_the_rows_are_the_same(
     undisturbed: Path, arguments: list[object], tmp_path: Path
 ) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
@@ -248,15 +247,20 @@ def test_the_chat_template_gives_the_tokens_the_engine_gives(plain: EdgeSteerLM)
 
 
 def test_the_command_line_runs_the_harness_on_the_model(
-    tasks: Path, tmp_path: Path, bundled_f32: Path, bundled_vector_gguf: Path, manager: TaskManager
+    tasks: Path,
+    tmp_path: Path,
+    bundled_f32: Path,
+    bundled_vector_gguf: Path,
+    manager: TaskManager,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", sys.argv)
     arguments = {"model": str(bundled_f32), **EXACT, "vector": str(bundled_vector_gguf), "layers": LAYER}
     line = ["lm-eval", "run", "--tasks", str(tasks / "answers.yaml"), "--apply_chat_template", "--log_samples"]
     line += ["--model_args", ",".join(f"{name}={value}" for name, value in arguments.items())]
-    subprocess.run(
-        [sys.executable, "-m", "edge_steer", *line, "--output_path", str(tmp_path / "out.json")],
-        check=True, capture_output=True, cwd=ROOT,
-    )  # fmt: skip
+    done = CliRunner().invoke(main, [*line, "--output_path", str(tmp_path / "out.json")], catch_exceptions=False)
+    assert done.exit_code == 0
     (file,) = tmp_path.glob("**/samples_*.jsonl")
     said = {row["doc_id"]: row["resps"] for row in map(json.loads, file.read_text().splitlines())}
     expected = answers(results("edge_steer", manager, arguments, apply_chat_template=True), "answers")

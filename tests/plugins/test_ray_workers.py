@@ -1,4 +1,4 @@
-"""A sweep on a local Ray with two workers, one of which is killed: the rows are those of one process."""
+"""A sweep on a local Ray with two workers, both of which are killed: the rows are those of one process."""
 
 import contextlib
 import importlib.util
@@ -44,6 +44,14 @@ def plan(bundled_vector: SteeringVector) -> Plan:
     return Plan(task, tuple(methods), problems=1)
 
 
+@pytest.fixture(scope="module")
+def model(bundled_f16: Path) -> Iterator[WorkerModel]:
+    """While one Ray runs that all tests here share: to begin one takes seconds of many processes."""
+    model = WorkerModel(bundled_f16, digest(bundled_f16), ENGINE)
+    with ray_runner("local", model, SILENT, workers=2):
+        yield model
+
+
 def workers() -> list[psutil.Process]:
     """The processes of Ray's actors that this process started."""
     found = psutil.Process().children(recursive=True)
@@ -51,14 +59,14 @@ def workers() -> list[psutil.Process]:
 
 
 def killing(runner: Runner, killed: list[int]) -> Runner:
-    """The same runner, of which one worker that is at work is killed while most units are still to be made."""
+    """The same runner, all of whose workers are killed once the first unit is made."""
 
     def run(plan: Plan, units: Sequence[Unit], on_row: OnRow) -> Iterator[Unit]:
-        for number, unit in enumerate(runner(plan, units, on_row)):
-            busy = [worker for worker in workers() if not killed and worker.cpu_percent(0.1) > 20]
-            if busy and number < 4:
-                os.kill(busy[0].pid, signal.SIGKILL)
-                killed.append(busy[0].pid)
+        for unit in runner(plan, units, on_row):
+            if not killed:
+                killed.extend(worker.pid for worker in workers())
+                for pid in killed:
+                    os.kill(pid, signal.SIGKILL)
             yield unit
 
     return run
@@ -68,20 +76,18 @@ def rows_in(folder: Path, plan: Plan, runner: Runner) -> PlanRows:
     return make_rows(plan, runner, path=folder / "dev.jsonl", header={"of": "a test"})
 
 
-def test_a_killed_worker_loses_nothing(plan: Plan, bundled_f16: Path, tmp_path: Path) -> None:
-    with Graders() as graders, load(bundled_f16, options=ENGINE) as engine:
+def test_killed_workers_lose_nothing(plan: Plan, model: WorkerModel, tmp_path: Path) -> None:
+    with Graders() as graders, load(model.path, options=ENGINE) as engine:
         here = rows_in(tmp_path / "here", plan, in_process(engine, graders))
 
-    model = WorkerModel(bundled_f16, digest(bundled_f16), ENGINE)
     heard = Heard()
     killed: list[int] = []
     with ray_runner("local", model, heard, workers=2) as runner:
         there = rows_in(tmp_path / "there", plan, killing(runner, killed))
     assert there.rows == here.rows
     assert there.changed == 0
-    assert len(killed) == 1
-    assert len(heard.notes) == 1
-    assert "a Ray worker was lost over unit" in heard.notes[0]
+    assert 1 <= len(killed) == len(heard.notes)  # the second may not have begun
+    assert any("a Ray worker was lost over unit" in note for note in heard.notes)
     lines = (tmp_path / "there" / "dev.jsonl").read_text().splitlines()[1:]
     units = [record["whole"] for record in map(json.loads, lines) if "whole" in record]
     assert sorted(units) == list(range(8))
@@ -93,16 +99,16 @@ def test_a_killed_worker_loses_nothing(plan: Plan, bundled_f16: Path, tmp_path: 
     assert not workers()
 
 
-def test_a_worker_without_the_same_model_is_one_line(plan: Plan, bundled_f16: Path, tmp_path: Path) -> None:
-    other = ray_runner("local", WorkerModel(bundled_f16, "0" * 64, ENGINE), SILENT, workers=1)
+def test_a_worker_without_the_same_model_is_one_line(plan: Plan, model: WorkerModel, tmp_path: Path) -> None:
+    other = ray_runner("local", WorkerModel(model.path, "0" * 64, ENGINE), SILENT, workers=1)
     with other as runner, pytest.raises(EdgeSteerError, match="is another file than here"):
         rows_in(tmp_path, plan, runner)
-    too_large = ray_runner("local", WorkerModel(bundled_f16, "", ENGINE), SILENT, workers=1, gpus=64)
+    too_large = ray_runner("local", WorkerModel(model.path, "", ENGINE), SILENT, workers=1, gpus=64)
     with pytest.raises(EdgeSteerError, match="no machine of the Ray cluster has 1 CPUs and 64 GPUs"), too_large:
         pass
 
 
-def test_workers_that_always_die_end_the_sweep(plan: Plan, bundled_f16: Path, tmp_path: Path) -> None:
+def test_workers_that_always_die_end_the_sweep(plan: Plan, model: WorkerModel, tmp_path: Path) -> None:
     """As for want of memory: no endless restarts."""
     heard = Heard()
     over = threading.Event()
@@ -114,7 +120,7 @@ def test_workers_that_always_die_end_the_sweep(plan: Plan, bundled_f16: Path, tm
                     worker.kill()
 
     killer = threading.Thread(target=kill_all)
-    with ray_runner("local", WorkerModel(bundled_f16, digest(bundled_f16), ENGINE), heard, workers=1) as runner:
+    with ray_runner("local", model, heard, workers=1) as runner:
         killer.start()
         try:
             with pytest.raises(EdgeSteerError, match=r"3 Ray workers were lost over .*what is done is kept"):
