@@ -3,6 +3,7 @@
 Takes click's values, calls the library, prints the figures.
 """
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from edge_steer.core.backend import EngineOptions
     from edge_steer.tasks.protocols import Protocol
+    from edge_steer.training.policy import Dtype, GradientOptions
     from edge_steer.training.records import StepRecord
     from edge_steer.training.settings import Kind, Preset
 
@@ -43,16 +45,28 @@ def adapter_options(default: "Kind") -> "Callable[[Command], Command]":
 
 
 def gradient_options(command: "Command") -> "Command":
-    """What a gradient may cost."""
-    device = click.option("--device", help="Where PyTorch computes, as cuda.  [default: cpu]")
-    checkpointing = click.option(
-        "--checkpointing", is_flag=True, help="Less memory for the gradient, a third more time."
-    )
-    batch_tokens = click.option(
-        "--batch-tokens", type=click.IntRange(1), default=2048, show_default=True,
-        help="Positions of a gradient that are computed at once.",
+    """How PyTorch computes a gradient; the command takes it as `gradient: GradientOptions`."""
+
+    @functools.wraps(command)
+    def run(batch_tokens: int, checkpointing: bool, device: str | None, dtype: "Dtype", **values: Any) -> object:
+        from edge_steer.training.policy import GradientOptions
+
+        need("train")
+        return command(gradient=GradientOptions(batch_tokens, checkpointing, device, dtype), **values)
+
+    options = (
+        click.option(
+            "--batch-tokens", type=click.IntRange(1), default=2048, show_default=True,
+            help="Positions of a gradient that are computed at once.",
+        ),
+        click.option("--checkpointing", is_flag=True, help="Less memory for the gradient, a third more time."),
+        click.option("--device", help="Where PyTorch computes, as cuda.  [default: cpu]"),
+        click.option(
+            "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
+            help="Of the weights and matrix products in PyTorch; not of what is trained.",
+        ),
     )  # fmt: skip
-    return batch_tokens(checkpointing(device(command)))
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), run)
 
 
 @click.group("train")
@@ -116,9 +130,7 @@ def rloo(
     protocol: "Protocol",
     problems: int | None,
     layers: tuple[int, ...] | None,
-    batch_tokens: int,
-    checkpointing: bool,
-    device: str | None,
+    gradient: "GradientOptions",
     keep_every: int,
     engine: "EngineOptions",
     **chosen: Any,
@@ -130,11 +142,9 @@ def rloo(
     LoRA or all weights in place of the vector.
     """
     import edge_steer
-    from edge_steer.training.policy import GradientOptions
     from edge_steer.training.rollouts import training_task
     from edge_steer.training.settings import Adapter, preset_settings
 
-    need("train")
     task = training_task(task_name, protocol=protocol, split=split, limit=problems)
     settings = replace(
         preset_settings(preset, model, kind), **{name: value for name, value in chosen.items() if value is not None}
@@ -142,7 +152,7 @@ def rloo(
     with progress_bar() as progress:
         path = edge_steer.train_adapter(
             model, task, folder, Adapter(kind, layers, rank), settings, gguf=gguf, quant=quant, options=engine,
-            gradient=GradientOptions(batch_tokens, checkpointing, device), keep_every=keep_every, progress=progress,
+            gradient=gradient, keep_every=keep_every, progress=progress,
         )  # fmt: skip
     _print_log(folder)
     click.echo(f"wrote {path}")
@@ -182,9 +192,7 @@ def sft(
     folder: Path,
     kind: "Kind",
     rank: int,
-    batch_tokens: int,
-    checkpointing: bool,
-    device: str | None,
+    gradient: "GradientOptions",
     threads: int | None,
     **chosen: Any,
 ) -> None:
@@ -195,11 +203,9 @@ def sft(
     import edge_steer
     from edge_steer.core.backend import EngineOptions
     from edge_steer.tasks.grading import Graders
-    from edge_steer.training.policy import GradientOptions
     from edge_steer.training.settings import Adapter, SftSettings
     from edge_steer.training.sft import mix, read_demonstrations, read_learnability
 
-    need("train")
     files = dict(_named(text, "--data TEACHER=FILE") for text in data)
     with Graders() as graders:
         by_teacher = {teacher: read_demonstrations(teacher, file, graders) for teacher, file in files.items()}
@@ -212,8 +218,7 @@ def sft(
     with progress_bar() as progress:
         path = edge_steer.train_sft(
             model, mix(by_teacher, weights, settings.seed), folder, settings, adapter=Adapter(kind, rank=rank),
-            options=EngineOptions(threads=threads), gradient=GradientOptions(batch_tokens, checkpointing, device),
-            progress=progress,
+            options=EngineOptions(threads=threads), gradient=gradient, progress=progress,
         )  # fmt: skip
     before, after = read_learnability(folder)
     rows = ([teacher, f"{before[teacher]:.3f}", f"{after[teacher]:.3f}"] for teacher in before)

@@ -30,7 +30,7 @@ from edge_steer.training.records import FORMAT, LOG, STATE, Seconds, StepRecord,
 from edge_steer.training.rollouts import Batch, Sampler, problems_of
 from edge_steer.training.settings import VECTOR, Adapter, RlooSettings
 from edge_steer.training.trainables import METHOD, Trainable, trainable
-from edge_steer.training.trainee import Trainee, to_device
+from edge_steer.training.trainee import Trainee, prepare
 
 ROLLOUTS = "rollouts"
 OnStep = Callable[[int, Callable[[], Change]], None]  # steps made, and what was trained by then if that is asked
@@ -57,7 +57,7 @@ def train_rloo(
     engine's model, a model that llama.cpp cannot change so, too little memory.
     """
     folder = Path(folder)
-    to_device(trainee.reference, gradient.device)
+    prepare(trainee.reference, adapter, gradient)
     trained = trainable(adapter, trainee.reference, settings.seed)
     policy = Policy(trainee.reference, trained, gradient)
     with contextlib.ExitStack() as stack:

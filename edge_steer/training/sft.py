@@ -32,7 +32,7 @@ from edge_steer.training.records import LOG, STATE, gone_without_a_step, resumed
 from edge_steer.training.rollouts import Rollout
 from edge_steer.training.settings import Adapter, Cosine, RlooSettings, SftSettings
 from edge_steer.training.trainables import trainable
-from edge_steer.training.trainee import to_device
+from edge_steer.training.trainee import prepare
 
 if TYPE_CHECKING:
     from edge_steer.reference.model import Reference
@@ -134,7 +134,7 @@ def train_sft(
     folder = Path(folder)
     rows = [row for one in demonstrations if (row := _row(reference, one)).length < settings.max_tokens]
     held_out, rows = _held_out(rows, settings.held_out)
-    to_device(reference, gradient.device)
+    prepare(reference, adapter, gradient)
     trained = trainable(adapter, reference, settings.seed)
     policy = Policy(reference, trained, gradient)
     longest = max(rows, key=lambda row: row.length)

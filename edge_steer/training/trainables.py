@@ -204,7 +204,7 @@ def _array(parameter: Parameter) -> Array:
 def _adding(direction: Tensor) -> Hook:
     def add(_module: Module, _inputs: Any, output: Any) -> Any:
         stream = states(output)
-        steered = stream + direction.to(stream.dtype)
+        steered = stream + direction  # float32 from here on, whatever the weights are
         return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
     return add
@@ -213,7 +213,7 @@ def _adding(direction: Tensor) -> Hook:
 def _low_rank(a: Tensor, b: Tensor, factor: float) -> Hook:
     def add(_module: Module, inputs: Any, output: Tensor) -> Tensor:
         change = factor * (inputs[0].to(a.dtype) @ a.T) @ b.T
-        changed: Tensor = output + change.to(output.dtype)
+        changed: Tensor = output + change.to(a.dtype)
         return changed
 
     return add

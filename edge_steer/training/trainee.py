@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from edge_steer.adapters.change import Change, LowRank, Weights
-from edge_steer.core.errors import EdgeSteerError, ModelError, first_line
+from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import SteeringVector
 from edge_steer.storage.provenance import RunningModel
+from edge_steer.training.policy import GradientOptions
+from edge_steer.training.settings import Adapter
 
 if TYPE_CHECKING:
     from edge_steer.reference.model import Reference
@@ -45,11 +47,14 @@ class Trainee:
         return self.exchange.run(change), ()
 
 
-def to_device(reference: "Reference", device: str | None) -> None:
-    """Move a network there; None is where it is. Errors: ModelError for a device that PyTorch has not."""
-    if device is None:
-        return
-    try:
-        reference.network.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"PyTorch cannot use the device {device!r}: {first_line(error)}") from None
+def prepare(reference: "Reference", adapter: Adapter, options: GradientOptions) -> None:
+    """Round a network's weights to the number type of the options, and move it to their device.
+
+    What a network keeps beside its weights, as the angles of positions, stays float32. Errors: EdgeSteerError for
+    weights that are to be trained themselves in fewer bits.
+    """
+    if adapter.kind == "full" and options.dtype != "float32":
+        raise EdgeSteerError(f"all weights are trained in float32; {options.dtype} is for a vector or a LoRA")
+    for parameter in reference.network.parameters():
+        parameter.data = parameter.data.to(options.number_type)
+    reference.network.to(options.device)

@@ -30,7 +30,7 @@ from edge_steer.reference.model import Reference
 from edge_steer.storage.records import read
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.task import Task
-from edge_steer.training.policy import Policy
+from edge_steer.training.policy import GradientOptions, Policy
 from edge_steer.training.records import LOG, STATE, TrainingLog
 from edge_steer.training.rloo import ROLLOUTS, train_rloo
 from edge_steer.training.rollouts import Sampler, problems_of
@@ -170,6 +170,24 @@ def test_another_training_does_not_go_into_the_folder(
 ) -> None:
     with pytest.raises(EdgeSteerError, match=r"learning_rate is 1.0 there and 0.2 here"):
         trained(trainee, task, replace(SETTINGS, learning_rate=0.2), run[0])
+
+
+def test_a_training_in_bfloat16_goes_on_in_bfloat16_alone(
+    trainee: Trainee, task: Task, graders: Graders, tmp_path: Path
+) -> None:
+    options = GradientOptions(dtype="bfloat16")
+
+    def train(folder: Path, steps: int) -> SteeringVector:
+        rounded = Trainee(trainee.engine, Reference.load(ABACUS))
+        return trained(rounded, task, replace(SETTINGS, steps=steps), folder, gradient=options, graders=graders)
+
+    train(tmp_path / "stopped", 1)
+    assert train(tmp_path / "stopped", 2).norms == train(tmp_path / "whole", 2).norms
+    assert steps_of(tmp_path / "stopped") == steps_of(tmp_path / "whole")
+    log = TrainingLog.read(tmp_path / "whole")
+    assert all(5e-4 < step.gap.mean < 0.01 for step in log.steps if step.gap)
+    with pytest.raises(EdgeSteerError, match=r'policy.backend.dtype is "bfloat16" there and "float32" here'):
+        trained(trainee, task, SETTINGS, tmp_path / "whole")
 
 
 def test_learning_rate_zero_changes_nothing(

@@ -75,6 +75,7 @@ def test_show_prints_the_log_and_draws_it(folder: Path) -> None:
     [
         (["--loss", "token"], "was made otherwise: settings.loss is"),
         (["--layers", "9"], "layer 9 asked"),
+        (["--device", "nowhere"], "PyTorch cannot use the device 'nowhere'"),
         (["--task", "math500"], "math500"),
     ],
 )
