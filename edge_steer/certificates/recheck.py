@@ -25,7 +25,9 @@ from edge_steer.models.load import load
 from edge_steer.models.quantize import gguf_for
 from edge_steer.parity.baseline import LiveReference, SteeringRecord, records_of
 from edge_steer.parity.compare import Report, compare_backend
+from edge_steer.parity.findings import largest_in_roundings
 from edge_steer.parity.saved import SavedReference, save
+from edge_steer.parity.tolerances import ROUNDINGS
 from edge_steer.storage.provenance import RunningModel
 from edge_steer.vectors.read import read
 
@@ -39,16 +41,20 @@ RECHECK_TOLERANCES = {
     "effect cosine": (0.0, 0.003),
     "effect length": (0.0, 0.005),
 }
+IN_ROUNDINGS = "mechanism max|delta logit| in roundings"
 DEFAULTS = EngineOptions()
 
 
 @dataclass(frozen=True)
 class RecheckedFigure:
-    """A figure of a certificate and what it is now. holds: whether that is the same, see RECHECK_TOLERANCES."""
+    """A figure of a certificate and what it is now; recorded is None where it has none, being of an earlier time.
+
+    holds: whether that is the same, see RECHECK_TOLERANCES; of rounding, whether it is within its limit.
+    """
 
     file: str
     figure: str
-    recorded: float
+    recorded: float | None
     measured: float
     holds: bool
 
@@ -100,9 +106,8 @@ def recheck(entry: FileEntry, report: Report) -> list[RecheckedFigure]:
     """The figures of a file's entry against those of a new report."""
     recorded, measured = _figures(entry.report), _figures(report)
     return [
-        RecheckedFigure(entry.file, name, recorded[name], measured[name], _holds(name, recorded[name], measured[name]))
-        for name in recorded
-        if name in measured
+        RecheckedFigure(entry.file, name, recorded.get(name), value, _holds(name, recorded.get(name), value))
+        for name, value in measured.items()
     ]
 
 
@@ -156,11 +161,16 @@ def _figures(report: Report) -> dict[str, float]:
         if divergence:
             figures[f"{name} mean KL"] = divergence.kl["mean"]
             figures[f"{name} same first choice"] = divergence.top1
+    if (largest := largest_in_roundings(report.mechanism)) is not None:
+        figures[IN_ROUNDINGS] = largest
     if report.effect:
         figures |= {"effect cosine": report.effect.cosine, "effect length": report.effect.norm}
     return figures
 
 
-def _holds(name: str, recorded: float, measured: float) -> bool:
+def _holds(name: str, recorded: float | None, measured: float) -> bool:
+    if name == IN_ROUNDINGS:
+        return measured <= ROUNDINGS
+    assert recorded is not None
     relative, absolute = RECHECK_TOLERANCES[name]
     return abs(measured - recorded) <= relative * abs(recorded) + absolute

@@ -7,7 +7,7 @@ is whole.
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from edge_steer.core.steering import Steering
 from edge_steer.models.machine import system_info
 from edge_steer.parity.baseline import Baseline, records_of
 from edge_steer.parity.compare import Report, compare_backend
-from edge_steer.parity.mechanism import EXACT
+from edge_steer.parity.mechanism import EXACT, MechanismRow
 from edge_steer.parity.saved import SavedReference
 from edge_steer.parity.tolerances import Tolerance
 from edge_steer.storage.files import write_json
@@ -89,6 +89,11 @@ class Comparison:
             and saved.steered == list(ours.steered)
         )
 
+    @property
+    def _mechanism(self) -> object:
+        """What is measured of the mechanism of an exact file."""
+        return [one.name for one in fields(MechanismRow)] if self.side.baseline.exact_backend else False
+
     def _key(self, file: CertifiedFile, conditions: Conditions) -> str:
         """Of all that a report depends on, but the tolerance."""
         return key(
@@ -100,7 +105,7 @@ class Comparison:
                 "reference": asdict(self.side.source),
                 "reference steering": [asdict(record) for record in self.side.baseline.steering],
                 "texts": self.texts.digest,
-                "mechanism": file.quant == EXACT and self.side.baseline.exact_backend is not None,
+                "mechanism": self._mechanism if file.quant == EXACT else False,
             },
             length=32,
         )

@@ -351,7 +351,13 @@ def print_again(figures: "Sequence[RecheckedFigure]", as_json: bool) -> None:
     print_table(
         ["", "figure", "recorded", "now", ""],
         (
-            [f.file, f.figure, f"{f.recorded:.4g}", f"{f.measured:.4g}", "same" if f.holds else "DIFFERS"]
+            [
+                f.file,
+                f.figure,
+                "not there" if f.recorded is None else f"{f.recorded:.4g}",
+                f"{f.measured:.4g}",
+                ("holds" if f.recorded is None else "same") if f.holds else "DIFFERS",
+            ]
             for f in figures
         ),
         "the certificate run again",

@@ -9,13 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-import numpy as np
-
 from edge_steer.core.backend import Backend
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.steering import Steering
-from edge_steer.parity.baseline import Baseline, LiveReference, Piece
+from edge_steer.parity.baseline import Baseline, LiveReference
 from edge_steer.parity.divergence import Divergence, summarise
 from edge_steer.parity.effect import Effect
 from edge_steer.parity.findings import (
@@ -32,9 +30,6 @@ from edge_steer.parity.mechanism import EXACT, MechanismRow, check_exact
 from edge_steer.parity.texts import TokenisedText
 from edge_steer.parity.tolerances import KL_FLOOR, Tolerance
 from edge_steer.storage.records import Store
-
-MECHANISM_PROMPT, MECHANISM_FOLLOWING = 32, 32  # most tokens of the one text that the mechanism is checked on
-_NO_PIECE: Piece = (np.empty((0, 0), dtype=np.float32), np.empty(0))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from edge_steer.core.stats import Interval
 from edge_steer.parity.divergence import Divergence
 from edge_steer.parity.effect import Effect
 from edge_steer.parity.mechanism import MechanismRow
-from edge_steer.parity.tolerances import AT_FIRST_BLOCK, MECHANISM, MIN_POSITIONS, RESIDUAL, Tolerance
+from edge_steer.parity.tolerances import AT_FIRST_BLOCK, MECHANISM, MIN_POSITIONS, RESIDUAL, ROUNDINGS, Tolerance
 
 Verdict = Literal["pass", "fail", "not enough data"]
 VERDICT_WORDS: dict[Verdict, str] = {
@@ -68,7 +68,14 @@ def mechanism_findings(rows: Sequence[MechanismRow]) -> Iterator[Finding]:
     neighbour = min(row.neighbour for row in rows if row.neighbour is not None)
     yield finding("mechanism: median max|delta logit|", logits, None, MECHANISM, exact=True)
     yield finding("mechanism: residual stream", residual, None, RESIDUAL, exact=True)
+    if (largest := largest_in_roundings(rows)) is not None:
+        yield finding("mechanism: max|delta logit| in roundings", largest, None, ROUNDINGS, exact=True)
     yield finding("mechanism: one layer off", neighbour, None, MECHANISM, at_most=False, exact=True)
+
+
+def largest_in_roundings(rows: Sequence[MechanismRow]) -> float | None:
+    """The largest max|delta logit| in units of the reference's own rounding; None where that was not measured."""
+    return max((row.max / row.rounding for row in rows if row.rounding), default=None)
 
 
 def divergence_finding(name: str, divergence: Divergence, tolerance: Tolerance) -> Finding:

@@ -5,7 +5,7 @@ figures of the texts and the rows of the mechanism. It judges nothing.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from edge_steer.core.vector import Array, Phase
 from edge_steer.parity.baseline import EFFECT_TEXTS, Baseline, Piece, SteeredTexts
 from edge_steer.parity.divergence import Divergence, Positions, compare_logits, summarise
 from edge_steer.parity.effect import Effect, effect_products, summarise_effect
-from edge_steer.parity.mechanism import OF_EVERY_TEXT, MechanismRow, everywhere, mechanism
+from edge_steer.parity.mechanism import OF_EVERY_TEXT, MechanismRow, everywhere, mechanism, rounding
 from edge_steer.parity.texts import TokenisedText
 from edge_steer.storage.records import Store
 
@@ -121,6 +121,7 @@ def measure_mechanism(
     rows = {MechanismCase(**record["case"]): MechanismRow(**record["row"]) for record in stored}
     vectors = [everywhere(one.vector, baseline.model.block_count) for one in steering]
     cases = list(_cases(baseline, steering))
+    units: dict[tuple[TokenisedText, int], float | None] = {}
     for text, case in progress.counted("checking the mechanism", cases):
         if case in rows:
             continue
@@ -128,6 +129,9 @@ def measure_mechanism(
             baseline.exact_backend, other, vectors[case.steering], [text],
             layers=[case.layer], strengths=[case.strength], phases=[case.phase],
         )  # fmt: skip
+        if (unit := (text, case.steering)) not in units:
+            units[unit] = rounding(baseline.exact_backend, text, steering[case.steering])
+        rows[case] = replace(rows[case], rounding=units[unit])
         if store:
             store.append({"case": asdict(case), "row": asdict(rows[case])})
     return tuple(rows[case] for _, case in cases)

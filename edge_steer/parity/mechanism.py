@@ -6,7 +6,9 @@ off. It loads nothing and prints nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -45,7 +47,7 @@ class MechanismRow:
 
     residual: max|delta| of the residual stream of each position relative to the root mean square of the stream there,
     its median over positions, the largest over all blocks. neighbour: the median with the vector one layer off in
-    the reference; None at strength 0.
+    the reference; None at strength 0. rounding: see `rounding` of the same texts; None where it was not measured.
     """
 
     layer: int
@@ -55,6 +57,30 @@ class MechanismRow:
     max: float
     residual: float
     neighbour: float | None
+    rounding: float | None = None
+
+
+@runtime_checkable
+class Widened(Protocol):
+    """A backend that can compute in float64 for a while."""
+
+    def in_float64(self) -> AbstractContextManager[None]: ...
+
+
+def rounding(reference: Backend, text: TokenisedText, steering: Steering) -> float | None:
+    """max|delta logit| of the reference in float32 against itself in float64 on a text: unsteered, and at both signs.
+
+    None of a reference that cannot compute in float64.
+    """
+    if not isinstance(reference, Widened):
+        return None
+    largest = []
+    for strength in (0.0, steering.strength, -steering.strength):
+        steered = [replace(steering, strength=strength)]
+        single = reference.logits(text.tokens, text.prompt, steered)
+        with reference.in_float64():
+            largest.append(_delta(single, reference.logits(text.tokens, text.prompt, steered)).max())
+    return float(max(largest))
 
 
 def mechanism(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from edge_steer.core.errors import EdgeSteerError
 
 MECHANISM = 1e-4  # median of max|delta logit|, F32 GGUF and KV, no flash attention, against torch float32
+ROUNDINGS = 30  # max|delta logit| over what float32 and float64 differ by in the reference on the same text
 RESIDUAL = 1e-4  # the same of the residual stream, relative to its root mean square
 AT_FIRST_BLOCK = 1e-3  # of what is added at the first steered block, of every type: rounding of a float32 sum
 MIN_POSITIONS = 100  # with fewer llama-perplexity gives no statistics

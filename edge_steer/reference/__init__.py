@@ -8,5 +8,6 @@ gguf_weights   the weights of a GGUF, dequantised
 vocabulary     text to tokens, conversations, where texts end
 hooks          forward hooks that read and steer the blocks
 packing        answers that share a prompt in one row
+precision      threads, and float64 for a while
 decoding       rows being answered token by token
 """

@@ -17,7 +17,8 @@ from transformers.integrations import GGUF_CONFIG_MAPPING
 
 from edge_steer.core.architectures import model_type
 from edge_steer.core.errors import ModelError, first_line
-from edge_steer.reference.model import Reference, use_threads
+from edge_steer.reference.model import Reference
+from edge_steer.reference.precision import use_threads
 from edge_steer.reference.vocabulary import Vocabulary
 from edge_steer.storage.digests import digest
 from edge_steer.storage.gguf_header import Header, read_header

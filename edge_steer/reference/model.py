@@ -40,6 +40,7 @@ from edge_steer.core.vector import Array, ModelIdentity
 from edge_steer.reference.decoding import Run, choose, token_logprobs
 from edge_steer.reference.hooks import SteeringRows, StopForward, find_blocks, hooked, hooks_that_show
 from edge_steer.reference.packing import Span, packed_states
+from edge_steer.reference.precision import in_float64, use_threads
 from edge_steer.reference.vocabulary import HubVocabulary, Vocabulary, named_end_tokens
 from edge_steer.storage import digests, hub
 from edge_steer.storage.hub import Snapshot
@@ -246,6 +247,10 @@ class Reference(Runtime):
         for rows in self._logit_rows(tokens, prompt, steering, recording):
             yield rows.float().cpu().numpy()
 
+    def in_float64(self) -> contextlib.AbstractContextManager[None]:
+        """Compute in float64 while it lasts, from the same weights."""
+        return in_float64(self._network, self._blocks)
+
     def log_sum(self, logits: Array) -> npt.NDArray[np.float64]:
         return logsumexp(logits.astype(np.float64))
 
@@ -389,12 +394,3 @@ class Reference(Runtime):
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(np.asarray(values, dtype=np.int64), device=self._network.device)
-
-
-def use_threads(threads: int | None) -> None:
-    """How many threads PyTorch computes with; None is as it is. Errors: ModelError below 1."""
-    if threads is None:
-        return
-    if threads < 1:
-        raise ModelError(f"{threads} threads asked; at least 1 is needed")
-    torch.set_num_threads(threads)

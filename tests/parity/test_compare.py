@@ -18,10 +18,10 @@ from edge_steer.models.quantize import quantize
 from edge_steer.pairs.pair import read_pairs
 from edge_steer.parity.baseline import EFFECT_TEXTS, LiveReference
 from edge_steer.parity.compare import Report, compare_backend, distribution
-from edge_steer.parity.mechanism import everywhere, mechanism
+from edge_steer.parity.mechanism import everywhere, mechanism, rounding
 from edge_steer.parity.saved import SavedReference, save
 from edge_steer.parity.texts import TokenisedText, read_texts
-from edge_steer.parity.tolerances import MECHANISM, tolerance_of
+from edge_steer.parity.tolerances import MECHANISM, ROUNDINGS, tolerance_of
 from edge_steer.recipes.recipe import VectorRecipe
 from edge_steer.reference.model import Reference
 from edge_steer.tasks.wordproblems import word_problems
@@ -90,6 +90,33 @@ def test_mechanism_at_every_block_phase_and_sign(
     assert max(row.max for row in rows) <= 20 * MECHANISM
     assert max(row.residual for row in rows) <= 1e-4
     assert min(row.neighbour for row in rows if row.neighbour is not None) > 100 * MECHANISM
+
+
+def test_the_largest_difference_is_a_few_roundings(
+    bundled: Reference, exact: Engine, bundled_vector: SteeringVector, texts: list[TokenisedText]
+) -> None:
+    one = Steering(bundled_vector, DENSE.strength, (MIDDLE,))
+    text = texts[0].shortened(16, 16)
+    before = bundled.logits(text.tokens, text.prompt, [one])
+    unit = rounding(bundled, text, one)
+    assert unit is not None
+    assert 1e-6 < unit < 1e-3
+    assert (bundled.logits(text.tokens, text.prompt, [one]) == before).all(), "float32 again, bit for bit"
+    rows = mechanism(bundled, exact, bundled_vector, [text], layers=range(6), strengths=(-DENSE.strength, 0.0))
+    assert max(row.max for row in rows) <= ROUNDINGS * unit
+    assert rounding(exact, text, one) is None
+
+
+def test_steering_that_begins_a_position_late_is_many_roundings_off(
+    bundled: Reference, bundled_vector: SteeringVector, texts: list[TokenisedText]
+) -> None:
+    one = Steering(bundled_vector, DENSE.strength, (MIDDLE,), "generated")
+    text = texts[0].shortened(16, 16)
+    late = bundled.logits(text.tokens, text.prompt + 1, [one])
+    apart = np.abs(bundled.logits(text.tokens, text.prompt, [one])[1:] - late).max(axis=1)
+    unit = rounding(bundled, text, one)
+    assert unit is not None
+    assert apart.max() > 10 * ROUNDINGS * unit
 
 
 def test_a_vector_of_one_layer_is_tried_at_every_block(bundled_vector: SteeringVector) -> None:
