@@ -91,8 +91,8 @@ def _check(
     """What is refused before the first step."""
     prompts = [trainee.engine.chat(task.messages(sample)) for sample in problems_of(task, settings, 0)]
     change = trained.change()
-    if isinstance(change, Weights) and trainee.exchange:
-        trainee.exchange.check(change)
+    if isinstance(change, Weights) and trainee.sync:
+        trainee.sync.check(change)
     check_agreement(trainee, trained, policy, prompts[0])
     check_memory(policy, trained, prompts, settings.max_tokens, gradient)
 

@@ -8,6 +8,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -89,6 +90,16 @@ class TrainedVector:
         return {str(layer): norm for layer, norm in self.change().norms.items()}
 
 
+@dataclass(frozen=True)
+class _LowRankModule:
+    """A linear module with its matrices A (rank, inputs) and B (outputs, rank); layer: of its block."""
+
+    layer: int
+    module: Module
+    a: Parameter
+    b: Parameter
+
+
 class TrainedLowRank:
     """LoRA: h <- h + alpha/r B A x in some linear modules of every block (the paper: down_proj, alpha = r).
 
@@ -96,30 +107,28 @@ class TrainedLowRank:
     """
 
     def __init__(self, reference: "Reference", adapter: Adapter, seed: int) -> None:
-        self._reference, self._factor = reference, adapter.alpha / adapter.rank
-        self._alpha = adapter.alpha
+        self._model, self._alpha, self._factor = reference.model, adapter.alpha, adapter.alpha / adapter.rank
         reference.network.requires_grad_(False)
-        self._matrices: dict[str, tuple[Parameter, Parameter]] = {}
-        self._modules: dict[str, Module] = {}
-        self._layers: dict[str, str] = {}
+        self._changed: dict[str, _LowRankModule] = {}
         generator = torch.Generator().manual_seed(seed)
         names = {module: name for name, module in reference.network.named_modules()}
         for layer, block in enumerate(reference.blocks):
             for name, module in block.named_modules():
                 if name.rpartition(".")[2] in adapter.modules:
-                    self._add(names[module], module, str(layer), adapter.rank, generator)
-        if not self._matrices:
-            raise ModelError(f"the blocks of {reference.model.name} have no {' or '.join(adapter.modules)}")
+                    a, b = _new_matrices(names[module], module, adapter.rank, generator)
+                    self._changed[names[module]] = _LowRankModule(layer, module, a, b)
+        if not self._changed:
+            raise ModelError(f"the blocks of {self._model.name} have no {' or '.join(adapter.modules)}")
 
     @property
     def parameters(self) -> Sequence[Parameter]:
-        return [half for pair in self._matrices.values() for half in pair]
+        return [half for one in self._changed.values() for half in (one.a, one.b)]
 
     @contextlib.contextmanager
     def in_force(self) -> Iterator[None]:
         with ExitStack() as stack:
-            for name, (a, b) in self._matrices.items():
-                hook = self._modules[name].register_forward_hook(_low_rank(a, b, self._factor))
+            for one in self._changed.values():
+                hook = one.module.register_forward_hook(_low_rank(one.a, one.b, self._factor))
                 stack.callback(hook.remove)
             yield
 
@@ -127,25 +136,16 @@ class TrainedLowRank:
         return contextlib.nullcontext()
 
     def change(self) -> LowRank:
-        matrices = {name: (_array(a), _array(b)) for name, (a, b) in self._matrices.items()}
-        return LowRank(matrices, self._alpha, self._reference.model)
+        matrices = {name: (_array(one.a), _array(one.b)) for name, one in self._changed.items()}
+        return LowRank(matrices, self._alpha, self._model)
 
     def norms(self) -> dict[str, float]:
         squares: dict[str, float] = {}
-        for name, (a, b) in self.change().matrices.items():
+        for one in self._changed.values():
+            a, b, layer = _array(one.a), _array(one.b), str(one.layer)
             square = self._factor**2 * float(((b.T @ b) * (a @ a.T)).sum())  # of the Frobenius norm of B A
-            squares[self._layers[name]] = squares.get(self._layers[name], 0.0) + square
+            squares[layer] = squares.get(layer, 0.0) + square
         return {layer: math.sqrt(max(0.0, square)) for layer, square in squares.items()}
-
-    def _add(self, name: str, module: Module, layer: str, rank: int, generator: torch.Generator) -> None:
-        weight = module.weight
-        if not isinstance(weight, Tensor) or weight.ndim != 2:
-            raise ModelError(f"{name} is no linear module; it takes no low-rank adapter")
-        outputs, inputs = weight.shape
-        a, device = torch.empty(rank, inputs), weight.device
-        torch.nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
-        self._matrices[name] = Parameter(a.to(device)), Parameter(torch.zeros(outputs, rank, device=device))
-        self._modules[name], self._layers[name] = module, layer
 
 
 class TrainedWeights:
@@ -193,6 +193,17 @@ MAKERS: dict[Kind, Callable[[Adapter, "Reference", int], Trainable]] = {
     "lora": lambda adapter, reference, seed: TrainedLowRank(reference, adapter, seed),
     "full": lambda _adapter, reference, _seed: TrainedWeights(reference),
 }
+
+
+def _new_matrices(name: str, module: Module, rank: int, generator: torch.Generator) -> tuple[Parameter, Parameter]:
+    """A and B of a linear module. Errors: ModelError for another module."""
+    weight = module.weight
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise ModelError(f"{name} is no linear module; it takes no low-rank adapter")
+    outputs, inputs = weight.shape
+    a = torch.empty(rank, inputs)
+    torch.nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+    return Parameter(a.to(weight.device)), Parameter(torch.zeros(outputs, rank, device=weight.device))
 
 
 def _array(parameter: Parameter) -> Array:

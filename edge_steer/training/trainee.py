@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from edge_steer.reference.model import Reference
 
 
-class Exchange(Protocol):
-    """Runs the model with other weights."""
+class WeightSync(Protocol):
+    """Gives llama.cpp the weights that a step has changed."""
 
     def run(self, change: LowRank | Weights) -> RunningModel:
         """The model with this change, until the next is asked for. Errors: ModelError if it does not fit."""
@@ -31,20 +31,20 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True)
 class Trainee:
-    """engine: answers in llama.cpp. reference: has the gradient in PyTorch. exchange: None where only a vector is
-    trained, which a request carries."""
+    """engine: answers in llama.cpp. reference: has the gradient in PyTorch. sync: None where only a vector is trained,
+    which a request carries."""
 
     engine: RunningModel
     reference: "Reference"
-    exchange: Exchange | None = None
+    sync: WeightSync | None = None
 
     def answering(self, change: Change) -> tuple[RunningModel, tuple[Steering, ...]]:
         """What answers as the change says, and how its requests are steered. Errors: ModelError if it does not fit."""
         if isinstance(change, SteeringVector):
             return self.engine, (Steering.of(change),)
-        if self.exchange is None:
+        if self.sync is None:
             raise EdgeSteerError("only a vector can be trained on an engine whose weights cannot be exchanged")
-        return self.exchange.run(change), ()
+        return self.sync.run(change), ()
 
 
 def prepare(reference: "Reference", adapter: Adapter, options: GradientOptions) -> None:
