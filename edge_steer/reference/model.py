@@ -10,7 +10,6 @@ import math
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -148,7 +147,7 @@ class Reference(Runtime):
     def delimiters(self) -> Tokens:
         return self._vocabulary.delimiters
 
-    @cached_property
+    @property
     def provenance(self) -> Provenance:
         """What this model's numbers depend on."""
         backend = {
