@@ -1,13 +1,16 @@
 """The residual stream while llama.cpp computes a batch: rows are added to it, layer 0 included, and rows are read.
 
 Takes offsets by layer and layers to read, gives the C callback that a llama.cpp context is made with. llama.cpp names
-the residual stream after block N `l_out-N` and asks the callback about every node of its graph, so asking is one
-compare. It knows nothing of contexts, sequences or phases; rows come in the order of the batch.
+the residual stream after block N `l_out-N` and asks the callback about every node of its graph, so asking is to look
+up the first 8 bytes of the node's name. It knows nothing of contexts, sequences or phases; rows come in the order of
+the batch.
 """
 
 import ctypes
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -22,6 +25,13 @@ RESIDUAL = b"l_out-"
 libggml.ggml_get_name.argtypes, libggml.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_void_p
 libggml.ggml_nbytes.argtypes, libggml.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
 
+# a tensor, of which only the name is read here, in words of 8 bytes
+Tensor = ctypes.POINTER(ctypes.c_uint64)
+# typedef bool (*ggml_backend_sched_eval_callback)(struct ggml_tensor * t, bool ask, void * user_data);
+Visit = ctypes.CFUNCTYPE(ctypes.c_bool, Tensor, ctypes.c_bool, ctypes.c_void_p)
+NAME = libggml.ggml_get_name(4096) - 4096  # where the name is in a tensor, in bytes; it only adds
+WORD = NAME // 8
+
 
 # void ggml_backend_tensor_get(const struct ggml_tensor * tensor, void * data, size_t offset, size_t size); and set
 for _transfer in (libggml.ggml_backend_tensor_get, libggml.ggml_backend_tensor_set):
@@ -34,7 +44,8 @@ class ResidualHook:
 
     def __init__(self, hidden_size: int, batch: int) -> None:
         """batch: the most tokens that llama.cpp computes as one graph."""
-        self.callback = llama_cpp.ggml_backend_sched_eval_callback(self._visit)
+        self._visitor = Visit(self._visit)
+        self.callback = ctypes.cast(self._visitor, llama_cpp.ggml_backend_sched_eval_callback)
         self._hidden_size, self._batch = hidden_size, batch
         self._rows: Mapping[int, Array] = {}
         self._reading: tuple[int, ...] = ()
@@ -45,8 +56,8 @@ class ResidualHook:
         self._visits: Counter[int] = Counter()
         self._states: dict[int, Array] = {}
         self._wanted: dict[bytes, int] = {}
+        self._words: frozenset[int] = frozenset()
         self._seen: set[int] = set()
-        self._name_offset = 0
         self._error: BaseException | None = None
 
     def add(self, rows: Mapping[int, Array]) -> None:
@@ -90,19 +101,18 @@ class ResidualHook:
 
     def _want(self) -> None:
         self._wanted = {RESIDUAL + str(layer).encode(): layer for layer in (*self._rows, *self._reading)}
+        self._words = frozenset(int.from_bytes(name[:8].ljust(8, b"\0"), sys.byteorder) for name in self._wanted)
 
-    # typedef bool (*ggml_backend_sched_eval_callback)(struct ggml_tensor * t, bool ask, void * user_data);
-    def _visit(self, tensor: int, ask: bool, _user_data: object) -> bool:
-        if not self._wanted:
+    def _visit(self, tensor: Any, ask: bool, _user_data: object) -> bool:
+        if ask and tensor[WORD] not in self._words:
             return False
-        if not self._name_offset:
-            self._name_offset = libggml.ggml_get_name(tensor) - tensor
-        name = tensor + self._name_offset
+        address = ctypes.addressof(tensor.contents)
+        name = ctypes.string_at(address + NAME)
         if ask:
-            return ctypes.string_at(name, 6) == RESIDUAL and ctypes.string_at(name) in self._wanted
-        layer = self._wanted[ctypes.string_at(name)]
+            return name in self._wanted
+        layer = self._wanted[name]
         try:
-            self._pass(tensor, layer)
+            self._pass(address, layer)
         except Exception as error:  # an exception cannot pass through C; check() raises it
             self._error = error
         return layer != self._last  # False cancels the rest of the graph
@@ -129,7 +139,11 @@ class ResidualHook:
     def _of_graph(self, added: Array, layer: int, count: int) -> Array:
         """The rows of the graph that llama.cpp computes now: all of its tokens, or the marked ones."""
         self._graphs = self._graphs or graphs(self._sequences, self._batch)
-        tokens = self._graphs[min(self._visits[layer], len(self._graphs) - 1)]
+        if self._visits[layer] == len(self._graphs):
+            raise ModelError(
+                f"llama.cpp computed l_out-{layer} in more parts than the {len(self._graphs)} of the batch"
+            )
+        tokens = self._graphs[self._visits[layer]]
         self._visits[layer] += 1
         marked = tokens[self._marked[tokens]]
         return added[marked if len(marked) == count else tokens]
