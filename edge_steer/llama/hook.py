@@ -174,6 +174,8 @@ def graphs(sequences: npt.NDArray[np.int32], batch: int) -> list[npt.NDArray[np.
     A graph has equally many tokens of each of some sequences whose ids follow one another, and at most `batch`
     (llama_batch_allocr::split_equal).
     """
+    if len(sequences) <= batch and (np.diff(sequences) == 1).all():  # each step of a generation
+        return [np.arange(len(sequences))]
     waiting = {int(one): np.flatnonzero(sequences == one) for one in dict.fromkeys(sequences.tolist())}
     parts: list[npt.NDArray[np.intp]] = []
     while waiting:
