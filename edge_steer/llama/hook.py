@@ -80,8 +80,9 @@ class ResidualHook:
 
         llama.cpp drops all others before the last block's residual add.
         """
-        self._marked, self._sequences = marked, sequences
-        self._graphs, self._states = [], {}
+        if sequences.tobytes() != self._sequences.tobytes():  # a generation's steps are alike
+            self._sequences, self._graphs = sequences.copy(), []
+        self._marked, self._states = marked, {}
         self._visits.clear()
 
     def states(self) -> Array:
@@ -174,8 +175,6 @@ def graphs(sequences: npt.NDArray[np.int32], batch: int) -> list[npt.NDArray[np.
     A graph has equally many tokens of each of some sequences whose ids follow one another, and at most `batch`
     (llama_batch_allocr::split_equal).
     """
-    if len(sequences) <= batch and (np.diff(sequences) == 1).all():  # each step of a generation
-        return [np.arange(len(sequences))]
     waiting = {int(one): np.flatnonzero(sequences == one) for one in dict.fromkeys(sequences.tolist())}
     parts: list[npt.NDArray[np.intp]] = []
     while waiting:
