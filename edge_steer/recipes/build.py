@@ -81,15 +81,24 @@ class Build:
         return self.recipe.folder
 
     @property
+    def source(self) -> Path:
+        """The MODEL that steps run: its folder, or of a model of the package index its weights, dequantised."""
+        if self.recipe.from_index:
+            return self.folder / "build" / f"{self.model.name}-F32.gguf"
+        return self.model.folder
+
+    @property
     def repo(self) -> str | None:
-        """The hub id of the model; None for one on this machine."""
+        """The hub id of the model; None for one on this machine or of the package index."""
+        if self.recipe.from_index:
+            return None
         hub_id = hub.parse_hub_id(self.model.source)
         return hub_id[0] if hub_id and not Path(self.model.source).is_dir() else None
 
     @property
     def revision(self) -> str | None:
-        """The commit of a hub model: its recipe's, else the one that build.json keeps."""
-        return self.model.revision or self.commit
+        """The commit of a hub model: its recipe's, else the one that build.json keeps; None of any other."""
+        return None if self.recipe.from_index else self.model.revision or self.commit
 
     def model_inputs(self, quant: str | None) -> dict[str, object]:
         """What a step that runs the model depends on. quant: None is the weights as they are, in PyTorch."""
@@ -100,6 +109,8 @@ class Build:
     def _weights(self) -> dict[str, object]:
         if self.repo:
             return {"source": self.repo}
+        if self.recipe.from_index and self.model.index:
+            return {"source": self.model.name, "index": self.model.index.sha256}
         files = [*sorted(Path(self.model.source).glob("*.safetensors")), *filter(None, [self.model.gguf])]
         return {"source": self.model.name, "weights": {file.name: digest(file) for file in files}}
 
@@ -118,6 +129,10 @@ def _check(recipe: BuildRecipe, model: ModelRecipe) -> None:
         raise EdgeSteerError(f"{path} is for {recipe.model}, and {model.folder} is {model.name}")
     if not isinstance(recipe.pairs, Path) and recipe.pairs.larger:
         _model_folder(recipe, recipe.pairs.larger)
+    if recipe.from_index and not model.index:
+        raise EdgeSteerError(f"{path}: weights: {model.folder}/recipe.toml names no file of the package index")
+    if recipe.from_index and not isinstance(recipe.pairs, Path) and recipe.pairs.larger:
+        raise EdgeSteerError(f"{path}: weights: a larger model is of the hub; leave out weights, or pairs.larger")
     method_named(recipe.extract.method)
     pooling_named(recipe.extract.pooling)
     if recipe.sweep:

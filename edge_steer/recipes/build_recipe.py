@@ -110,7 +110,8 @@ class BuildRecipe:
     """A vector's recipe with its tables.
 
     layer, strength: chosen by hand or by an earlier build, None while a sweep has not chosen them. pairs: a file, or
-    how to make them. template: in place of the model's chat template, as EngineOptions has it.
+    how to make them. template: in place of the model's chat template, as EngineOptions has it. from_index: whether the
+    model is the GGUF that its recipe names in the package index, and not the weights of the hub.
     """
 
     folder: Path
@@ -125,6 +126,7 @@ class BuildRecipe:
     parity: ParityTable
     template: str | None = None
     asking: Asking = Asking()
+    from_index: bool = False
 
     @classmethod
     def load(cls, folder: str | Path) -> "BuildRecipe":
@@ -146,6 +148,7 @@ class BuildRecipe:
             parity=_parity_table(table.table("parity")),
             template=_template(table, folder),
             asking=_asking(table),
+            from_index=_from_index(table),
         )
         table.text("chosen", optional=True)
         table.finish()
@@ -171,6 +174,13 @@ class BuildRecipe:
         if equals:
             return f"{name}={self.near(file)}"
         return str(self.near(task)) if task.endswith(".toml") else task
+
+
+def _from_index(table: TomlTable) -> bool:
+    weights = table.text("weights", optional=True) or "source"
+    if weights not in ("source", "index"):
+        raise table.error("weights", f"{weights!r}; allowed are source, index")
+    return weights == "index"
 
 
 def _pair_table(table: TomlTable, folder: Path) -> Path | PairTable:

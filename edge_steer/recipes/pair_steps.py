@@ -89,7 +89,7 @@ def _solve(
 ) -> tuple[Path, list[Solution]]:
     """Solutions by the build's model, and the file that keeps them."""
     with load(
-        build.model.folder, quant, revision=build.revision, options=context.engine, progress=context.progress
+        build.source, quant, revision=build.revision, options=context.engine, progress=context.progress
     ) as engine:
         file = Path("build", f"{name}-{provenance.key(solutions_header(task, engine.provenance))}.jsonl")
         chosen = generate_solutions(
@@ -211,7 +211,7 @@ def _check(build: Build, context: StepContext) -> StepOutput:
     task = _task(build, table)
     pairs = read_pairs(build.folder / REWRITTEN)
     with load(
-        build.model.folder, table.quant, revision=build.revision, options=context.engine, progress=context.progress
+        build.source, table.quant, revision=build.revision, options=context.engine, progress=context.progress
     ) as engine:
         report = check_pairs(
             pairs, backend=engine, criteria=_criteria(table), kind=task.grader, progress=context.progress

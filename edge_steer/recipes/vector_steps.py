@@ -68,7 +68,7 @@ def _extract_inputs(build: Build) -> dict[str, object]:
 def _extract(build: Build, context: StepContext) -> StepOutput:
     extract, pairs = build.recipe.extract, read_pairs(build.recipe.pairs_file)
     with load(
-        build.model.folder,
+        build.source,
         extract.quant,
         runtime="llama" if extract.quant else "torch",
         revision=build.revision,
@@ -138,9 +138,7 @@ def _sweep(build: Build, context: StepContext) -> StepOutput:
     )
     with (
         Graders() as graders,
-        load(
-            build.model.folder, quant, revision=build.revision, options=context.engine, progress=context.progress
-        ) as engine,
+        load(build.source, quant, revision=build.revision, options=context.engine, progress=context.progress) as engine,
     ):
         settings_key = provenance.key(settings.key_settings(engine.provenance))
         folder = build.folder / "build" / f"sweep-{settings_key}"

@@ -16,6 +16,7 @@ from edge_steer.commands.main import main
 from edge_steer.core.backend import EngineOptions
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.vector import Tuning
+from edge_steer.models.recipe import ModelRecipe
 from edge_steer.pairs.pair import read_pairs, write_pairs
 from edge_steer.pairs.solutions import read_solutions
 from edge_steer.recipes.build import Build, StepRecord
@@ -59,6 +60,26 @@ PARITY = """
 [parity]
 quants = ["q8_0"]
 texts = 2
+"""
+WITHOUT_SWEEP = """\
+model = "abacus"
+vector = "vector.gguf"
+phase = "all"
+layer = 5
+strength = 0.4
+pairs = "few.jsonl"
+"""
+INDEXED = """\
+name = "abacus"
+source = "nobody/abacus"
+layers = "1-5"
+quants = ["Q8_0"]
+
+[index]
+name = "abacus"
+quant = "F16"
+sha256 = "{sha256}"
+parts = ["abacus-gguf==1.0: abacus_gguf/abacus-F16.gguf"]
 """
 FROM_NOTHING = """\
 model = "abacus"
@@ -117,6 +138,36 @@ def run(folder: Path) -> tuple[Build, list[str]]:
 def states(folder: Path) -> dict[str, str]:
     build = Build.load(folder)
     return {step.name: state.why or state.kind for step in STEPS for state in [step.state(build)]}
+
+
+def test_a_model_of_the_package_index_is_built_from_without_the_hub(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("EDGE_STEER_CACHE", str(tmp_path / "cache"))
+    bundled = ROOT / "models" / "abacus" / "abacus-F16.gguf"
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "recipe.toml").write_text(INDEXED.format(sha256=digest(bundled)))
+    index = ModelRecipe.load(mine).index
+    assert index
+    shutil.copy(bundled, index.path)
+    written = WITHOUT_SWEEP + PARITY
+    (folder / "recipe.toml").write_text(written)
+    with pytest.raises(EdgeSteerError):
+        run_build(folder, mine, options=ENGINE)
+    (folder / "recipe.toml").write_text(f'weights = "index"\n{written}')
+    assert plan_build(folder, mine).steps[0].work == "abacus of the package index"
+    outcome = run_build(folder, mine, options=ENGINE)
+    certificate = read_certificate(folder / "certificate.json")
+    assert certificate.reference.source == "build/abacus-F32.gguf"
+    assert certificate.reference.revision == f"dequantised from {digest(folder / 'build' / 'abacus-F32.gguf')}"
+    assert [entry.quant for entry in certificate.files] == ["Q8_0"]
+    assert not outcome.failed_quants
+    assert plan_build(folder, mine).to_do == ()
+    (mine / "recipe.toml").write_text(INDEXED.format(sha256=digest(bundled)).partition("[index]")[0])
+    with pytest.raises(EdgeSteerError, match=r"weights: .*recipe.toml names no file of the package index"):
+        run_build(folder, mine, options=ENGINE)
 
 
 def test_a_build_from_given_pairs_and_what_is_done_again(folder: Path) -> None:
