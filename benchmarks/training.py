@@ -131,9 +131,11 @@ def main(
             rows["vector without layer 0"] = Trained(quantised, steer=Steering(known, layers=known.layers[1:]))
             rows["random, same norms"] = Trained(quantised, steer=random_vector(known))
             rows["rewards shuffled"] = trained("shuffled", vector, replace(first, shuffle_rewards=True))
-        if ablate:
-            rows["full weights, corrected"] = trained("corrected", vector, first, recipe.folder)
-            rows["full weights"] = trained("uncorrected", vector, replace(first, importance_cap=0.0), recipe.folder)
+        for number in numbers if ablate else ():
+            one = replace(settings, seed=number)
+            rows[f"full weights corrected, seed {number}"] = trained(f"corrected {number}", vector, one, recipe.folder)
+            plain = replace(one, importance_cap=0.0)
+            rows[f"full weights, seed {number}"] = trained(f"uncorrected {number}", vector, plain, recipe.folder)
         result = {}
         for name in held_out.split(","):
             task = es.load_task(name, protocol="bias-only", split="test", limit=problems)
@@ -141,7 +143,7 @@ def main(
             result[name] = evaluated(rows, task, out / task_name / "held-out" / name, options, progress)
     for name, of_task in result.items():
         title = f"{name}, trained on {task_name}: {problems} held-out problems, {samples} answers each, {QUANT}"
-        show(title, of_task, numbers)
+        show(title, of_task)
     print(json.dumps({"settings": asdict(settings), "tasks": {name: figures(rows) for name, rows in result.items()}}))
 
 
@@ -167,24 +169,28 @@ def evaluated(
     return rows
 
 
-def over_seeds(rows: Mapping[str, list[Row]], seeds: Sequence[int]) -> dict[str, list[Row]]:
+def over_seeds(rows: Mapping[str, list[Row]]) -> dict[str, list[Row]]:
     """Of each kind that was trained with several seeds, the answers of all of them."""
+    by_kind: dict[str, list[list[Row]]] = {}
+    for name, of_seed in rows.items():
+        kind, seeded, _ = name.rpartition(", seed ")
+        if seeded:
+            by_kind.setdefault(kind, []).append(of_seed)
     joined = {}
-    for kind in KINDS:
-        of_kind = [rows[name] for seed in seeds if (name := f"{kind}, seed {seed}") in rows]
-        if len(of_kind) > 1:
-            accuracies = [summarise(of_seed).figures["accuracy"].mean for of_seed in of_kind]
+    for kind, seeds in by_kind.items():
+        if len(seeds) > 1:
+            accuracies = [summarise(of_seed).figures["accuracy"].mean for of_seed in seeds]
             name = f"{kind}, {len(seeds)} seeds ± {100 * statistics.stdev(accuracies):.1f}"
-            joined[name] = [row for of_seed in of_kind for row in of_seed]
+            joined[name] = [row for of_seed in seeds for row in of_seed]
     return joined
 
 
-def show(title: str, rows: Mapping[str, list[Row]], seeds: Sequence[int]) -> None:
+def show(title: str, rows: Mapping[str, list[Row]]) -> None:
     table = Table(
         "", "accuracy", "95% interval", "gain", "95% interval", "vote", "box", "ended", "tokens", "steps", "density",
         title=title,
     )  # fmt: skip
-    for name, of_method in (dict(rows) | over_seeds(rows, seeds)).items():
+    for name, of_method in (dict(rows) | over_seeds(rows)).items():
         summary = summarise(of_method)
         accuracy = summary.figures["accuracy"]
         gain = compare(rows[BASE], of_method).differences["accuracy"]
