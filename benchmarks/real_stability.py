@@ -10,7 +10,7 @@ docs/real/NAME-stability.json and a figure are written, and the tables of docs/r
     draws         vectors of N written solutions of training problems against the model's own answers, from disjoint
                   draws, each tested where the shipped one is: how far its effect depends on the pairs. Beside them
                   vectors whose positives are of other origin, at the same place and norm
-    cells         the dev problems drawn again with replacement: which cell is chosen, and what it does on test problems
+    choice        the dev problems drawn again with replacement: which cell is chosen, what it does on the rest
 """
 
 import json
@@ -126,11 +126,8 @@ def disjoint_draws(states: PairStates, count: int, most: int) -> list[SteeringVe
     """Vectors of `count` pairs each, no two of which share a pair."""
     order = np.random.default_rng(count).permutation(states.pairs)
     parts = [order[first : first + count] for first in range(0, states.pairs - count + 1, count)]
-    return [
-        reduce(replace(states, positive=states.positive[:, part], negative=states.negative[:, part],
-                       different=((), ())), normalise="residual")
-        for part in parts[:most]
-    ]  # fmt: skip
+    drawn = (replace(states, positive=states.positive[:, p], negative=states.negative[:, p]) for p in parts[:most])
+    return [reduce(some, normalise="residual") for some in drawn]
 
 
 def compare_draws(run: Run, pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -160,42 +157,32 @@ def _cosines(vectors: Sequence[SteeringVector], layer: int) -> list[float]:
 
 
 def compare_choices(run: Run) -> dict[str, Any]:
-    """For each swept vector: the cells that resamples of dev choose, and what every cell does on test problems."""
+    """For each swept vector: the cells that resamples of dev choose, and what they do on the problems left out."""
     figures = {}
     for kind in SWEPT:
         header, rows = read_rows(run.results / f"dev-{kind}" / DEV, FORMAT)
         cells = sweep_cells(header["layers"], header["strengths"])
-        methods = {cell.name: cell.method(run.vector(kind), header["phase"]) for cell in cells}
-        tested = run.rows(run.task("cells"), methods, f"cells-{kind}")
-        test = {cell: summarise(tested[cell.name]) for cell in cells}
         dev = {cell: sorted((row for row in rows if row.method == cell.name), key=lambda r: r.id) for cell in cells}
-        rng = np.random.default_rng(0)
-        drawn = [rng.integers(header["task"]["problems"], size=header["task"]["problems"])
-                 for _ in range(run.asked.resamples)]  # fmt: skip
-        figures[kind] = {
-            "test": {cell.name: asdict(summary) for cell, summary in test.items()},
-            "choices": [_choice(run, {cell: _resampled(some, one) for cell, some in dev.items()}, test)
-                        for one in drawn],
-        }  # fmt: skip
+        count, rng = header["task"]["problems"], np.random.default_rng(0)
+        drawn = [rng.integers(count, size=count) for _ in range(run.asked.resamples)]
+        figures[kind] = [_choice(run, dev, one) for one in drawn]
     return figures
 
 
-def _resampled(rows: Sequence[Row], drawn: np.ndarray) -> Summary:
+def _choice(run: Run, dev: Mapping[SweepCell, Sequence[Row]], drawn: np.ndarray) -> dict[str, Any]:
+    """The chosen cell, its tokens minus unsteered on the drawn problems, and on those that were not drawn."""
+    rule = run.asked.experiment.dev
+    cell = choose({one: _summary(rows, drawn) for one, rows in dev.items()}, rule.choose, rule.margin)
+    left_out = np.setdiff1d(np.arange(len(dev[cell])), drawn)
+    promised, elsewhere = (
+        _summary(dev[cell], part).tokens - _summary(dev[UNSTEERED_CELL], part).tokens for part in (drawn, left_out)
+    )
+    return {"cell": cell.name, "promised": promised, "on others": elsewhere}
+
+
+def _summary(rows: Sequence[Row], drawn: np.ndarray) -> Summary:
     """The figures of the drawn problems, each draw as a problem of its own."""
     return summarise([replace(rows[index], id=f"{number}") for number, index in enumerate(drawn)])
-
-
-def _choice(run: Run, dev: Mapping[SweepCell, Summary], test: Mapping[SweepCell, Summary]) -> dict[str, Any]:
-    """Tokens minus unsteered that dev promises of the chosen cell, that test gives, and the best cell's there."""
-    rule = run.asked.experiment.dev
-    cell = choose(dev, rule.choose, rule.margin)
-    saved = {one: summary.tokens - test[UNSTEERED_CELL].tokens for one, summary in test.items()}
-    return {
-        "cell": cell.name,
-        "promised": dev[cell].tokens - dev[UNSTEERED_CELL].tokens,
-        "on test": saved[cell],
-        "best on test": min(saved.values()),
-    }
 
 
 @click.command(help=__doc__)
@@ -220,7 +207,7 @@ def main(settings_file: Path, train: str, test: str, rewrites: Path | None, out:
                 "backend": model.provenance.backend,
                 "temperature": compare_temperatures(run),
                 "draws": compare_draws(run, written_pairs(run, Path(train.partition("=")[2]))),
-                "cells": compare_choices(run),
+                "choice": compare_choices(run),
             }
     write_json(DOCS / f"{asked.name}.json", summary)
     stability_report.draw(summary, DOCS / f"{asked.name}.png")

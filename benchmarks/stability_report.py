@@ -24,7 +24,7 @@ def tables(summary: Mapping[str, Any]) -> str:
             temperature_table(summary["temperature"]),
             count_table(summary["draws"]),
             origin_table(summary["draws"]),
-            choice_table(summary["cells"]),
+            choice_table(summary["choice"]),
         )
     )
 
@@ -64,14 +64,13 @@ def origin_table(draws: Mapping[str, Any]) -> str:
 
 
 def choice_table(kinds: Mapping[str, Any]) -> str:
-    """What resamples of dev choose, promise, and cost on test: tokens minus unsteered."""
+    """What resamples of dev choose and promise, and what it does on the problems left out: tokens minus unsteered."""
     rows = []
-    for kind, of_kind in kinds.items():
-        choices = of_kind["choices"]
+    for kind, choices in kinds.items():
         picked = Counter(one["cell"] for one in choices).most_common()
-        means = [f"{np.mean([one[key] for one in choices]):+.1f}" for key in ("promised", "on test", "best on test")]
+        means = [f"{np.mean([one[key] for one in choices]):+.1f}" for key in ("promised", "on others")]
         rows.append([kind, "; ".join(f"{cell}: {number}" for cell, number in picked), *means])
-    return markdown(["vector", "chosen cells", "promised by dev", "on test", "best cell on test"], rows)
+    return markdown(["vector", "chosen cells", "tokens promised", "on the problems left out"], rows)
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> None:

@@ -39,23 +39,23 @@ class Stability:
 def read_stability(path: str | Path) -> Stability:
     """Errors: EdgeSteerError for a key that is missing, unknown or of another type."""
     table = TomlTable(path, "settings of a stability run")
-    parts = {name: table.table(name) for name in ("temperature", "draws", "cells")}
+    parts = {name: table.table(name) for name in ("temperature", "draws", "choice")}
     if missing := [name for name, part in parts.items() if part is None]:
         raise table.error(missing[0], "is missing")
-    temperature, draws, cells = (part for part in parts.values() if part)
+    temperature, draws, choice = (part for part in parts.values() if part)
     settings = Stability(
         name=Path(path).stem,
         experiment=read_settings(Path(path).with_name(f"{table.text('experiment')}.toml")),
         vector=load_vector(table.text("vector")),
         behind=table.whole("behind"),
-        problems={name: part.whole("problems") for name, part in parts.items() if part},
+        problems={"temperature": temperature.whole("problems"), "draws": draws.whole("problems")},
         temperatures=tuple(map(float, temperature.text("values").split(","))),
         samples=temperature.whole("samples"),
         pool=draws.whole("pool"),
         counts=tuple(map(int, draws.text("counts").split(","))),
         draws=draws.whole("draws"),
-        resamples=cells.whole("resamples"),
+        resamples=choice.whole("resamples"),
     )
-    for part in (temperature, draws, cells, table):
+    for part in (temperature, draws, choice, table):
         part.finish()
     return settings
