@@ -26,6 +26,7 @@ import stability_report
 from real_experiment import POOLING
 from real_report import DOCS, SWEPT
 from real_settings import Problems, read_problems
+from stability_choice import resampled_choices
 from stability_settings import Stability, read_stability
 
 from edge_steer.core.backend import EngineOptions, Request
@@ -35,8 +36,8 @@ from edge_steer.core.stats import cosine
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import SteeringVector
 from edge_steer.evaluation.evaluate import evaluate
-from edge_steer.evaluation.figures import Summary, compare, summarise
-from edge_steer.evaluation.sweep_cells import UNSTEERED_CELL, SweepCell, choose, sweep_cells
+from edge_steer.evaluation.figures import compare, summarise
+from edge_steer.evaluation.sweep_cells import sweep_cells
 from edge_steer.evaluation.sweep_results import DEV, FORMAT
 from edge_steer.evaluation.units import read_rows
 from edge_steer.extraction.extract import PairStates, record, reduce
@@ -157,32 +158,15 @@ def _cosines(vectors: Sequence[SteeringVector], layer: int) -> list[float]:
 
 
 def compare_choices(run: Run) -> dict[str, Any]:
-    """For each swept vector: the cells that resamples of dev choose, and what they do on the problems left out."""
+    """For each swept vector: the cells that resamples of dev choose, and what they do on other problems."""
     figures = {}
     for kind in SWEPT:
-        header, rows = read_rows(run.results / f"dev-{kind}" / DEV, FORMAT)
+        header, dev = read_rows(run.results / f"dev-{kind}" / DEV, FORMAT)
         cells = sweep_cells(header["layers"], header["strengths"])
-        dev = {cell: sorted((row for row in rows if row.method == cell.name), key=lambda r: r.id) for cell in cells}
-        count, rng = header["task"]["problems"], np.random.default_rng(0)
-        drawn = [rng.integers(count, size=count) for _ in range(run.asked.resamples)]
-        figures[kind] = [_choice(run, dev, one) for one in drawn]
+        methods = {cell.name: cell.method(run.vector(kind), header["phase"]) for cell in cells}
+        tested = run.rows(run.task("choice"), methods, f"cells-{kind}")
+        figures[kind] = resampled_choices(cells, dev, tested, run.asked)
     return figures
-
-
-def _choice(run: Run, dev: Mapping[SweepCell, Sequence[Row]], drawn: np.ndarray) -> dict[str, Any]:
-    """The chosen cell, its tokens minus unsteered on the drawn problems, and on those that were not drawn."""
-    rule = run.asked.experiment.dev
-    cell = choose({one: _summary(rows, drawn) for one, rows in dev.items()}, rule.choose, rule.margin)
-    left_out = np.setdiff1d(np.arange(len(dev[cell])), drawn)
-    promised, elsewhere = (
-        _summary(dev[cell], part).tokens - _summary(dev[UNSTEERED_CELL], part).tokens for part in (drawn, left_out)
-    )
-    return {"cell": cell.name, "promised": promised, "on others": elsewhere}
-
-
-def _summary(rows: Sequence[Row], drawn: np.ndarray) -> Summary:
-    """The figures of the drawn problems, each draw as a problem of its own."""
-    return summarise([replace(rows[index], id=f"{number}") for number, index in enumerate(drawn)])
 
 
 @click.command(help=__doc__)

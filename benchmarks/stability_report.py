@@ -64,13 +64,24 @@ def origin_table(draws: Mapping[str, Any]) -> str:
 
 
 def choice_table(kinds: Mapping[str, Any]) -> str:
-    """What resamples of dev choose and promise, and what it does on the problems left out: tokens minus unsteered."""
+    """What resamples of dev choose and promise, and what it does on other problems: tokens minus unsteered."""
     rows = []
-    for kind, choices in kinds.items():
+    for kind, of_kind in kinds.items():
+        choices, on_test = of_kind["choices"], of_kind["on test"]
         picked = Counter(one["cell"] for one in choices).most_common()
-        means = [f"{np.mean([one[key] for one in choices]):+.1f}" for key in ("promised", "on others")]
-        rows.append([kind, "; ".join(f"{cell}: {number}" for cell, number in picked), *means])
-    return markdown(["vector", "chosen cells", "tokens promised", "on the problems left out"], rows)
+        means = [f"{np.mean([one[key] for one in choices]):+.1f}" for key in ("promised", "on others", "on test")]
+        best = min(on_test, key=lambda cell: float(on_test[cell]))
+        cells = "; ".join(f"{cell} ({on_test[cell]:+.0f}): {number}" for cell, number in picked)
+        rows.append([kind, cells, *means, f"{on_test[best]:+.1f} ({best})"])
+    head = [
+        "vector",
+        "chosen cells (on test): how often",
+        "promised",
+        "on problems left out",
+        "on test",
+        "best on test",
+    ]
+    return markdown(head, rows)
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> None:

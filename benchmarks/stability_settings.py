@@ -48,7 +48,7 @@ def read_stability(path: str | Path) -> Stability:
         experiment=read_settings(Path(path).with_name(f"{table.text('experiment')}.toml")),
         vector=load_vector(table.text("vector")),
         behind=table.whole("behind"),
-        problems={"temperature": temperature.whole("problems"), "draws": draws.whole("problems")},
+        problems={name: part.whole("problems") for name, part in parts.items() if part},
         temperatures=tuple(map(float, temperature.text("values").split(","))),
         samples=temperature.whole("samples"),
         pool=draws.whole("pool"),
