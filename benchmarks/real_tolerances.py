@@ -2,7 +2,7 @@
 
 Each cell is a model, a vector of real_experiment.py, a layer at a quarter, the half or three quarters of the depth, and
 a strength in units of the residual norm. The reference is PyTorch in float32 on the weights of the same GGUF; the texts
-are the model's own solutions. Every type is made of those weights too.
+are the model's own solutions on one line. Every type is made of those weights too.
 
     python benchmarks/real_tolerances.py benchmarks/settings/NAME.toml -o docs/real/NAME-tolerances.json
 
