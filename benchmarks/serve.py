@@ -4,8 +4,9 @@
     python benchmarks/serve.py --llama-server PATH [MODEL.gguf]    beside llama-server of the same build, with ratios
 
 Both servers get the same prompts, greedy, of one length that no end token cuts short, streamed, in turns: what else
-the machine does falls on both. Two short requests of each client come before each turn: a server whose clients go from
-one steering to several, or back, makes its context again once. A model without a vector gets a random direction.
+the machine does falls on both. No prompt begins as another does: what caches share between prompts is left out. Two
+short requests of each client come before each turn: a server whose clients go from one steering to several makes its
+context again once. A model without a vector gets a random direction.
 Prints the median of the rounds, with the ratio of each round's two neighbours as median, smallest and largest, and a
 JSON line.
 """
@@ -37,7 +38,7 @@ from edge_steer.vectors.write import save
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "abacus" / "abacus-F16.gguf"
 VECTOR = ROOT / "export" / "abacus" / "dense"
-QUESTION = "Tom has {} apples and buys {} more. How many apples does Tom have?"
+QUESTION = "{} apples are Tom's, and he buys {} more. How many apples does Tom have?"
 Steer = Callable[[int], dict[str, Any]]  # number of a client -> what its requests say besides
 
 
@@ -120,13 +121,14 @@ def first_token(http: httpx.Client, body: dict[str, Any]) -> float:
 
 
 def measure(server: Server, clients: int, tokens: int, requests: int, steer: Steer, turn: int) -> Speed:
-    """`requests` requests of each of so many clients. turn: makes the prompts new, so that none is in a cache."""
+    """`requests` requests of each of so many clients. turn: makes all prompts new."""
     firsts: list[float] = []
 
     def client(number: int) -> None:
         with httpx.Client(base_url=server.url, timeout=600) as http:
             for request in range(requests):
-                prompt = QUESTION.format(1000 * turn + number, 100 * request + 7)
+                unlike = str(1000 * turn + 32 * request + number)[::-1]  # prompts share no beginning
+                prompt = QUESTION.format(unlike, 100 * request + 7)
                 body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
                 firsts.append(first_token(http, {**body, **steer(number)}))
 

@@ -19,7 +19,7 @@ from edge_steer.core.streaming import common_prefix
 from edge_steer.core.vector import Array
 from edge_steer.llama.context import ControlVectorSteering, GrowingContext, LlamaContext, RowSteering, steering_of
 from edge_steer.llama.model import LlamaModel
-from edge_steer.llama.prefix_cache import NO_KEYS, WORTH_COPYING, LiveSteering, PrefixCache
+from edge_steer.llama.prefix_cache import NO_KEYS, WORTH_COPYING, PrefixCache
 from edge_steer.llama.sequence import Job, PromptPart, RunningSequence, Usage
 
 
@@ -31,7 +31,6 @@ class Scheduler:
         self._model, self._contexts, self._keep_cache = model, contexts, keep_cache
         self.usage = Usage()
         self._arrived, self._waiting, self._cancelled = deque[Job](), deque[Job](), deque[int]()
-        self._latest: LiveSteering | None = None  # of the job that came last
         self._running: list[RunningSequence | None] = []
         self._filling: tuple[int, RunningSequence] | None = None
         self._admitting = False  # the running sequences wait until all prompts are prefilled that find a sequence
@@ -119,8 +118,8 @@ class Scheduler:
         live = [sequence.job for sequence in self._sequences()] + [*self._waiting]
         while arrived:
             jobs, before = live + arrived, self._contexts.current
-            # A server whose clients differ would make its context twice for each wave of them.
-            stays = bool(live) or (self._keep_cache and arrived[0].steering is not self._latest)
+            # Rows cost a step little, and to make a server's context again takes it a second.
+            stays = bool(live) or self._keep_cache
             rows = len({id(job.steering) for job in jobs}) > 1 or any(job.needs_rows for job in jobs)
             rows = rows or bool(stays and before and before.hooked)
             length = max(job.length for job in jobs)
@@ -132,7 +131,6 @@ class Scheduler:
                 for job in [job for job in arrived if job.length == longest]:
                     arrived.remove(job)
                     self._fail(job, str(error))
-        self._latest = arrived[-1].steering if arrived else self._latest
         self._waiting.extend(arrived)
 
     def _take_context(self, length: int, sequences: int, rows: bool, *, idle: bool) -> None:
