@@ -1,11 +1,11 @@
 """A vector trained by RLOO on a real model and GSM8K: its reward curve, and what it gains on test problems.
 
-    python benchmarks/training_real.py benchmarks/settings/NAME.toml --train gsm8k=FILE --test gsm8k=FILE
+    python benchmarks/training_real.py benchmarks/settings/NAME.toml --train FILE --test FILE
 
-trains in results/real/NAME/trained, chooses the prompt under which the untrained model does best on problems of train,
-and asks test problems, drawn by seed 0, of the untrained model and of the vector, each under the prompt of the training
-and under the best one. "vote" is the commonest of a problem's answers: more samples without training. Writes
-docs/real/NAME.json and NAME.png and prints a table. A stopped run goes on; --steps makes another number of them.
+trains on problems of few calculations in results/real/NAME/trained, chooses the prompt under which the untrained model
+does best on problems of train, and asks test problems of the untrained model and of the vector, each under the prompt
+of the training and under the best one. "vote" is the commonest of a problem's answers: more samples without training.
+Writes docs/real/NAME.json and NAME.png and prints a table. A stopped run goes on; --steps makes another number of them.
 """
 
 import statistics
@@ -22,7 +22,8 @@ from edge_steer.core.backend import EngineOptions
 from edge_steer.core.sampling import Sampling
 from edge_steer.evaluation.figures import compare, figure_text, mean_text, summarise
 from edge_steer.models.quantize import gguf_for, quantize
-from edge_steer.storage.files import write_json
+from edge_steer.storage.files import read_lines, write_json
+from edge_steer.storage.provenance import RunningModel
 from edge_steer.storage.toml import TomlTable
 from edge_steer.tasks.rows import Row
 from edge_steer.tasks.task import Task
@@ -41,10 +42,12 @@ ENDS = 5  # steps at the start and at the end
 
 @dataclass(frozen=True)
 class Settings:
-    """model: a GGUF, as it is tested. sampler: the type that it has while it is trained. prompts: by name; "{question}"
-    stands for the problem. chosen_on, chosen_samples: problems of train that choose a prompt."""
+    """model: a GGUF, as it is tested. calculations: the most of a problem's solution. sampler: the type that the model
+    has while it is trained. prompts: by name; "{question}" stands for the problem. chosen_on, chosen_samples: problems
+    of train that choose a prompt, and answers to each. draw, samples: the same of test, drawn by seed 0."""
 
     model: str
+    calculations: int
     sampler: str
     rloo: RlooSettings
     prompt: str
@@ -81,6 +84,7 @@ def read_settings(path: Path) -> Settings:
     )
     settings = Settings(
         model=table.text("model"),
+        calculations=table.whole("calculations"),
         sampler=train.text("sampler"),
         rloo=rloo,
         prompt=train.text("prompt"),
@@ -97,41 +101,37 @@ def read_settings(path: Path) -> Settings:
 
 @click.command(help=__doc__)
 @click.argument("path", metavar="SETTINGS", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--train", required=True, help="gsm8k=FILE")
-@click.option("--test", required=True, help="gsm8k=FILE")
+@click.option("--train", required=True, type=click.Path(path_type=Path), help="GSM8K's file of training problems.")
+@click.option("--test", required=True, type=click.Path(path_type=Path), help="Its file of test problems.")
 @click.option("--steps", type=click.IntRange(1), help="In place of the settings'.")
 @click.option("--threads", default=1, show_default=True)
-def main(path: Path, train: str, test: str, steps: int | None, threads: int) -> None:
+def main(path: Path, train: Path, test: Path, steps: int | None, threads: int) -> None:
     settings, folder = read_settings(path), Path("results/real") / path.stem
-    if steps:
-        settings = replace(settings, rloo=replace(settings.rloo, steps=steps))
     options = EngineOptions(threads=threads, parallel=settings.rloo.prompts * settings.rloo.generations)
     source = gguf_for(settings.model, None, threads=threads)
-    problems = es.load_task(train, protocol="densesteer")
+    training, held_out = (easy(file, folder, settings) for file in (train, test))
+    held_out = held_out.subset(settings.draw)
     with progress_bar() as progress:
         progress.note("training")
         es.train(
-            source, settings.asked(problems, settings.prompt, 1), folder / "trained", settings.rloo,
+            source, settings.asked(training, settings.prompt, 1), folder / "trained",
+            replace(settings.rloo, steps=steps or settings.rloo.steps),
             gguf=quantize(quantize(source, "F32", threads=threads), settings.sampler, threads=threads),
             gradient=GradientOptions(batch_tokens=1024, dtype="bfloat16"), options=options, keep_every=5,
             progress=progress,
         )  # fmt: skip
-        vector = es.load_vector(folder / "trained" / "vector.safetensors")
-        held_out = es.load_task(test, protocol="densesteer").subset(settings.draw)
-        choice: dict[str, list[Row]] = {}
-        cells: dict[str, list[Row]] = {}
         with es.load(source, options=options) as model:
-            chosen_on = problems.subset(settings.chosen_on)
-            for name in settings.prompts:
-                task = settings.asked(chosen_on, name, settings.chosen_samples)
-                kept = folder / "choice" / name
-                choice |= es.evaluate(model, task, {name: None}, folder=kept, nll=False, progress=progress)
+            choice = untrained(model, training.subset(settings.chosen_on), settings, folder / "choice", progress)
             best = max(choice, key=lambda name: summarise(choice[name]).accuracy)
-            for name in dict.fromkeys((settings.prompt, best)):
-                task = settings.asked(held_out, name, settings.samples)
-                methods = {f"untrained, {name}": None, f"vector, {name}": vector}
-                kept = folder / "test" / name
-                cells |= es.evaluate(model, task, methods, folder=kept, nll=False, progress=progress)
+            vector = es.load_vector(folder / "trained" / "vector.safetensors")
+            asked = {name: settings.asked(held_out, name, settings.samples) for name in (settings.prompt, best)}
+            cells = {
+                f"{method}, {name}": es.evaluate(
+                    model, task, {method: steer}, folder=folder / "test" / method / name, nll=False, progress=progress
+                )[method]
+                for name, task in asked.items()
+                for method, steer in {"untrained": None, "vector": vector}.items()
+            }
     log = TrainingLog.read(folder / "trained")
     before = cells[f"untrained, {settings.prompt}"]
     write_json(
@@ -145,6 +145,26 @@ def main(path: Path, train: str, test: str, steps: int | None, threads: int) -> 
     )
     plot_training(log, DOCS / f"{path.stem}.png")
     show(cells, before)
+
+
+def easy(file: Path, folder: Path, settings: Settings) -> Task:
+    """The problems of a file of GSM8K whose solution has so few calculations."""
+    path = folder / file.name
+    lines = [line for line in read_lines(file, "problems of GSM8K") if 0 < line.count("<<") <= settings.calculations]
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return es.load_task(f"gsm8k={path}", protocol="densesteer")
+
+
+def untrained(
+    model: RunningModel, task: Task, settings: Settings, folder: Path, progress: es.Progress
+) -> dict[str, list[Row]]:
+    """Rows of the untrained model under each prompt."""
+    rows: dict[str, list[Row]] = {}
+    for name in settings.prompts:
+        asked = settings.asked(task, name, settings.chosen_samples)
+        rows |= es.evaluate(model, asked, {name: None}, folder=folder / name, nll=False, progress=progress)
+    return rows
 
 
 def cost(log: TrainingLog) -> dict[str, Any]:
