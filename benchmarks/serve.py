@@ -5,8 +5,8 @@
 
 Both servers get the same prompts, greedy, of one length that no end token cuts short, streamed, in turns: what else
 the machine does falls on both. No prompt begins as another does: what caches share between prompts is left out. Two
-short requests of each client come before each turn: a server whose clients go from one steering to several makes its
-context again once. A model without a vector gets a random direction.
+seconds of quiet and two short requests of each client come before each turn: a server whose clients go from one
+steering to several makes its context again once, and back when it rests. A model without a vector gets a random direction.
 Prints the median of the rounds, with the ratio of each round's two neighbours as median, smallest and largest, and a
 JSON line.
 """
@@ -235,6 +235,7 @@ def compare(
         for clients in counts:
             for name, server in servers.items():
                 turn += 2
+                time.sleep(2)
                 measure(server, clients, 2, 2, cases[name], turn - 1)
                 speed = measure(server, clients, tokens, requests, cases[name], turn)
                 if round_:

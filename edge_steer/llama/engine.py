@@ -195,6 +195,11 @@ class Engine(Runtime):
         with interrupts_wait():
             return self._scheduler.step()
 
+    def rest(self) -> None:
+        """To be called when nothing was to do for a while: makes ready for requests that are steered alike again."""
+        with interrupts_wait():
+            self._scheduler.rest()
+
     def generate(
         self, requests: Sequence[Request], on_text: OnText | None = None, on_done: OnDone | None = None
     ) -> list[Completion]:

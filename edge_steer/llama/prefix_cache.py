@@ -85,7 +85,7 @@ class PrefixCache:
     """The cached beginnings of all sequences of a context."""
 
     def __init__(self, context: LlamaContext) -> None:
-        self._context = context
+        self.context = context
         self._entries = [Entry() for _ in range(context.sequences)]
         self._can_trim = True
         self._uses = itertools.count(1)
@@ -120,10 +120,10 @@ class PrefixCache:
         """Give the sequence the donor's first `common` positions and nothing else; how many it has then."""
         keys = self._entries[donor].keys
         if donor != sequence:
-            self._context.copy(donor, sequence)
-        if not self._context.forget(sequence, common):
+            self.context.copy(donor, sequence)
+        if not self.context.forget(sequence, common):
             self._can_trim, common = False, 0
-            self._context.forget(sequence)
+            self.context.forget(sequence)
         self.hold(sequence, keys[:common], steering)
         return common
 
@@ -134,7 +134,7 @@ class PrefixCache:
     def move(self, source: int, target: int) -> None:
         """Make all that is cached for `source` the cache of `target`."""
         if source != target:
-            self._context.copy(source, target)
+            self.context.copy(source, target)
             self._entries[target] = self._entries[source]
 
     def rescue(self, sequence: int, idle: Iterable[int]) -> None:

@@ -79,6 +79,11 @@ class Scheduler:
                 sequence.close()
         self._calls = deque(call for call in self._calls if call[0] not in abandoned)
 
+    def rest(self) -> None:
+        """Nothing is to do for a while: what takes rows, and asks about every node, becomes a plain context again."""
+        if not self.busy and self._cache and self._cache.context.hooked:
+            self._take_context(1, 1, rows=False, idle=False)
+
     def forget(self) -> None:
         """Forget all that is cached; nothing may be running."""
         self._cache = None
@@ -96,30 +101,25 @@ class Scheduler:
         for place, job in enumerate(arrived):
             first.setdefault(job.request.prompt, place)
         arrived.sort(key=lambda job: first[job.request.prompt])
-        if arrived and not self._probe_passes(arrived):
-            arrived = [job for job in arrived if not job.steering]
-        self._fit(arrived)
+        self._fit(self._steerable(arrived))
 
-    def _probe_passes(self, arrived: list[Job]) -> bool:
-        """Whether llama.cpp applies a control vector to this model; if not, steered jobs end here."""
-        if not any(job.steering for job in arrived):
-            return True
+    def _steerable(self, arrived: list[Job]) -> list[Job]:
+        """Those that can be served; the steered ones end here if llama.cpp applies no control vector to this model."""
         try:
-            self._contexts.check_steerable()
+            if any(job.steering for job in arrived):
+                self._contexts.check_steerable()
         except ModelError as error:
-            for job in arrived:
-                if job.steering:
-                    self._fail(job, str(error))
-            return False
-        return True
+            for job in filter(lambda job: job.steering, arrived):
+                self._fail(job, str(error))
+            return [job for job in arrived if not job.steering]
+        return arrived
 
     def _fit(self, arrived: list[Job]) -> None:
         """Make the context serve these jobs beside those that are live; what memory cannot hold ends as an error."""
         live = [sequence.job for sequence in self._sequences()] + [*self._waiting]
         while arrived:
             jobs, before = live + arrived, self._contexts.current
-            # Rows cost a step little, and to make a server's context again takes it a second.
-            stays = bool(live) or self._keep_cache
+            stays = live or self._keep_cache  # to make a server's context again takes it a second; see rest
             rows = len({id(job.steering) for job in jobs}) > 1 or any(job.needs_rows for job in jobs)
             rows = rows or bool(stays and before and before.hooked)
             length = max(job.length for job in jobs)
@@ -139,10 +139,12 @@ class Scheduler:
         cached = self._cache.cached() if self._cache else []
         filling = [self._filling[0]] if self._filling else []
         keep = sorted({*range(len(self._running)), *filling, *cached})
-        before, context = self._contexts.current, self._contexts.fit(length, sequences, hooked=rows, keep=keep)
-        if self._cache is None or context is not before:
-            self._cache = self._cache.moved_to(context) if self._cache else PrefixCache(context)
-            self._steering, self._step_is_steered = steering_of(context), False
+        try:
+            self._contexts.fit(length, sequences, hooked=rows, keep=keep)
+        finally:  # what is refused may have been made again as it was
+            if (context := self._contexts.current) and (self._cache is None or self._cache.context is not context):
+                self._cache = self._cache.moved_to(context) if self._cache else PrefixCache(context)
+                self._steering, self._step_is_steered = steering_of(context), False
 
     def _sequences(self) -> list[RunningSequence]:
         return [*filter(None, self._running), *([self._filling[1]] if self._filling else [])]

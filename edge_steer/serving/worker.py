@@ -21,6 +21,7 @@ from edge_steer.core.steering import Steering
 from edge_steer.core.vector import Array
 from edge_steer.serving.replies import ApiError
 
+QUIET_SECONDS = 1.0  # without requests, until the engine rests
 BUSY_SECONDS = 1  # what Retry-After says when the queue is full
 
 
@@ -70,6 +71,8 @@ class ServedEngine(SteppingEngine, Protocol):
     def vocabulary(self) -> Vocabulary: ...
 
     def reserve(self) -> None: ...
+
+    def rest(self) -> None: ...
 
     def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]: ...
 
@@ -205,12 +208,17 @@ class Worker:
         return await outcome
 
     def _run(self) -> None:
+        woken = False
         while not self._stopping:
-            self._awake.wait()
-            self._awake.clear()
+            woken = self._awake.wait(QUIET_SECONDS if woken else None)
             try:
-                while not self._stopping and self._work():
-                    pass
+                if woken:
+                    self._awake.clear()
+                    while not self._stopping and self._work():
+                        pass
+                elif not self.broken:
+                    with suppress(EdgeSteerError):  # there is no memory for another context; this one does
+                        self._engine.rest()
             except Exception as error:
                 _LOG.exception("the engine has stopped working")
                 self.broken = next(iter(str(error).splitlines()), "") or type(error).__name__

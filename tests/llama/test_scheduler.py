@@ -331,6 +331,42 @@ def test_clients_who_differ_find_the_context_as_they_left_it(
         assert keeping._contexts.current is hooked
 
 
+def test_an_engine_at_rest_is_plain_again_and_forgets_nothing(
+    keeping: Engine, bundled_vector: SteeringVector, prompts: list[tuple[int, ...]]
+) -> None:
+    for strength in (0.1, 0.2):
+        keeping.submit(Request(prompts[0], 4, (Steering(bundled_vector, strength, (5,), "generated"),)))
+    keeping.rest()  # something is to do
+    run(keeping)
+    assert keeping._contexts.current
+    assert keeping._contexts.current.hooked
+    keeping.rest()
+    plain = keeping._contexts.current
+    assert not plain.hooked
+    answered = answer(keeping, Request(prompts[0], 4))
+    assert answered.timings.reused == len(prompts[0]) - 1
+    assert keeping._contexts.current is plain
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_memory_cannot_hold_ends_and_the_rest_goes_on(
+    keep: bool, bundled_f16: Path, prompts: list[tuple[int, ...]]
+) -> None:
+    options = EngineOptions(threads=1, parallel=3, context=10**12, keep_cache=keep)
+    with Engine.load(bundled_f16, options) as engine:
+        alone = engine.generate([Request(prompts[0], 40)])[0]
+        engine._scheduler.forget()
+        done: list[Completion] = []
+        engine.submit(Request(prompts[0], 40), on_done=done.append)
+        for _ in range(9):
+            engine.step()
+        engine.submit(Request(prompts[1], 10**11), on_done=done.append)
+        run(engine)
+        assert [one.finish for one in done] == ["error", "length"]
+        assert "are free; ask for fewer tokens" in done[0].error
+        assert done[1].tokens == alone.tokens
+
+
 def test_a_cancelled_answer_stays_cached(keeping: Engine, prompts: list[tuple[int, ...]]) -> None:
     pieces: list[Piece] = []
     ticket = keeping.submit(Request(prompts[0], 40), on_piece=pieces.append)
