@@ -1,14 +1,17 @@
 """hook.py: the residual stream read while llama.cpp computes, against PyTorch's and against itself."""
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from llama_cpp._ggml import libggml
 
 from edge_steer.core.errors import ModelError
 from edge_steer.core.vector import Array
 from edge_steer.llama.context import LlamaContext
+from edge_steer.llama.hook import ResidualHook
 from edge_steer.llama.model import LlamaModel
 from edge_steer.reference.model import Reference
 
@@ -55,6 +58,34 @@ def test_states_are_those_of_pytorch_at_every_layer(context: LlamaContext, bundl
         assert (np.abs(found[layer] - expected[layer]) / size).max() < 2e-5
         if layer:
             assert (np.abs(found[layer] - expected[layer - 1]) / size).max() > 0.05
+
+
+class GgmlParameters(ctypes.Structure):
+    _fields_ = (("size", ctypes.c_size_t), ("buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
+def test_of_all_nodes_the_wanted_layers_alone_are_asked_for() -> None:
+    """The first 8 bytes of l_out-10 are those of l_out-100 too."""
+    libggml.ggml_init.argtypes, libggml.ggml_init.restype = [GgmlParameters], ctypes.c_void_p
+    libggml.ggml_new_tensor_1d.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int64]
+    libggml.ggml_new_tensor_1d.restype = ctypes.c_void_p
+    libggml.ggml_set_name.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    libggml.ggml_free.argtypes = [ctypes.c_void_p]
+    ggml = libggml.ggml_init(GgmlParameters(2**16, None, True))
+    tensor = libggml.ggml_new_tensor_1d(ggml, 0, 8)
+    hook = ResidualHook(8, 1)
+
+    def asked(name: str) -> bool:
+        libggml.ggml_set_name(tensor, name.encode())
+        return bool(hook.callback(tensor, True, None))
+
+    names = ["l_out-1", "l_out-10", "l_out-100", "l_out-10 (view)", "l_out-2", "norm-10", ""]
+    assert [name for name in names if asked(name)] == []
+    hook.add({10: np.zeros((1, 8), dtype=np.float32)})
+    assert [name for name in names if asked(name)] == ["l_out-10"]
+    hook.add({layer: np.zeros((1, 8), dtype=np.float32) for layer in (1, 100)})
+    assert [name for name in names if asked(name)] == ["l_out-1", "l_out-100"]
+    libggml.ggml_free(ggml)
 
 
 @pytest.mark.parametrize("wanted", [slice(-1, None), slice(3, 9)])
