@@ -52,6 +52,7 @@ from edge_steer.terminal.progress import progress_bar
 from edge_steer.vectors.read import load as load_vector
 
 STRENGTH = 0.1  # of the residual norm, as the shipped vector's
+RANDOM = 5  # vectors of the same norm
 OTHERS = ("terse", "dense", "teacher", "line-breaks")  # vectors of the experiment
 CALCULATION = re.compile(r"<<.*?>>")  # notes in the written solutions
 
@@ -137,10 +138,7 @@ def compare_draws(run: Run, pairs: Sequence[Pair]) -> dict[str, Any]:
     drawn = {count: disjoint_draws(states, count, run.asked.draws) for count in run.asked.counts}
     vectors = {"all written": reduce(states, normalise="residual"), **{kind: run.vector(kind) for kind in OTHERS}}
     vectors |= {f"{count} pairs, draw {n}": one for count, some in drawn.items() for n, one in enumerate(some)}
-    methods = {
-        name: Method(name, (Steering(vector, STRENGTH, (run.layer,), "generated"),)) for name, vector in vectors.items()
-    }
-    rows = run.rows(run.task("draws"), {"unsteered": None, **methods}, "draws")
+    rows = run.rows(run.task("draws"), {"unsteered": None, **_methods(run, vectors)}, "draws")
     directions = {name: vector.directions[run.layer] for name, vector in vectors.items()}
     return {
         name: {
@@ -149,6 +147,18 @@ def compare_draws(run: Run, pairs: Sequence[Pair]) -> dict[str, Any]:
         }
         for name in vectors
     } | {"between draws": {str(count): _cosines(some, run.layer) for count, some in drawn.items()}}
+
+
+def compare_random(run: Run) -> dict[str, Any]:
+    """Random vectors of the same norm at the same place, on the problems of the draws."""
+    vectors = {f"random-{seed}": run.vector("terse").random_like(seed) for seed in range(RANDOM)}
+    rows = run.rows(run.task("draws"), {"unsteered": None, **_methods(run, vectors)}, "random")
+    return {name: {"change": asdict(compare(rows["unsteered"], rows[name]))} for name in vectors}
+
+
+def _methods(run: Run, vectors: Mapping[str, SteeringVector]) -> dict[str, Method]:
+    """Vectors in residual units where the shipped one is, at its norm."""
+    return {name: Method(name, (Steering(one, STRENGTH, (run.layer,), "generated"),)) for name, one in vectors.items()}
 
 
 def _cosines(vectors: Sequence[SteeringVector], layer: int) -> list[float]:
@@ -191,6 +201,7 @@ def main(settings_file: Path, train: str, test: str, rewrites: Path | None, out:
                 "backend": model.provenance.backend,
                 "temperature": compare_temperatures(run),
                 "draws": compare_draws(run, written_pairs(run, Path(train.partition("=")[2]))),
+                "random": compare_random(run),
                 "choice": compare_choices(run),
             }
     write_json(DOCS / f"{asked.name}.json", summary)

@@ -23,7 +23,7 @@ def tables(summary: Mapping[str, Any]) -> str:
         (
             temperature_table(summary["temperature"]),
             count_table(summary["draws"]),
-            origin_table(summary["draws"]),
+            origin_table(summary["draws"] | summary["random"]),
             choice_table(summary["choice"]),
         )
     )
@@ -55,7 +55,7 @@ def count_table(draws: Mapping[str, Any]) -> str:
 def origin_table(draws: Mapping[str, Any]) -> str:
     """Vectors of other origin, at the same place and norm: cosine with that of all written solutions, and effect."""
     rows = [
-        [name, f"{one['cosine']['all written']:.2f}", f"{one['cosine']['terse']:.2f}",
+        [name, *(f"{one['cosine'][other]:.2f}" if "cosine" in one else "" for other in ("all written", "terse")),
          *(_difference(one["change"], figure) for figure in FIGURES)]
         for name, one in draws.items()
         if name != BETWEEN and "draw" not in name
