@@ -12,7 +12,9 @@ from real_tolerances import worst
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.parity.tolerances import TOLERANCES
 
-SETTINGS = sorted((ROOT / "benchmarks" / "settings").glob("*.toml"))
+FOLDER = ROOT / "benchmarks" / "settings"
+OTHERS = ("-stability", "-long", "-training")  # settings of runs that follow the experiment
+SETTINGS = sorted(path for path in FOLDER.glob("*.toml") if not path.stem.endswith(OTHERS))
 
 
 def gsm8k(path: Path, questions: list[str]) -> str:
