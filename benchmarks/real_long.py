@@ -187,8 +187,8 @@ def main(settings_file: Path, out: Path, threads: int) -> None:
                 if number not in measured:
                     measured[number] = compare_windows(model, answer, steering, settings)
                     store.append({"of": number, "windows": measured[number]})
-            summary = {"model": model.provenance.model, "backend": model.provenance.backend, "window": settings.window}
-    summary |= summarise_windows(answers, [measured[number] for number in range(len(answers))])
+            ran = {"model": model.provenance.model, "backend": model.provenance.backend, "window": settings.window}
+    summary = ran | summarise_windows(answers, [measured[number] for number in range(len(answers))])
     write_json(DOCS / f"{name}.json", summary)
     draw(summary, settings.window, DOCS / f"{name}.png")
     columns = [*(f"{n * settings.window}" for n in range(len(summary["KL"]["windows"]))), "last - first"]
