@@ -86,9 +86,8 @@ class Experiment:
 def make_pairs(experiment: Experiment, model: Engine) -> dict[str, list[Pair]]:
     """Pairs of every kind, each in a file; pairs.json says how many solutions gave how many."""
     if experiment.file("pairs.json").is_file():
-        return {
-            path.stem.removeprefix("pairs-"): [*read_pairs(path)] for path in experiment.folder.glob("pairs-*.jsonl")
-        }
+        files = experiment.folder.glob("pairs-*.jsonl")
+        return {path.stem.removeprefix("pairs-"): [*read_pairs(path)] for path in files}
     settings, task, progress = experiment.settings.pairs, experiment.problems.pairs, experiment.progress
     own = generate_solutions(
         model, task, experiment.file("own.jsonl"),

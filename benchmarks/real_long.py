@@ -187,7 +187,11 @@ def main(settings_file: Path, out: Path, threads: int) -> None:
                 if number not in measured:
                     measured[number] = compare_windows(model, answer, steering, settings)
                     store.append({"of": number, "windows": measured[number]})
-            ran = {"model": model.provenance.model, "backend": model.provenance.backend, "window": settings.window}
+            ran: dict[str, Any] = {
+                "model": model.provenance.model,
+                "backend": model.provenance.backend,
+                "window": settings.window,
+            }
     summary = ran | summarise_windows(answers, [measured[number] for number in range(len(answers))])
     write_json(DOCS / f"{name}.json", summary)
     draw(summary, settings.window, DOCS / f"{name}.png")
