@@ -1,6 +1,7 @@
 """certificate.json as a value: what was written before is read, what is no certificate is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from paths import ROOT
 
 from edge_steer.certificates.certificate import Certificate, check_steering, read_certificate, read_certified_texts
+from edge_steer.certificates.recheck import IN_ROUNDINGS, recheck
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.steering import Steering
 from edge_steer.parity.baseline import SteeringRecord
@@ -85,3 +87,17 @@ def test_a_damaged_entry_is_named(record: dict[str, Any]) -> None:
     record["files"][1]["unsteered"]["kl"]["mean"] = "small"
     with pytest.raises(EdgeSteerError, match=r"files\.1\.unsteered\.kl\.mean"):
         Certificate.from_json(record)
+
+
+@pytest.mark.parametrize(("roundings", "holds"), [(5.0, True), (50.0, False)])
+def test_what_an_older_certificate_was_not_asked_is_said_and_still_has_its_limit(roundings: float, holds: bool) -> None:
+    entry = read_certificate(COMMITTED).files[0]
+    assert entry.quant == "F32"
+    assert all(row.rounding is None for row in entry.report.mechanism)
+    largest = max(row.max for row in entry.report.mechanism)
+    rows = tuple(replace(row, rounding=largest / roundings) for row in entry.report.mechanism)
+    again = recheck(entry, replace(entry.report, mechanism=rows))
+    [figure] = [one for one in again if one.figure == IN_ROUNDINGS]
+    assert (figure.recorded, figure.holds) == (None, holds)
+    assert figure.measured == pytest.approx(roundings)
+    assert all(one.holds for one in again if one is not figure)
