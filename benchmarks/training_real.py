@@ -48,6 +48,8 @@ class Settings:
 
     model: str
     calculations: int
+    template: str
+    stop: tuple[str, ...]
     sampler: str
     rloo: RlooSettings
     prompt: str
@@ -64,6 +66,7 @@ class Settings:
             samples=samples,
             max_tokens=self.rloo.max_tokens,
             sampling=Sampling(temperature=1.0),
+            stop=self.stop,
         )
 
 
@@ -85,6 +88,8 @@ def read_settings(path: Path) -> Settings:
     settings = Settings(
         model=table.text("model"),
         calculations=table.whole("calculations"),
+        template=table.text("template"),
+        stop=table.texts("stop"),
         sampler=train.text("sampler"),
         rloo=rloo,
         prompt=train.text("prompt"),
@@ -107,7 +112,9 @@ def read_settings(path: Path) -> Settings:
 @click.option("--threads", default=1, show_default=True)
 def main(path: Path, train: Path, test: Path, steps: int | None, threads: int) -> None:
     settings, folder = read_settings(path), Path("results/real") / path.stem
-    options = EngineOptions(threads=threads, parallel=settings.rloo.prompts * settings.rloo.generations)
+    options = EngineOptions(
+        threads=threads, parallel=settings.rloo.prompts * settings.rloo.generations, template=settings.template
+    )
     source = gguf_for(settings.model, None, threads=threads)
     training, held_out = (easy(file, folder, settings) for file in (train, test))
     held_out = held_out.subset(settings.draw)
