@@ -3,6 +3,7 @@
 Takes a TrainingLog, writes a PNG by matplotlib. It runs no model.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +29,11 @@ def plot_training(log: TrainingLog, path: str | Path) -> Path:
     figure = Figure(figsize=(9.6, 6.4), layout="constrained")
     axes = figure.subplots(2, 2).ravel()
     steps = log.steps
-    _line(axes[0], "reward", [step.reward for step in steps])
+    _line(axes[0], "reward", {step.step: step.reward for step in steps})
     axes[0].set_ylim(0, 1)
-    _line(axes[1], "tokens of an answer", [step.length for step in steps])
+    _line(axes[1], "tokens of an answer", {step.step: step.length for step in steps})
     _norms(axes[2], log)
-    _line(axes[3], "|log p in PyTorch - in llama.cpp|", [step.gap.mean if step.gap else 0.0 for step in steps])
+    _line(axes[3], "|log p in PyTorch - in llama.cpp|", {step.step: step.gap.mean for step in steps if step.gap})
     for axis in axes:
         axis.set_xlabel("step")
         axis.grid(alpha=0.25)
@@ -43,8 +44,9 @@ def plot_training(log: TrainingLog, path: str | Path) -> Path:
     return path
 
 
-def _line(axis: "Axes", title: str, values: list[float]) -> None:
-    steps = range(1, len(values) + 1)
+def _line(axis: "Axes", title: str, by_step: Mapping[int, float]) -> None:
+    """A figure of the steps that have it."""
+    steps, values = list(by_step), list(by_step.values())
     axis.plot(steps, values, ".", color=BLUE, alpha=0.35, markersize=4)
     axis.plot(steps, smoothed(values), color=BLUE, label=f"mean of {SMOOTHED} steps")
     axis.set_title(title)
