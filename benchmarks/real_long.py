@@ -10,6 +10,8 @@ Over each answer, whoever wrote it, both the unsteered and the steered model are
     along    cosine of that change with the change at its layer, which is the vector
     end      log-odds of an end token, steered minus unsteered
 
+and, of the answer itself, the share of its sequences of four tokens that stood in it before the window.
+
 Answers and windows lie in results/real/NAME-long.jsonl, and a stopped run goes on with the next answer; then
 docs/real/NAME-long.json and a figure are written and a table printed. Intervals are over answers.
 """
@@ -150,6 +152,14 @@ def summarise_windows(answers: Sequence[Record], windows: Sequence[Sequence[Reco
     }
 
 
+def repeated(tokens: Sequence[int], window: int) -> list[float]:
+    """Of each window the share of its sequences of four tokens that stood in the answer before it."""
+    fours = [tuple(tokens[first : first + 4]) for first in range(len(tokens) - 3)]
+    parts = [fours[first : first + window - 3] for first in range(0, len(tokens), window)]
+    before = [{*fours[: max(number * window - 3, 0)]} for number in range(len(parts))]
+    return [float(np.mean([four in seen for four in part])) for part, seen in zip(parts, before, strict=True)]
+
+
 def draw(summary: dict[str, Any], window: int, path: Path) -> None:
     """The four measures over the position."""
     figure, axes = plt.subplots(1, len(MEASURES), figsize=(11, 2.8), layout="constrained")
@@ -193,6 +203,7 @@ def main(settings_file: Path, out: Path, threads: int) -> None:
                 "window": settings.window,
             }
     summary = ran | summarise_windows(answers, [measured[number] for number in range(len(answers))])
+    summary["repeated"] = [repeated(answer["tokens"], settings.window) for answer in answers]
     write_json(DOCS / f"{name}.json", summary)
     draw(summary, settings.window, DOCS / f"{name}.png")
     columns = [*(f"{n * settings.window}" for n in range(len(summary["KL"]["windows"]))), "last - first"]
@@ -200,7 +211,8 @@ def main(settings_file: Path, out: Path, threads: int) -> None:
         [name, *(f"{mean:.3f}" for mean, _ in summary[name]["windows"]), _signed(*summary[name]["last minus first"])]
         for name in MEASURES
     ]
-    click.echo(markdown(["from token", *columns], rows))
+    shares = np.mean(summary["repeated"], axis=0)
+    click.echo(markdown(["from token", *columns], [*rows, ["repeated", *(f"{share:.2f}" for share in shares), ""]]))
 
 
 def _signed(mean: float, ends: tuple[float, float]) -> str:
