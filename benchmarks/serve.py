@@ -6,9 +6,9 @@
 Both servers get the same prompts, greedy, of one length that no end token cuts short, streamed, in turns: what else
 the machine does falls on both. No prompt begins as another does: what caches share between prompts is left out. Two
 seconds of quiet and two short requests of each client come before each turn: a server whose clients go from one
-steering to several makes its context again once, and back when it rests. A model without a vector gets a random direction.
-Prints the median of the rounds, with the ratio of each round's two neighbours as median, smallest and largest, and a
-JSON line.
+steering to several makes its context again once, and back when it rests. A model without a vector gets a random
+direction. Prints the median of the rounds, with the ratio of each round's two neighbours as median, smallest and
+largest, and a JSON line.
 """
 
 import json

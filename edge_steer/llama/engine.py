@@ -372,6 +372,8 @@ class Engine(Runtime):
         context = self._contexts.fit(length, 1, hooked=hooked)
         if context is not before:
             self._scored = NO_KEYS
+        if context.hooked:
+            context.add({})  # what the last answers were steered by
         return context
 
 

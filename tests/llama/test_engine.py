@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_steer.core.backend import Completion, EngineOptions, Piece, Request
+from edge_steer.core.backend import Completion, EngineOptions, Piece, Recording, Request
 from edge_steer.core.errors import EdgeSteerError, ModelError, RequestError, VectorError
 from edge_steer.core.sampling import Sampling
 from edge_steer.core.steering import Steering
-from edge_steer.core.vector import PHASES, ModelIdentity, Phase, SteeringVector
+from edge_steer.core.vector import PHASES, Array, ModelIdentity, Phase, SteeringVector
 from edge_steer.llama.context import LlamaContext
 from edge_steer.llama.engine import Engine
 from edge_steer.llama.model import LlamaModel
@@ -146,6 +146,26 @@ def test_several_vectors_add_up(exact: Engine, requests: list[Request], bundled_
     both = exact.logits(tokens, 1, [Steering(bundled_vector, 0.5, (3,)), Steering(bundled_vector, 0.25, (3,))])
     sum_ = exact.logits(tokens, 1, [Steering(bundled_vector, 0.75, (3,))])
     np.testing.assert_allclose(both, sum_, atol=1e-4)
+
+
+def test_a_text_is_read_and_scored_alike_whatever_was_answered_before(
+    exact: Engine, requests: list[Request], bundled_vector: SteeringVector
+) -> None:
+    """Of rows in force since the last answers nothing is left."""
+    tokens, steering = requests[0].prompt, (Steering(bundled_vector, 1.0, (3,)),)
+
+    def read(steering: tuple[Steering, ...]) -> tuple[Array, Array]:
+        recording = Recording((2, 4), tuple(range(len(tokens))))
+        logits = [piece.copy() for piece in exact.logit_rows(tokens, len(tokens) // 2, steering, recording)]
+        return np.concatenate(logits), np.stack([recording.states[layer] for layer in (2, 4)])
+
+    alone = {some: read(some) for some in ((), steering)}
+    for some, (logits, states) in alone.items():
+        for unsteered in (4, 8):  # the steered answer ends alone, or both end together
+            exact.generate([Request(tokens, unsteered), Request(tokens, 8, steering)])
+            again = read(some)
+            np.testing.assert_allclose(again[0], logits, atol=1e-4)
+            np.testing.assert_allclose(again[1], states, atol=1e-4)
 
 
 def test_nll_is_that_of_the_logits(exact: Engine, requests: list[Request]) -> None:
