@@ -44,5 +44,6 @@ def _widen(block: torch.nn.Module, _inputs: Any) -> None:
 
 
 def _cast(weights: Iterable[torch.nn.Parameter], dtype: torch.dtype) -> None:
-    for weight in weights:
-        weight.data = weight.data.to(dtype)
+    with torch.inference_mode(False):  # of what is made in that mode no gradient could be taken later
+        for weight in weights:
+            weight.data = weight.data.to(dtype)

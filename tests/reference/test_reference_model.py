@@ -437,6 +437,22 @@ def test_half_precision_is_near_float32(tiny: Reference, tiny_folder: Path) -> N
     assert np.abs(half - tiny.logits(tokens, 5, steering)).mean() < 0.1
 
 
+def test_float64_for_a_while_leaves_the_weights_as_they_were(tiny_folder: Path) -> None:
+    """And leaves them such that a gradient can be taken through them."""
+    reference = Reference.load(tiny_folder)
+    tokens = prompts(reference)[0]
+    weights = list(reference._network.parameters())
+    before = [weight.detach().clone() for weight in weights]
+    with reference.in_float64():
+        wide = reference.logits(tokens, 5)
+    assert 0 < np.abs(wide - reference.logits(tokens, 5)).max() < 1e-3
+    for weight, was in zip(weights, before, strict=True):
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, was)
+        assert not weight.is_inference()
+        assert not weight.data.is_inference()
+
+
 @pytest.mark.parametrize(
     ("sampling", "named"),
     [
