@@ -90,10 +90,7 @@ class Problems:
 def read_settings(path: str | Path) -> Settings:
     """Errors: EdgeSteerError for a key that is missing, unknown or of another type."""
     table = TomlTable(path, "settings of an experiment")
-    parts = {name: table.table(name) for name in ("pairs", "dev", "test")}
-    if missing := [name for name, part in parts.items() if part is None]:
-        raise table.error(missing[0], "is missing")
-    pairs, dev, test = (part for part in parts.values() if part)
+    pairs, dev, test = table.tables("pairs", "dev", "test")
     settings = Settings(
         Path(path).stem,
         table.text("model"),

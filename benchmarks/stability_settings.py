@@ -13,6 +13,8 @@ from edge_steer.core.vector import SteeringVector
 from edge_steer.storage.toml import TomlTable
 from edge_steer.vectors.read import load as load_vector
 
+PARTS = ("temperature", "draws", "choice")
+
 
 @dataclass(frozen=True)
 class Stability:
@@ -39,16 +41,13 @@ class Stability:
 def read_stability(path: str | Path) -> Stability:
     """Errors: EdgeSteerError for a key that is missing, unknown or of another type."""
     table = TomlTable(path, "settings of a stability run")
-    parts = {name: table.table(name) for name in ("temperature", "draws", "choice")}
-    if missing := [name for name, part in parts.items() if part is None]:
-        raise table.error(missing[0], "is missing")
-    temperature, draws, choice = (part for part in parts.values() if part)
+    temperature, draws, choice = table.tables(*PARTS)
     settings = Stability(
         name=Path(path).stem,
         experiment=read_settings(Path(path).with_name(f"{table.text('experiment')}.toml")),
         vector=load_vector(table.text("vector")),
         behind=table.whole("behind"),
-        problems={name: part.whole("problems") for name, part in parts.items() if part},
+        problems={name: part.whole("problems") for name, part in zip(PARTS, (temperature, draws, choice), strict=True)},
         temperatures=tuple(map(float, temperature.text("values").split(","))),
         samples=temperature.whole("samples"),
         pool=draws.whole("pool"),

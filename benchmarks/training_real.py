@@ -73,10 +73,7 @@ class Settings:
 def read_settings(path: Path) -> Settings:
     """Errors: EdgeSteerError for a key that is missing, unknown or of another type."""
     table = TomlTable(path, "settings of a training")
-    parts = {name: table.table(name) for name in ("train", "prompts", "choice", "test")}
-    if missing := [name for name, part in parts.items() if part is None]:
-        raise table.error(missing[0], "is missing")
-    train, prompts, choice, test = (part for part in parts.values() if part)
+    train, prompts, choice, test = table.tables("train", "prompts", "choice", "test")
     rloo = RlooSettings(
         steps=train.whole("steps"),
         prompts=train.whole("prompts"),

@@ -43,6 +43,15 @@ class TomlTable:
         table.rest, table.taken, table.name = rest, set(), f"{self.name}{key}."
         return table
 
+    def tables(self, *keys: str) -> "list[TomlTable]":
+        """These tables, each of which must be there."""
+        tables = []
+        for key in keys:
+            if not (table := self.table(key)):
+                raise self.error(key, "is missing")
+            tables.append(table)
+        return tables
+
     def text(self, key: str, optional: bool = False) -> str:
         value = self._take(key, "" if optional else None)
         if not isinstance(value, str):
