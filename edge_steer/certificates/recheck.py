@@ -108,6 +108,7 @@ def recheck(entry: FileEntry, report: Report) -> list[RecheckedFigure]:
     return [
         RecheckedFigure(entry.file, name, recorded.get(name), value, _holds(name, recorded.get(name), value))
         for name, value in measured.items()
+        if name in recorded or name == IN_ROUNDINGS
     ]
 
 

@@ -328,7 +328,6 @@ class Engine(Runtime):
         context = self._context_alone(max(prompt.longest for prompt in prompts), hooked=True)
         self._scored = cached = NO_KEYS
         context.forget(0)
-        steering_of(context).before_prompts([(None, 1)])
         context.read(layers)
         try:
             for index, prompt in enumerate(prompts):

@@ -74,13 +74,15 @@ def rounding(reference: Backend, text: TokenisedText, steering: Steering) -> flo
     """
     if not isinstance(reference, Widened):
         return None
-    largest = []
-    for strength in (0.0, steering.strength, -steering.strength):
-        steered = [replace(steering, strength=strength)]
-        single = reference.logits(text.tokens, text.prompt, steered)
-        with reference.in_float64():
-            largest.append(_delta(single, reference.logits(text.tokens, text.prompt, steered)).max())
-    return float(max(largest))
+
+    def logits() -> list[Array]:
+        strengths = (0.0, steering.strength, -steering.strength)
+        return [reference.logits(text.tokens, text.prompt, [replace(steering, strength=s)]) for s in strengths]
+
+    single = logits()
+    with reference.in_float64():
+        double = logits()
+    return float(max(_delta(one, other).max() for one, other in zip(single, double, strict=True)))
 
 
 def mechanism(
