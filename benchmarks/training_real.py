@@ -2,29 +2,30 @@
 
     python benchmarks/training_real.py benchmarks/settings/NAME.toml --train FILE --test FILE
 
-trains on problems of few calculations in results/real/NAME/trained, chooses the prompt under which the untrained model
-does best on problems of train, and asks test problems of the untrained model and of the vector, each under the prompt
-of the training and under the best one. "vote" is the commonest of a problem's answers: more samples without training.
-Writes docs/real/NAME.json and NAME.png and prints a table. A stopped run goes on; --steps makes another number of them.
+trains in results/real/NAME/trained on problems of few calculations; where the settings have a pool, on those that the
+untrained model answers both rightly and wrongly. Then it asks test problems of the untrained model and of the vector,
+each under every prompt of the settings, and problems of train that were chosen alike and not trained on. "vote" is the
+commonest of a problem's answers: more samples without training. Writes docs/real/NAME.json and NAME.png and prints
+tables. A stopped run goes on; --steps makes another number of them.
 """
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import click
 from training import boxed, ended, majority, share
+from training_settings import Settings, easy_problems, read_settings, unseen_problems, with_contrast
 
 import edge_steer as es
 from edge_steer.core.backend import EngineOptions
-from edge_steer.core.sampling import Sampling
+from edge_steer.core.vector import SteeringVector
 from edge_steer.evaluation.figures import compare, figure_text, mean_text, summarise
 from edge_steer.models.quantize import gguf_for, quantize
-from edge_steer.storage.files import read_lines, write_json
-from edge_steer.storage.provenance import RunningModel
-from edge_steer.storage.toml import TomlTable
+from edge_steer.storage.files import write_json
 from edge_steer.tasks.rows import Row
 from edge_steer.tasks.task import Task
 from edge_steer.terminal.progress import progress_bar
@@ -32,73 +33,83 @@ from edge_steer.terminal.tables import print_table
 from edge_steer.training.plots import plot_training
 from edge_steer.training.policy import GradientOptions
 from edge_steer.training.records import TrainingLog
-from edge_steer.training.settings import RlooSettings
 
 DOCS = Path("docs/real")
 FIGURES = ("accuracy", "tokens", "steps", "density")
 PARTS = ("swap", "rollouts", "grading", "gradient", "update")
 ENDS = 5  # steps at the start and at the end
+UNTRAINED = "untrained"
+DEV_SEED = 1  # other answers than those by which its problems were chosen
+
+Cells = dict[str, list[Row]]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """model: a GGUF, as it is tested. calculations: the most of a problem's solution. sampler: the type that the model
-    has while it is trained. prompts: by name; "{question}" stands for the problem. chosen_on, chosen_samples: problems
-    of train that choose a prompt, and answers to each. draw, samples: the same of test, drawn by seed 0."""
+class Experiment:
+    """All that is the same in each part of it. folder: of what is kept."""
 
-    model: str
-    calculations: int
-    template: str
-    stop: tuple[str, ...]
-    sampler: str
-    rloo: RlooSettings
-    prompt: str
-    prompts: Mapping[str, str]
-    chosen_on: int
-    chosen_samples: int
-    draw: int
-    samples: int
+    settings: Settings
+    folder: Path
+    options: EngineOptions
+    progress: es.Progress
 
-    def asked(self, task: Task, prompt: str, samples: int) -> Task:
-        """A task under one of the prompts, several answers to each problem at temperature 1."""
-        return task.with_settings(
-            prompt=self.prompts[prompt],
-            samples=samples,
-            max_tokens=self.rloo.max_tokens,
-            sampling=Sampling(temperature=1.0),
-            stop=self.stop,
-        )
+    @cached_property
+    def source(self) -> Path:
+        return gguf_for(self.settings.model, None, threads=self.options.threads)
 
+    @cached_property
+    def sampler(self) -> Path:
+        """The file that answers while the vector is trained: the same weights, dequantised."""
+        threads = self.options.threads
+        return quantize(quantize(self.source, "F32", threads=threads), self.settings.sampler, threads=threads)
 
-def read_settings(path: Path) -> Settings:
-    """Errors: EdgeSteerError for a key that is missing, unknown or of another type."""
-    table = TomlTable(path, "settings of a training")
-    train, prompts, choice, test = table.tables("train", "prompts", "choice", "test")
-    rloo = RlooSettings(
-        steps=train.whole("steps"),
-        prompts=train.whole("prompts"),
-        generations=train.whole("generations"),
-        max_tokens=train.whole("max_tokens"),
-        learning_rate=train.number("learning_rate"),
-        warmup=train.whole("warmup"),
-    )
-    settings = Settings(
-        model=table.text("model"),
-        calculations=table.whole("calculations"),
-        template=table.text("template"),
-        stop=table.texts("stop"),
-        sampler=train.text("sampler"),
-        rloo=rloo,
-        prompt=train.text("prompt"),
-        prompts={name: prompts.text(name) for name in list(prompts.rest)},
-        chosen_on=choice.whole("problems"),
-        chosen_samples=choice.whole("samples"),
-        draw=test.whole("draw"),
-        samples=test.whole("samples"),
-    )
-    for part in (train, prompts, choice, test, table):
-        part.finish()
-    return settings
+    def problems(self, task: Task) -> tuple[Task, Task | None]:
+        """Those to train on, and of those chosen alike some that are not; None without a pool."""
+        pool = self.settings.pool
+        if pool is None:
+            return task, None
+        drawn = self.settings.asked(task.subset(pool.problems), self.settings.prompt, pool.samples)
+        with es.load(self.sampler, options=self.options) as model:
+            rows = es.evaluate(
+                model, drawn, {"pool": None}, folder=self.folder / "pool", nll=False, progress=self.progress
+            )
+        chosen = with_contrast(drawn, rows["pool"])
+        dev, training = chosen.split(pool.dev, len(chosen.samples) - pool.dev)
+        return training, dev
+
+    def train(self, task: Task, steps: int | None) -> SteeringVector:
+        """steps: None is the number of the settings."""
+        self.progress.note("training")
+        return es.train(
+            self.source, self.settings.asked(task, self.settings.prompt, 1), self.folder / "trained",
+            replace(self.settings.rloo, steps=steps or self.settings.rloo.steps), gguf=self.sampler,
+            gradient=GradientOptions(batch_tokens=1024, dtype="bfloat16"), options=self.options, keep_every=5,
+            progress=self.progress,
+        )  # fmt: skip
+
+    def answers(self, name: str, tasks: Mapping[str, Task], steers: Mapping[str, SteeringVector | None]) -> Cells:
+        """Rows of each steering on each task, from the file itself. name: of a folder. tasks: by prompt."""
+        cells: Cells = {}
+        with es.load(self.source, options=self.options) as model:
+            for prompt, task in tasks.items():
+                for method, steer in steers.items():
+                    own = self.folder / name / method / prompt
+                    rows = es.evaluate(model, task, {method: steer}, folder=own, nll=False, progress=self.progress)
+                    cells[f"{method}, {prompt}"] = rows[method]
+        return cells
+
+    def on_test(self, task: Task, steers: Mapping[str, SteeringVector | None]) -> Cells:
+        """Under each prompt."""
+        settings = self.settings
+        task = unseen_problems(task, settings.test)
+        tasks = {prompt: settings.asked(task, prompt, settings.test.samples) for prompt in settings.prompts}
+        return self.answers("test", tasks, steers)
+
+    def on_dev(self, task: Task, steers: Mapping[str, SteeringVector | None]) -> Cells:
+        """Under the prompt of the training."""
+        settings = self.settings
+        asked = settings.asked(task, settings.prompt, settings.rloo.generations, DEV_SEED)
+        return self.answers("dev", {settings.prompt: asked}, steers)
 
 
 @click.command(help=__doc__)
@@ -112,63 +123,21 @@ def main(path: Path, train: Path, test: Path, steps: int | None, threads: int) -
     options = EngineOptions(
         threads=threads, parallel=settings.rloo.prompts * settings.rloo.generations, template=settings.template
     )
-    source = gguf_for(settings.model, None, threads=threads)
-    training, held_out = (easy(file, folder, settings) for file in (train, test))
-    held_out = held_out.subset(settings.draw)
     with progress_bar() as progress:
-        progress.note("training")
-        es.train(
-            source, settings.asked(training, settings.prompt, 1), folder / "trained",
-            replace(settings.rloo, steps=steps or settings.rloo.steps),
-            gguf=quantize(quantize(source, "F32", threads=threads), settings.sampler, threads=threads),
-            gradient=GradientOptions(batch_tokens=1024, dtype="bfloat16"), options=options, keep_every=5,
-            progress=progress,
-        )  # fmt: skip
-        with es.load(source, options=options) as model:
-            choice = untrained(model, training.subset(settings.chosen_on), settings, folder / "choice", progress)
-            best = max(choice, key=lambda name: summarise(choice[name]).accuracy)
-            vector = es.load_vector(folder / "trained" / "vector.safetensors")
-            asked = {name: settings.asked(held_out, name, settings.samples) for name in (settings.prompt, best)}
-            cells = {
-                f"{method}, {name}": es.evaluate(
-                    model, task, {method: steer}, folder=folder / "test" / method / name, nll=False, progress=progress
-                )[method]
-                for name, task in asked.items()
-                for method, steer in {"untrained": None, "vector": vector}.items()
-            }
+        experiment = Experiment(settings, folder, options, progress)
+        training, dev = experiment.problems(easy_problems(train, folder, settings))
+        steers = {UNTRAINED: None, "vector": experiment.train(training, steps)}
+        parts = {"test": experiment.on_test(easy_problems(test, folder, settings), steers)}
+        if dev:
+            parts["dev"] = experiment.on_dev(dev, steers)
     log = TrainingLog.read(folder / "trained")
-    before = cells[f"untrained, {settings.prompt}"]
-    write_json(
-        DOCS / f"{path.stem}.json",
-        {
-            "settings": asdict(settings),
-            "training": cost(log),
-            "choice": {name: figures(rows, rows) for name, rows in choice.items()},
-            "test": {name: figures(rows, before) for name, rows in cells.items()},
-        },
-    )
+    summary = {"settings": asdict(settings), "problems": len(training.samples), "training": cost(log)}
+    for part, cells in parts.items():
+        before = cells[f"{UNTRAINED}, {settings.prompt}"]
+        summary[part] = {name: figures(rows, before) for name, rows in cells.items()}
+        show(part, cells, before)
+    write_json(DOCS / f"{path.stem}.json", summary)
     plot_training(log, DOCS / f"{path.stem}.png")
-    show(cells, before)
-
-
-def easy(file: Path, folder: Path, settings: Settings) -> Task:
-    """The problems of a file of GSM8K whose solution has so few calculations."""
-    path = folder / file.name
-    lines = [line for line in read_lines(file, "problems of GSM8K") if 0 < line.count("<<") <= settings.calculations]
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return es.load_task(f"gsm8k={path}", protocol="densesteer")
-
-
-def untrained(
-    model: RunningModel, task: Task, settings: Settings, folder: Path, progress: es.Progress
-) -> dict[str, list[Row]]:
-    """Rows of the untrained model under each prompt."""
-    rows: dict[str, list[Row]] = {}
-    for name in settings.prompts:
-        asked = settings.asked(task, name, settings.chosen_samples)
-        rows |= es.evaluate(model, asked, {name: None}, folder=folder / name, nll=False, progress=progress)
-    return rows
 
 
 def cost(log: TrainingLog) -> dict[str, Any]:
@@ -193,7 +162,7 @@ def figures(rows: Sequence[Row], before: Sequence[Row]) -> dict[str, Any]:
     return known | {"gain": asdict(compare(before, rows).differences["accuracy"])} | shares
 
 
-def show(cells: Mapping[str, Sequence[Row]], before: Sequence[Row]) -> None:
+def show(title: str, cells: Mapping[str, Sequence[Row]], before: Sequence[Row]) -> None:
     table = []
     for name, rows in cells.items():
         known, gain = summarise(rows).figures, compare(before, rows).differences["accuracy"]
@@ -206,7 +175,7 @@ def show(cells: Mapping[str, Sequence[Row]], before: Sequence[Row]) -> None:
                 *(mean_text(figure, known[figure]) for figure in FIGURES[1:]),
             ]
         )
-    print_table(["", "accuracy", "gain", "vote", "boxed", "finished", "tokens", "steps", "density"], table)
+    print_table([title, "accuracy", "gain", "vote", "boxed", "finished", "tokens", "steps", "density"], table)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,121 @@
+"""What a training on a real model asks: one TOML a training in benchmarks/settings, and files of GSM8K's problems.
+
+Takes paths, gives frozen values and tasks. It runs no model.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import edge_steer as es
+from edge_steer.core.sampling import Sampling
+from edge_steer.storage.files import read_lines
+from edge_steer.storage.toml import TomlTable
+from edge_steer.tasks.rows import Row
+from edge_steer.tasks.task import Task
+from edge_steer.training.settings import RlooSettings
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """problems: of train, drawn by seed 0, which the untrained model answers `samples` times each. dev: how many of
+    those with a contrast are not trained on, but answered before and after."""
+
+    problems: int
+    samples: int
+    dev: int
+
+
+@dataclass(frozen=True)
+class TestSettings:
+    """leave_out: problems that an earlier training was tested on, drawn by seed 0. draw: problems of the others, drawn
+    by seed 0. samples: answers to each."""
+
+    leave_out: int
+    draw: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """model: a GGUF, as it is tested. calculations: the most of a problem's solution. sampler: the type that the model
+    has while it is trained. prompt: the one it is trained under. prompts: by name; "{question}" stands for the problem.
+    pool: how the problems of the training are chosen; None is all of them."""
+
+    model: str
+    calculations: int
+    template: str
+    stop: tuple[str, ...]
+    sampler: str
+    rloo: RlooSettings
+    prompt: str
+    prompts: Mapping[str, str]
+    pool: PoolSettings | None
+    test: TestSettings
+
+    def asked(self, task: Task, prompt: str, samples: int, seed: int = 0) -> Task:
+        """A task under one of the prompts, several answers to each problem at temperature 1."""
+        return task.with_settings(
+            prompt=self.prompts[prompt],
+            samples=samples,
+            max_tokens=self.rloo.max_tokens,
+            sampling=Sampling(temperature=1.0, seed=seed),
+            stop=self.stop,
+        )
+
+
+def read_settings(path: Path) -> Settings:
+    """Errors: EdgeSteerError for a key that is missing, unknown or of another type."""
+    table = TomlTable(path, "settings of a training")
+    train, prompts, test = table.tables("train", "prompts", "test")
+    pool = table.table("pool")
+    rloo = RlooSettings(
+        steps=train.whole("steps"),
+        prompts=train.whole("prompts"),
+        generations=train.whole("generations"),
+        max_tokens=train.whole("max_tokens"),
+        learning_rate=train.number("learning_rate"),
+        warmup=train.whole("warmup"),
+    )
+    settings = Settings(
+        model=table.text("model"),
+        calculations=table.whole("calculations"),
+        template=table.text("template"),
+        stop=table.texts("stop"),
+        sampler=train.text("sampler"),
+        rloo=rloo,
+        prompt=train.text("prompt"),
+        prompts={name: prompts.text(name) for name in list(prompts.rest)},
+        pool=pool and PoolSettings(pool.whole("problems"), pool.whole("samples"), pool.whole("dev")),
+        test=TestSettings(test.whole("leave_out", 0), test.whole("draw"), test.whole("samples")),
+    )
+    for part in filter(None, (train, prompts, pool, test, table)):
+        part.finish()
+    return settings
+
+
+def easy_problems(file: Path, folder: Path, settings: Settings) -> Task:
+    """The problems of a file of GSM8K whose solution has so few calculations. folder: keeps a file of them."""
+    path = folder / file.name
+    lines = [line for line in read_lines(file, "problems of GSM8K") if 0 < line.count("<<") <= settings.calculations]
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return es.load_task(f"gsm8k={path}", protocol="densesteer")
+
+
+def unseen_problems(task: Task, settings: TestSettings) -> Task:
+    """Problems that no earlier training was tested on."""
+    if not settings.leave_out:
+        return task.subset(settings.draw)
+    seen = task.subset(settings.leave_out).samples
+    return replace(task, samples=tuple(sample for sample in task.samples if sample not in seen)).subset(settings.draw)
+
+
+def with_contrast(task: Task, rows: Sequence[Row]) -> Task:
+    """The problems with right and with wrong answers among these, where right is what a reward is given for.
+
+    From any other problem, RLOO learns nothing; cf. the dynamic sampling of DAPO, arXiv 2503.14476, section 3.2.
+    """
+    answers, right = Counter(row.id for row in rows), Counter(row.id for row in rows if row.boxed)
+    return replace(task, samples=tuple(sample for sample in task.samples if 0 < right[sample.id] < answers[sample.id]))
