@@ -4,11 +4,11 @@
     python benchmarks/serve.py --llama-server PATH [MODEL.gguf]    beside llama-server of the same build, with ratios
 
 Both servers get the same prompts, greedy, of one length that no end token cuts short, streamed, in turns: what else
-the machine does falls on both. No prompt begins as another does: what caches share between prompts is left out. Two
-seconds of quiet and two short requests of each client come before each turn: a server whose clients go from one
-steering to several makes its context again once, and back when it rests. A model without a vector gets a random
-direction. Prints the median of the rounds, with the ratio of each round's two neighbours as median, smallest and
-largest, and a JSON line.
+the machine does falls on both. Every prompt is computed whole (`cache_prompt` is false), for what two caches take over
+is not the same. Two seconds of quiet and two short requests of each client come before each turn: a server whose
+clients go from one steering to several makes its context again once, and back when it rests. A model without a vector
+gets a random direction. Prints the median of the rounds, with the ratio of each round's two neighbours as median,
+smallest and largest, and a JSON line.
 """
 
 import json
@@ -116,21 +116,20 @@ def first_token(http: httpx.Client, body: dict[str, Any]) -> float:
             last = json.loads([*lines][-1].removeprefix("data: "))
     except httpx.RemoteProtocolError:  # llama-server closes a connection now and then before it answers
         return first_token(http, body)
-    assert last["tokens_predicted"] == body["n_predict"], last
+    assert last["tokens_predicted"] == body["n_predict"] and not last["timings"]["cache_n"], last
     return seconds
 
 
-def measure(server: Server, clients: int, tokens: int, requests: int, steer: Steer, turn: int) -> Speed:
-    """`requests` requests of each of so many clients. turn: makes all prompts new."""
+def measure(server: Server, clients: int, tokens: int, requests: int, steer: Steer) -> Speed:
+    """`requests` requests of each of so many clients."""
     firsts: list[float] = []
+    body = {"n_predict": tokens, "temperature": 0, "ignore_eos": True, "stream": True, "cache_prompt": False}
 
     def client(number: int) -> None:
         with httpx.Client(base_url=server.url, timeout=600) as http:
             for request in range(requests):
-                unlike = str(1000 * turn + 32 * request + number)[::-1]  # prompts share no beginning
-                prompt = QUESTION.format(unlike, 100 * request + 7)
-                body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
-                firsts.append(first_token(http, {**body, **steer(number)}))
+                prompt = QUESTION.format(1000 + 32 * request + number, 100 * request + 107)
+                firsts.append(first_token(http, {**body, "prompt": prompt, **steer(number)}))
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
     began, spent = time.perf_counter(), server.seconds
@@ -230,14 +229,12 @@ def compare(
 ) -> dict[str, dict[int, list[Speed]]]:
     """Server or case -> clients -> its speed in each round; a first round warms up and is left out."""
     speeds: dict[str, dict[int, list[Speed]]] = {name: {clients: [] for clients in counts} for name in servers}
-    turn = 0
     for round_ in range(rounds + 1):
         for clients in counts:
             for name, server in servers.items():
-                turn += 2
                 time.sleep(2)
-                measure(server, clients, 2, 2, cases[name], turn - 1)
-                speed = measure(server, clients, tokens, requests, cases[name], turn)
+                measure(server, clients, 2, 2, cases[name])
+                speed = measure(server, clients, tokens, requests, cases[name])
                 if round_:
                     speeds[name][clients].append(speed)
     return speeds

@@ -5,6 +5,7 @@ Takes a MODEL's running engine and vectors; serves until it is told to end. It l
 
 import logging
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,7 @@ TELEMETRY_OFF: TelemetryConfig = {"tracing": False, "metrics": False}
 CONTEXT = 4096  # positions of a sequence where nothing else is said: memory is taken for all sequences at the start
 LARGEST_HEAD = 2**16  # bytes of a request's line and headers
 BACKLOG = 2048
+SWITCH_SECONDS = 1e-4  # after which the event loop lets the engine's thread go on; Python's 5 ms are a token's time
 PAGE = Path(__file__).parent / "page"
 _LOG = logging.getLogger(__name__)
 
@@ -88,8 +90,10 @@ def serve(
     check_binding(options.host, options.access.keys, no_auth=options.no_auth)
     if options.admin and not options.access.keys:
         raise EdgeSteerError("loading vectors while the server runs needs a key; set one")
-    logging.getLogger("asyncio").addFilter(_is_no_client_that_left)
+    logging.getLogger("asyncio").addFilter(is_no_client_that_left)
     with _bound(options) as listening, ExitStack() as running:
+        running.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(SWITCH_SECONDS)
         with refusing_while_loading(listening):
             service = running.enter_context(_loaded(model, quant, options, engine, progress))
         progress.note(announcement(service, listening.getsockname()))
@@ -214,7 +218,7 @@ async def _bug(request: Request, error: Exception) -> Response:
     return ApiError(500, f"a defect of the server: {type(error).__name__}").response(ollama=_of_ollama(request))
 
 
-def _is_no_client_that_left(record: logging.LogRecord) -> bool:
+def is_no_client_that_left(record: logging.LogRecord) -> bool:
     """asyncio warns where several pieces of an answer meet a connection that its client has just closed."""
     return record.getMessage() != "socket.send() raised exception."
 

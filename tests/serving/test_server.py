@@ -1,7 +1,10 @@
 """A server's life: its start, what it refuses to start with, its end; and what it loads."""
 
+import asyncio
+import logging
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -14,6 +17,7 @@ from paths import ABACUS, DENSE
 from serving_server import KEY, QUESTION, Start
 
 from edge_steer.serving.loading import refusing_while_loading
+from edge_steer.serving.server import is_no_client_that_left
 
 
 def refused(*arguments: str) -> str:
@@ -178,3 +182,30 @@ def test_a_server_loads_no_torch(tmp_path: Path) -> None:
 def test_a_key_is_nowhere_in_what_it_says(start: Start) -> None:
     server = start("--api-key", KEY)
     assert KEY not in server.said
+
+
+async def write_to_one_that_left() -> None:
+    """Several pieces for a connection that its client has just reset."""
+    closed = asyncio.Event()
+
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await closed.wait()
+        for _ in range(20):
+            writer.write(b"a piece")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        client = socket.create_connection(server.sockets[0].getsockname())
+        await asyncio.sleep(0.05)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        closed.set()
+        await asyncio.sleep(0.05)
+
+
+def test_a_client_that_left_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    asyncio.run(write_to_one_that_left())
+    said = [record for record in caplog.records if record.name == "asyncio" and record.levelno >= logging.WARNING]
+    assert said
+    assert not any(is_no_client_that_left(record) for record in said)
+    assert is_no_client_that_left(logging.makeLogRecord({"msg": "the event loop is closed"}))
