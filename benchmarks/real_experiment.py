@@ -14,18 +14,20 @@ goes on. The vectors, all in units of the residual norm:
     terse         short solutions of the twelve problems in real.py, written by hand, against the own ones; mean over
                   an answer's tokens
 
-The dev problems choose one layer and strength for "dense" and one for "terse", by the rule in the settings; every other
-vector is tested where "dense" is, at the same norm. real_report.py makes docs/real/NAME.json and the figures of it.
+The dev problems choose one layer and strength for "dense" and one for "terse", by the rule in the settings, after a
+coarse sweep of more layers on others where the settings have one; every other vector is tested where "dense" is, at the
+same norm. real_report.py makes docs/real/NAME.json and the figures of it.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import click
 from real import PROBLEMS
-from real_settings import Problems, Settings, read_problems, read_settings
+from real_settings import DevSettings, Problems, Settings, read_problems, read_settings
 
 from edge_steer.core.backend import EngineOptions, Request
 from edge_steer.core.progress import Progress
@@ -33,7 +35,9 @@ from edge_steer.core.sampling import Sampling
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import SteeringVector
 from edge_steer.evaluation.evaluate import DENSE_PROMPT
+from edge_steer.evaluation.figures import Summary
 from edge_steer.evaluation.sweep import sweep
+from edge_steer.evaluation.sweep_cells import EQUAL, UNSTEERED_CELL, SweepCell
 from edge_steer.evaluation.units import Plan, in_process, make_rows
 from edge_steer.extraction.extract import record, reduce
 from edge_steer.extraction.quality import measure_layers
@@ -61,8 +65,8 @@ SPARSE_PROMPT = (
     "between steps, and say again what is known before you use it."
 )
 MINIMAL_RULES = "conservative"  # DenseSteer's prompt row
+COARSE = 1000  # dev problems that coarse sweeps draw from; the others choose the cell
 SCORED = 12  # pairs of which both sides are scored
-CORE = ("unsteered", "dense", "line-breaks", "terse")  # the methods of every block
 POOLING = {"terse": "mean"}  # of the others the last token, as DenseSteer
 FORMAT = "edge-steer real experiment 1"  # of the test's rows
 
@@ -163,16 +167,35 @@ def make_vectors(experiment: Experiment, model: Engine, kinds: Mapping[str, Sequ
         write_json(path, figures)
 
 
-def sweep_dev(experiment: Experiment, model: Engine, kind: str, strengths: str) -> SteeringVector | None:
+def sweep_dev(experiment: Experiment, model: Engine, kind: str) -> SteeringVector | None:
     """The vector, tuned to the cell that the dev problems choose; None where that is the unsteered model."""
-    dev = experiment.settings.dev
-    results = sweep(
-        model, experiment.vector(kind), experiment.problems.dev,
-        layers=dev.layers, strengths=strengths, dev=dev.problems, test=dev.confirm, phase="generated",
-        rule=dev.choose, margin=dev.margin, nll=False, folder=experiment.file(f"dev-{kind}"),
-        progress=experiment.progress,
+    dev, vector, task = experiment.settings.dev, experiment.vector(kind), experiment.problems.dev
+    run = partial(sweep, model, vector, phase="generated", rule=dev.choose, margin=dev.margin, nll=False,
+                  progress=experiment.progress)  # fmt: skip
+    layers: str | Sequence[int] = dev.layers
+    if coarse := dev.coarse:
+        first, task = (replace(task, samples=part) for part in (task.samples[:COARSE], task.samples[COARSE:]))
+        strengths = coarse.terse_strengths if kind == "terse" else coarse.strengths
+        results = run(
+            first, layers=coarse.layers, strengths=strengths, dev=coarse.problems, test=1,
+            folder=experiment.file(f"coarse-{kind}"),
+        )  # fmt: skip
+        layers = best_layers(results.cells, dev)
+    strengths = dev.terse_strengths if kind == "terse" else dev.strengths
+    results = run(
+        task, layers=layers, strengths=strengths, dev=dev.problems, test=dev.confirm,
+        folder=experiment.file(f"dev-{kind}"),
     )  # fmt: skip
     return None if results.chosen is None or results.chosen.layer is None else results.tuned_vector
+
+
+def best_layers(cells: Mapping[SweepCell, Summary], dev: DevSettings) -> list[int]:
+    """The layers of the shortest answers among the cells that lose at most the margin, as many as go on."""
+    assert dev.coarse
+    floor = cells[UNSTEERED_CELL].accuracy - dev.margin - EQUAL
+    candidates = [cell for cell, summary in cells.items() if cell != UNSTEERED_CELL and summary.accuracy >= floor]
+    ranked = dict.fromkeys(cell.layer for cell in sorted(candidates, key=lambda cell: cells[cell].tokens))
+    return sorted(layer for layer in [*ranked][: dev.coarse.finalists] if layer is not None)
 
 
 def methods_at(experiment: Experiment, dense: SteeringVector, terse: SteeringVector | None) -> dict[str, Method]:
@@ -196,12 +219,12 @@ def methods_at(experiment: Experiment, dense: SteeringVector, terse: SteeringVec
 
 
 def run_test(experiment: Experiment, model: Engine, methods: Mapping[str, Method]) -> None:
-    """Every method on the first block of test problems, and its NLL; those of CORE on the other blocks."""
+    """Every method on the first block of test problems, and its NLL; the main ones on the other blocks."""
     test, task = experiment.settings.test, experiment.problems.test
     with Graders() as graders:
         for block in range(test.blocks):
             first = block == 0
-            some = [method for name, method in methods.items() if first or name in CORE]
+            some = [method for name, method in methods.items() if first or name in test.main]
             samples = task.samples[block * test.block : (block + 1) * test.block]
             plan = Plan.of(replace(task, samples=samples), some, model.parallel, nll=first)
             header = {
@@ -253,8 +276,7 @@ def main(
             make_vectors(experiment, model, make_pairs(experiment, model))
             if until == "vectors":
                 return
-            dense = sweep_dev(experiment, model, "dense", settings.dev.strengths)
-            terse = sweep_dev(experiment, model, "terse", settings.dev.terse_strengths)
+            dense, terse = (sweep_dev(experiment, model, kind) for kind in ("dense", "terse"))
             for kind, tuned in (("dense", dense), ("terse", terse)):
                 if tuned:
                     save(tuned, experiment.file(f"chosen-{kind}.gguf"))

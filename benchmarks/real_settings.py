@@ -16,6 +16,8 @@ from edge_steer.storage.toml import TomlTable
 from edge_steer.tasks.load import load_task
 from edge_steer.tasks.task import Task
 
+MAIN = ("unsteered", "dense", "line-breaks", "terse")
+
 
 @dataclass(frozen=True)
 class PairSettings:
@@ -37,11 +39,13 @@ class DevSettings:
     """problems: of train, behind those of the pairs; `confirm` others are for the chosen cell.
 
     layers, strengths, terse_strengths: as a sweep takes them. choose, margin: of a Rule. otherwise: the layer at which
-    vectors are tested at strength 0.1 where the dense one's choice is the unsteered model.
+    vectors are tested at strength 0.1 where the dense one's choice is the unsteered model. coarse: which layers are
+    swept at all; None takes all of `layers`.
     """
 
     problems: int
     confirm: int
+    coarse: "CoarseSettings | None"
     layers: str
     strengths: str
     terse_strengths: str
@@ -52,17 +56,32 @@ class DevSettings:
 
 
 @dataclass(frozen=True)
+class CoarseSettings:
+    """A first sweep of `layers` on `problems` others; the best cells' `finalists` layers are swept again."""
+
+    problems: int
+    layers: str
+    strengths: str
+    terse_strengths: str
+    finalists: int
+
+
+@dataclass(frozen=True)
 class TestSettings:
     """draw: problems of test, by seed 0, answered in blocks of `block`; `blocks` of them, to which more can be added.
 
-    random: vectors of the same norm. They and the prompts are asked in the first block alone.
+    seen: of an earlier draw of `seen_draw`, the first so many are left out. main: the methods that every block is
+    asked with; the first one is asked with all, and scored. random: vectors of the same norm.
     """
 
     draw: int
+    seen: int
+    seen_draw: int
     block: int
     blocks: int
     max_tokens: int
     random: int
+    main: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -106,7 +125,8 @@ def read_settings(path: str | Path) -> Settings:
         DevSettings(
             dev.whole("problems"),
             dev.whole("confirm"),
-            dev.text("layers"),
+            _coarse(dev),
+            dev.text("layers", optional=True),
             dev.text("strengths"),
             dev.text("terse_strengths"),
             dev.whole("otherwise"),
@@ -116,10 +136,13 @@ def read_settings(path: str | Path) -> Settings:
         ),
         TestSettings(
             test.whole("draw"),
+            test.whole("seen", 0),
+            test.whole("seen_draw", 0),
             test.whole("block"),
             test.whole("blocks"),
             test.whole("max_tokens"),
             test.whole("random"),
+            test.texts("main", MAIN),
         ),
     )
     for part in (pairs, dev, test, table):
@@ -131,14 +154,14 @@ def read_problems(settings: Settings, train: str, test: str, rewrites: str | Pat
     """Calibration, dev and test problems. train, test: tasks, such as gsm8k=FILE. rewrites: JSONL, or None for none."""
     tested = load_task(test)
     records = [json.loads(line) for line in read_lines(rewrites, "rewrites")] if rewrites else []
-    seen = {str(record["doc_id"]) for record in records}
+    rewritten = {str(record["doc_id"]) for record in records}
     questions = {sample.id: sample for sample in tested.samples}
     calibration = leave_out_evaluation_problems(load_task(train), [tested])
     count = settings.pairs.problems
     return Problems(
         pairs=calibration.limit(count).with_settings(max_tokens=settings.pairs.max_tokens),
         dev=replace(calibration, samples=calibration.samples[count:]).with_settings(max_tokens=settings.dev.max_tokens),
-        test=replace(tested, samples=tuple(sample for sample in tested.samples if sample.id not in seen))
+        test=_unseen(replace(tested, samples=tuple(s for s in tested.samples if s.id not in rewritten)), settings.test)
         .subset(settings.test.draw)
         .with_settings(max_tokens=settings.test.max_tokens),
         rewrites=tuple(
@@ -153,6 +176,29 @@ def read_problems(settings: Settings, train: str, test: str, rewrites: str | Pat
             for record in records
         ),
     )
+
+
+def _unseen(task: Task, test: TestSettings) -> Task:
+    """Without the first problems of an earlier draw."""
+    if not test.seen:
+        return task
+    seen = {sample.id for sample in task.subset(test.seen_draw).samples[: test.seen]}
+    return replace(task, samples=tuple(sample for sample in task.samples if sample.id not in seen))
+
+
+def _coarse(dev: TomlTable) -> CoarseSettings | None:
+    table = dev.table("coarse")
+    if table is None:
+        return None
+    coarse = CoarseSettings(
+        table.whole("problems"),
+        table.text("layers"),
+        table.text("strengths"),
+        table.text("terse_strengths"),
+        table.whole("finalists"),
+    )
+    table.finish()
+    return coarse
 
 
 def _rule(table: TomlTable) -> Rule:

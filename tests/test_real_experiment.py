@@ -13,7 +13,7 @@ from edge_steer.core.errors import EdgeSteerError
 from edge_steer.parity.tolerances import TOLERANCES
 
 FOLDER = ROOT / "benchmarks" / "settings"
-OTHERS = ("-stability", "-long", "-training")  # settings of runs that follow the experiment
+OTHERS = ("-stability", "-long", "-training", "-plain", "-terse")  # settings of runs that follow the experiment
 SETTINGS = sorted(path for path in FOLDER.glob("*.toml") if not path.stem.endswith(OTHERS))
 
 
@@ -27,7 +27,7 @@ def test_no_problem_is_in_two_parts(path: Path, tmp_path: Path) -> None:
     settings = read_settings(path)
     train = gsm8k(tmp_path / "train.jsonl", [f"How much is {i} and 1?" for i in range(200)])
     test = gsm8k(
-        tmp_path / "test.jsonl", [f"How much is {i} and 1?" for i in range(3)] + [f"Count to {i}!" for i in range(400)]
+        tmp_path / "test.jsonl", [f"How much is {i} and 1?" for i in range(3)] + [f"Count to {i}!" for i in range(600)]
     )
     rewrites = tmp_path / "rewrites.jsonl"
     rewrites.write_text(json.dumps({"doc_id": 7, "negative": "It is 4.\n\nSo 4.", "positive": "It is 4."}) + "\n")
