@@ -7,6 +7,7 @@ unsteered model on the problems that both answered.
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -19,7 +20,7 @@ from real_experiment import FORMAT
 
 from edge_steer.core.stats import cosine
 from edge_steer.core.vector import SteeringVector
-from edge_steer.evaluation.figures import compare, figure_text, summarise
+from edge_steer.evaluation.figures import Figure, compare, figure_text, summarise
 from edge_steer.evaluation.plots import plot_likelihoods
 from edge_steer.evaluation.sweep_plots import draw_sweep
 from edge_steer.evaluation.sweep_results import read_partial
@@ -36,8 +37,7 @@ NLL_SIDES = {
     "Qwen2.5-1.5B's solutions": ("teacher", 1),
     "their rewrites": ("teacher", 0),
 }
-COLUMNS = ("accuracy", "steps", "density", "tokens", "sentence", "calculations", "right_answer", "nll")
-CHANGES = ("accuracy", "steps", "density", "tokens", "sentence", "calculations", "nll")
+COLUMNS = ("tokens", "steps", "density", "sentence", "calculations", "nll")
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
@@ -56,6 +56,14 @@ def summary_of(folder: Path) -> dict[str, Any]:
         "dev": {
             kind: {key: of_kind[key] for key in ("task", "phase", "cells", "chosen", "test")}
             for kind, of_kind in dev.items()
+        },
+        "coarse": {
+            kind: json.loads(path.read_text("utf-8"))["cells"]
+            for kind in SWEPT
+            if (path := folder / f"coarse-{kind}" / "summary.json").is_file()
+        },
+        "perplexity": {
+            path.parent.name: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*/perplexity.json"))
         },
         "test": {
             method: {
@@ -90,8 +98,8 @@ def cosines(vectors: Mapping[str, SteeringVector]) -> dict[str, dict[int, float]
 
 
 def tables(summary: Mapping[str, Any], test: Mapping[str, Sequence[Row]]) -> str:
-    """The tables of the page: pairs and vectors, cosines, test, differences."""
-    return "\n\n".join((vector_table(summary), cosine_table(summary), test_table(test), difference_table(test)))
+    """The tables of the page: pairs and vectors, cosines, test."""
+    return "\n\n".join((vector_table(summary), cosine_table(summary), result_table(test)))
 
 
 def vector_table(summary: Mapping[str, Any]) -> str:
@@ -116,32 +124,29 @@ def cosine_table(summary: Mapping[str, Any]) -> str:
     return markdown(["cosine at layer", *(str(layer) for layer in layers)], rows)
 
 
-def test_table(test: Mapping[str, Sequence[Row]]) -> str:
-    """The figures of every method, with 95% intervals."""
+def result_table(test: Mapping[str, Sequence[Row]]) -> str:
+    """A row a method: accuracy, and the figures minus the unsteered ones on the same problems, with 95% intervals.
+
+    The unsteered row has the figures themselves. Lost and gained are right answers, with McNemar's p.
+    """
     rows = []
     for method, of_method in test.items():
         summary = summarise(of_method)
-        cells = [figure_text(name, summary.figures[name]) if name in summary.figures else "" for name in COLUMNS]
-        rows.append([method, str(summary.samples), *cells, str(summary.truncated)])
-    head = ["", "problems", "accuracy", "steps", "density", "tokens", "tokens a sentence",
-            "calculations per 100 tokens", "tokens per right answer", "NLL", "cut off"]  # fmt: skip
-    return markdown(head, rows)
-
-
-def difference_table(test: Mapping[str, Sequence[Row]]) -> str:
-    """Every method minus unsteered on the same problems, with paired 95% intervals."""
-    rows = []
-    for method, of_method in test.items():
+        start = [method, str(summary.samples), figure_text("accuracy", summary.figures["accuracy"])]
         if method == "unsteered":
-            continue
-        change = compare(test["unsteered"], of_method)
+            figures: Mapping[str, Figure] = summary.figures
+            start.append("")
+        else:
+            change = compare(test["unsteered"], of_method)
+            figures = change.differences
+            start.append(f"{change.lost}, {change.gained}, {change.p_value:.2f}")
         cells = [
-            figure_text(name, change.differences[name], signed=True) if name in change.differences else ""
-            for name in CHANGES
+            figure_text(name, figures[name], signed=method != "unsteered") if name in figures else ""
+            for name in COLUMNS
         ]
-        rows.append([method, f"{change.lost}, {change.gained}, {change.p_value:.2f}", *cells])
-    head = ["minus unsteered", "lost, gained, p", "accuracy", "steps", "density", "tokens", "tokens a sentence",
-            "calculations", "NLL"]  # fmt: skip
+        rows.append([*start, *cells, str(summary.truncated)])
+    head = ["", "problems", "accuracy", "lost, gained, p", "tokens", "steps", "density", "tokens a sentence",
+            "calculations per 100 tokens", "NLL", "cut off"]  # fmt: skip
     return markdown(head, rows)
 
 
@@ -160,7 +165,29 @@ def draw(folder: Path, summary: Mapping[str, Any]) -> None:
     for kind in SWEPT:
         for path in draw_sweep(read_partial(folder / f"dev-{kind}"), DOCS):
             path.replace(DOCS / f"{name}-{kind}-{path.name}")
+    for path in folder.glob("*/perplexity.png"):
+        shutil.copy(path, DOCS / f"{name}-{path.parent.name}-perplexity.png")
+    if summary["coarse"]:
+        plot_layers(summary, DOCS / f"{name}-layers.png")
     plot_cosines(summary, DOCS / f"{name}-cosines.png")
+
+
+def plot_layers(summary: Mapping[str, Any], path: Path) -> None:
+    """Tokens, steps and density of the coarse sweep over the layers, a line a vector and strength (figure 4)."""
+    figure, axes = plt.subplots(1, 3, figsize=(14, 3.6), layout="constrained")
+    for axis, name in zip(axes, ("tokens", "steps", "density"), strict=True):
+        for kind, cells in summary["coarse"].items():
+            for strength in sorted({cell["strength"] for cell in cells if cell["layer"] is not None}):
+                line = [(c["layer"], c["figures"][name]["mean"]) for c in cells if c["strength"] == strength]
+                axis.plot(*zip(*line, strict=True), marker=".", label=f"{kind}, {strength:+g}")
+        unsteered = next(c for c in summary["coarse"]["dense"] if c["layer"] is None)
+        axis.axhline(unsteered["figures"][name]["mean"], color="0.55", linestyle=":", linewidth=1)
+        axis.set(xlabel="layer", title=name)
+        axis.grid(alpha=0.25)
+    axes[0].legend(frameon=False, fontsize=9)
+    figure.suptitle(f"{summary['model']['name']}: every layer, {unsteered['samples']} dev problems; dotted: unsteered")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def plot_cosines(summary: Mapping[str, Any], path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
-from real_report import DOCS, difference_table, test_table
+from real_report import DOCS, result_table
 from real_settings import read_problems, read_settings
 
 from edge_steer.core.backend import EngineOptions
@@ -55,7 +55,7 @@ def main(
         "against unsteered": asdict(compare(before, after)),
     }
     write_json(DOCS / f"{settings.name}-shipped.json", summary)
-    click.echo(f"{test_table(rows)}\n\n{difference_table(rows)}")
+    click.echo(result_table(rows))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ stopped run goes on. docs/real/NAME.json has the figures. The kinds:
     terse   short solutions written by hand against the model's own; tokens are counted
 
 Every layer is swept on a few problems of train, the best layers finer on others, and the chosen cell is confirmed on
-others again: all in the dequantised twin, which is faster. The test is in the model's own file, beside random vectors.
+others again. The test is beside random vectors, and its first problems are asked of the model's own file too; all else
+is asked of its dequantised twin, which has the same weights and is faster.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ import click
 import numpy as np
 from plain_text import count_marks, plain
 from real_experiment import POOLING
-from real_report import DOCS, difference_table, markdown, test_table
+from real_report import DOCS, markdown, result_table
 from real_settings import Problems, read_problems
 from style_settings import Stage, Style, read_style
 
@@ -41,7 +42,7 @@ from edge_steer.pairs.solutions import read_chosen_solutions
 from edge_steer.storage.files import write_json
 from edge_steer.storage.provenance import versions
 from edge_steer.tasks.grading import Graders
-from edge_steer.tasks.rows import Method, Row
+from edge_steer.tasks.rows import UNSTEERED, Method, Row
 from edge_steer.tasks.task import Task
 from edge_steer.terminal.progress import progress_bar
 from edge_steer.vectors.read import load as load_vector
@@ -127,7 +128,8 @@ def ranked(run: Run, cells: Mapping[SweepCell, Sequence[Row]], margin: float) ->
 
 def choose_cell(run: Run, model: Engine, vector: SteeringVector) -> tuple[SweepCell, dict[str, Any]]:
     """The cell that the dev problems choose, and what each stage measured."""
-    style, figures = run.style, {}
+    style = run.style
+    figures: dict[str, Any] = {}
     rest = run.problems.dev
     layers: Sequence[int] = vector.layers
     chosen = UNSTEERED_CELL
@@ -186,11 +188,13 @@ def compared(run: Run, rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
 def run_test(run: Run, model: Engine, tuned: SteeringVector) -> dict[str, list[Row]]:
     """The vector and the unsteered model on test problems, and random vectors on the first of them."""
     style, task = run.style, run.problems.test
-    methods = [Method("unsteered"), Method.of(style.kind, tuned)]
+    rows = run.rows(model, "test", task.limit(style.test), methods_of(run, tuned))
     random = [Method.of(f"random-{seed}", tuned.random_like(seed)) for seed in range(style.random)]
-    rows = run.rows(model, "test", replace(task, samples=task.samples[: style.test]), methods)
-    first = replace(task, samples=task.samples[: style.random_problems])
-    return rows | run.rows(model, "test-random", first, random)
+    return rows | run.rows(model, "test-random", task.limit(style.random_problems), random)
+
+
+def methods_of(run: Run, tuned: SteeringVector) -> list[Method]:
+    return [UNSTEERED, Method.of(run.style.kind, tuned)]
 
 
 def marks_table(figures: Mapping[str, Any]) -> str:
@@ -205,6 +209,13 @@ def marks_table(figures: Mapping[str, Any]) -> str:
     return markdown(["", "problems", "marks an answer", "minus unsteered", "answers without marks"], lines)
 
 
+def show(run: Run, rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """Print the tables of a test; its figures."""
+    figures = compared(run, rows)
+    click.echo(f"{result_table(rows)}\n\n{marks_table(figures)}")
+    return figures
+
+
 @click.command(help=__doc__)
 @click.argument("settings_file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--train", default="gsm8k", show_default=True)
@@ -213,7 +224,7 @@ def marks_table(figures: Mapping[str, Any]) -> str:
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results/real"), show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--parallel", default=32, show_default=True)
-@click.option("--until", type=click.Choice(["dev", "test"]), default="test", show_default=True)
+@click.option("--until", type=click.Choice(["dev", "test", "file"]), default="file", show_default=True)
 def main(
     settings_file: Path, train: str, test: str, rewrites: Path | None, results: Path, threads: int, parallel: int,
     until: str,
@@ -228,15 +239,18 @@ def main(
         with load(twin, options=options, progress=progress) as model:
             vector = make_vector(run, model)
             chosen, dev = choose_cell(run, model, vector)
-        summary: dict[str, Any] = {"chosen": asdict(chosen), "dev": dev}
-        click.echo(f"chosen: {chosen.name}")
-        if until == "test" and chosen.layer is not None:
+            summary: dict[str, Any] = {"model": model.provenance.model, "backend": model.provenance.backend}
+            summary |= {"chosen": asdict(chosen), "dev": dev}
+            click.echo(f"chosen: {chosen.name}\n\n{marks_table(dev['confirm'])}")
+            until = "dev" if chosen.layer is None else until
             tuned = vector.tuned(chosen.layer, chosen.strength, "generated")
+            if until != "dev":
+                summary["test"] = show(run, run_test(run, model, tuned))
+        if until == "file":
             with load(experiment.model, options=options, progress=progress) as model:
-                rows = run_test(run, model, tuned)
-                summary |= {"model": model.provenance.model, "backend": model.provenance.backend}
-            summary["test"] = compared(run, rows)
-            click.echo(f"{test_table(rows)}\n\n{difference_table(rows)}\n\n{marks_table(summary['test'])}")
+                task = run.problems.test.limit(style.file_problems)
+                summary["file"] = model.provenance.model
+                summary["test of the file"] = show(run, run.rows(model, "test-file", task, methods_of(run, tuned)))
         write_json(DOCS / f"{style.name}.json", summary)
 
 

@@ -29,7 +29,8 @@ class Style:
     """One style. experiment: the settings whose model, solutions and test problems are used.
 
     finalists: layers of the coarse sweep that go on. confirm: problems of train for the chosen cell alone. test:
-    problems; random: vectors of the same norm, on the first `random_problems` of them.
+    problems; random: vectors of the same norm, on the first `random_problems` of them. file_problems: the first of
+    them, which are asked of the model's own file too.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Style:
     test: int
     random: int
     random_problems: int
+    file_problems: int
 
 
 def read_style(path: str | Path) -> Style:
@@ -64,6 +66,7 @@ def read_style(path: str | Path) -> Style:
         test=test.whole("problems"),
         random=test.whole("random"),
         random_problems=test.whole("random_problems"),
+        file_problems=test.whole("file_problems"),
     )
     for part in (coarse, fine, test, table):
         part.finish()
