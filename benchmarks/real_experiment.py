@@ -27,7 +27,7 @@ from pathlib import Path
 
 import click
 from real import PROBLEMS
-from real_settings import DevSettings, Problems, Settings, read_problems, read_settings
+from real_settings import CoarseSettings, Problems, Settings, read_problems, read_settings
 
 from edge_steer.core.backend import EngineOptions, Request
 from edge_steer.core.progress import Progress
@@ -180,7 +180,7 @@ def sweep_dev(experiment: Experiment, model: Engine, kind: str) -> SteeringVecto
             first, layers=coarse.layers, strengths=strengths, dev=coarse.problems, test=1,
             folder=experiment.file(f"coarse-{kind}"),
         )  # fmt: skip
-        layers = best_layers(results.cells, dev)
+        layers = best_layers(results.cells, coarse)
     strengths = dev.terse_strengths if kind == "terse" else dev.strengths
     results = run(
         task, layers=layers, strengths=strengths, dev=dev.problems, test=dev.confirm,
@@ -189,13 +189,12 @@ def sweep_dev(experiment: Experiment, model: Engine, kind: str) -> SteeringVecto
     return None if results.chosen is None or results.chosen.layer is None else results.tuned_vector
 
 
-def best_layers(cells: Mapping[SweepCell, Summary], dev: DevSettings) -> list[int]:
+def best_layers(cells: Mapping[SweepCell, Summary], coarse: CoarseSettings) -> list[int]:
     """The layers of the shortest answers among the cells that lose at most the margin, as many as go on."""
-    assert dev.coarse
-    floor = cells[UNSTEERED_CELL].accuracy - dev.margin - EQUAL
+    floor = cells[UNSTEERED_CELL].accuracy - coarse.margin - EQUAL
     candidates = [cell for cell, summary in cells.items() if cell != UNSTEERED_CELL and summary.accuracy >= floor]
     ranked = dict.fromkeys(cell.layer for cell in sorted(candidates, key=lambda cell: cells[cell].tokens))
-    return sorted(layer for layer in [*ranked][: dev.coarse.finalists] if layer is not None)
+    return sorted(layer for layer in [*ranked][: coarse.finalists] if layer is not None)
 
 
 def methods_at(experiment: Experiment, dense: SteeringVector, terse: SteeringVector | None) -> dict[str, Method]:

@@ -57,13 +57,17 @@ class DevSettings:
 
 @dataclass(frozen=True)
 class CoarseSettings:
-    """A first sweep of `layers` on `problems` others; the best cells' `finalists` layers are swept again."""
+    """A first sweep of `layers` on `problems` others; the best cells' `finalists` layers are swept again.
+
+    margin: of accuracy, wider than the fine sweep's where one problem is a large share.
+    """
 
     problems: int
     layers: str
     strengths: str
     terse_strengths: str
     finalists: int
+    margin: float
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,7 @@ def _coarse(dev: TomlTable) -> CoarseSettings | None:
         table.text("strengths"),
         table.text("terse_strengths"),
         table.whole("finalists"),
+        table.number("margin"),
     )
     table.finish()
     return coarse
