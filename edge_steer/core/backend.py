@@ -57,8 +57,8 @@ class EngineOptions:
     threads: None is the cores this process may use. kv_type: of the KV cache. gpu_layers: to offload, -1 is all.
     keep_cache: go on with what earlier requests have cached, for speed; else answers depend on their own call alone.
     template: a Jinja chat template in place of the model's own, or PLAIN for the messages' plain text. date: as
-    2024-07-26, for templates that write the date; None is today. lora: an adapter, for as long as the model is loaded.
-    Errors: RequestError for another date.
+    2024-07-26, for templates that write the date; None is today. lora: the adapter of requests that name none.
+    loras: adapters that requests may name besides. Errors: RequestError for another date.
     """
 
     context: int | None = None
@@ -71,13 +71,15 @@ class EngineOptions:
     template: str | None = None
     date: str | None = None
     lora: Lora | None = None
+    loras: tuple[Lora, ...] = ()
 
     def __post_init__(self) -> None:
         dated("", self.date)
 
     def described(self) -> dict[str, Any]:
         """The settings that change numbers, for headers of results; the last three only where they were set."""
-        left_out = {"keep_cache", *(name for name in ("template", "date", "lora") if getattr(self, name) is None)}
+        unset = (name for name in ("template", "date", "lora") if getattr(self, name) is None)
+        left_out = {"keep_cache", "loras", *unset}
         settings = {name: value for name, value in asdict(self).items() if name not in left_out}
         return settings | ({"lora": {"digest": self.lora.digest, "scale": self.lora.scale}} if self.lora else {})
 
@@ -120,7 +122,8 @@ def dated(template: str, date: str | None) -> str:
 class Request:
     """One prompt to continue. `stop` strings end the text and are not part of it; an end token ends it too.
 
-    logprobs: None gives none, 0 those of the chosen tokens, k > 0 also those of the k likeliest tokens.
+    logprobs: None gives none, 0 those of the chosen tokens, k > 0 also those of the k likeliest tokens. loras: the
+    adapters the model runs with, all of them those it was loaded with; () is none, None those of its options.
     """
 
     prompt: Tokens
@@ -129,6 +132,7 @@ class Request:
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    loras: tuple[Lora, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steering", steerings(self.steering))

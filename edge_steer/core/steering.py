@@ -5,7 +5,7 @@ Takes steering vectors, gives what a request adds to the residual stream, layer 
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -146,6 +146,11 @@ class Offsets:
         generated = np.arange(first, first + len(tokens)) >= prompt - 1
         return generated if self.phase == "generated" else generated & np.isin(tokens, self.delimiters)
 
+    def up_to(self, layer: int) -> Self | None:
+        """What of them is added at or before a layer; None for nothing."""
+        added = {at: offset for at, offset in self.by_layer.items() if at <= layer}
+        return replace(self, by_layer=added) if added else None
+
     @property
     def key(self) -> str:
         """SHA-256 of phase and values: equal steerings have equal keys."""
@@ -153,6 +158,14 @@ class Offsets:
         for layer in sorted(self.by_layer):
             sha.update(layer.to_bytes(4, "little") + self.by_layer[layer].astype("<f4").tobytes())
         return sha.hexdigest()
+
+
+def by_row(offsets: Offsets | None, tokens: Sequence[int], first: int, prompt: int) -> list[Offsets | None]:
+    """What steers each token of a batch of one sequence, from position `first` on; one entry where all are alike."""
+    if offsets is None:
+        return [None]
+    steered = offsets.steered(tokens, first, prompt)
+    return [offsets] if steered.all() else [offsets if one else None for one in steered]
 
 
 def _check_vector(value: object) -> None:

@@ -10,10 +10,10 @@ from edge_steer.terminal.options import (
     FILE,
     MODEL,
     SamplingChanges,
-    engine_options,
     named_vectors_option,
     quant_option,
     sampling_options,
+    server_engine_options,
 )
 from edge_steer.terminal.progress import NOTES
 
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     help="Of requests that say nothing.",
 )
 @sampling_options
-@engine_options
+@server_engine_options
 def serve(
     model: str,
     quant: str | None,

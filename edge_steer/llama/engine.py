@@ -18,6 +18,7 @@ from edge_steer.core.architectures import check_architecture
 from edge_steer.core.backend import (
     Completion,
     EngineOptions,
+    Lora,
     Message,
     OnDone,
     OnStates,
@@ -32,7 +33,7 @@ from edge_steer.core.backend import (
 from edge_steer.core.errors import ModelError, RequestError
 from edge_steer.core.quants import QUANTS
 from edge_steer.core.runtime import Runtime
-from edge_steer.core.steering import Offsets, Steering
+from edge_steer.core.steering import Offsets, Steering, by_row
 from edge_steer.core.streaming import common_prefix
 from edge_steer.core.vector import Array, ModelIdentity
 from edge_steer.llama.context import (
@@ -43,7 +44,7 @@ from edge_steer.llama.context import (
     steering_of,
 )
 from edge_steer.llama.library import interrupts_wait, system_info
-from edge_steer.llama.model import LlamaModel
+from edge_steer.llama.model import Adapters, LlamaModel
 from edge_steer.llama.prefix_cache import NO_KEYS, CacheKeys, LiveSteering, LiveSteerings, cache_keys
 from edge_steer.llama.scheduler import Scheduler
 from edge_steer.llama.sequence import Job, OnCompletion, OnPiece, OnPrefill, Usage
@@ -71,7 +72,7 @@ class Engine(Runtime):
         self._model = model
         self._contexts = GrowingContext(model, self.options)
         self._scheduler = Scheduler(model, self._contexts, keep_cache=options.keep_cache)
-        self._steerings = LiveSteerings(self.offsets)
+        self._steerings = LiveSteerings(self.offsets, model.adapters(None))
         self._tickets = itertools.count()
         self._scored = NO_KEYS
         self._scored_steering: LiveSteering | None = None  # held, so that its number in `_scored` stays its own
@@ -80,7 +81,8 @@ class Engine(Runtime):
     def load(cls, path: Path | str, options: EngineOptions = DEFAULTS) -> Self:
         """Load a GGUF file. Errors: ModelError."""
         o = options
-        return cls(LlamaModel(Path(path), o.gpu_layers, template=o.template, date=o.date, lora=o.lora), o)
+        model = LlamaModel(Path(path), o.gpu_layers, template=o.template, date=o.date, lora=o.lora, loras=o.loras)
+        return cls(model, o)
 
     def close(self) -> None:
         self._contexts.close()
@@ -167,18 +169,21 @@ class Engine(Runtime):
         of the prompt. A request that cannot be served ends with finish "error".
 
         Errors: VectorError for a steering that does not fit the model, ModelError for an architecture that cannot be
-        steered.
+        steered or an adapter that was not loaded.
         """
-        steering = self._steerings.get(request.steering)
-        if steering:
+        adapters = self._model.adapters(request.loras)
+        steering = self._steerings.get(request.steering, adapters)
+        if steering and steering.offsets:
             check_architecture(self.model.architecture)
         ticket = next(self._tickets)
         prompt = request.prompt
         keys = cache_keys(prompt, len(prompt), steering)
-        refusal = self.refusal(request)
         self._scheduler.submit(
-            Job(ticket, request, steering, self.room(request), keys, on_piece, on_done, on_prefill, reuse, refusal)
-        )
+            Job(
+                ticket, request, adapters, steering, self.room(request), keys, on_piece, on_done, on_prefill, reuse,
+                self.refusal(request),
+            )
+        )  # fmt: skip
         return ticket
 
     def cancel(self, ticket: int) -> None:
@@ -235,20 +240,29 @@ class Engine(Runtime):
         return [done[index] for index in range(len(requests))]
 
     def logit_rows(
-        self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = (), recording: Recording | None = None
+        self,
+        tokens: Sequence[int],
+        prompt: int,
+        steering: Sequence[Steering] = (),
+        recording: Recording | None = None,
+        loras: Sequence[Lora] | None = None,
     ) -> Iterator[Array]:
-        """See Backend.logit_rows. What the tokens have in common with those scored last is not computed again."""
+        """See Backend.logit_rows. What the tokens have in common with those scored last is not computed again.
+
+        loras: see Request; with a recording only the model's own. Errors: ModelError for one that was not loaded.
+        """
         self.check_text(tokens, prompt)
-        live = self._steerings.get(steering)
+        adapters = self._model.adapters(loras)
+        live = self._steerings.get(steering, adapters)
         offsets = live.offsets if live else None
-        if live:
+        if offsets:
             check_architecture(self.model.architecture)
             self._contexts.check_steerable()
         if recording is not None:
             self.check_recording(recording, tokens)
             yield from self._read(tokens, prompt, offsets, recording, logits=True)
             return
-        context = self._context_alone(len(tokens), hooked=offsets is not None and offsets.needs_rows)
+        context = self._context_alone(len(tokens), adapters, hooked=offsets is not None and offsets.needs_rows)
         chunk = self._rows_at_once(context)
         keys = cache_keys(tokens, prompt, live)
         start = common_prefix(self._scored, keys[: prompt - 1])
@@ -261,7 +275,7 @@ class Engine(Runtime):
         context.prefill(tokens[start : prompt - 1], start, 0)
         for first in range(prompt - 1, len(tokens), chunk):
             part = tokens[first : first + chunk]
-            steer.before_step(_by_row(offsets, part, first, prompt))
+            steer.before_step(by_row(offsets, part, first, prompt))
             context.decode(part, np.arange(first, first + len(part)), 0, 1)
             self._scored, self._scored_steering = keys[: first + len(part)], live
             yield context.logits()
@@ -282,7 +296,8 @@ class Engine(Runtime):
         rising, places = np.unique(chosen, return_inverse=True)
         recording = Recording(layers, rising.tolist())
         self.check_recording(recording, tokens)
-        offsets = _up_to(self.offsets(steering), max(layers))
+        added = self.offsets(steering)
+        offsets = added.up_to(max(layers)) if added else None
         for _ in self._read(tokens, prompt, offsets, recording, logits=False):
             pass
         return {layer: states[places] for layer, states in recording.states.items()}
@@ -309,7 +324,7 @@ class Engine(Runtime):
                     if native and begin < prompt - 1:
                         steer.before_prompts([(offsets, 1)])
                     else:
-                        steer.before_step(_by_row(offsets, tokens[part], begin, prompt))
+                        steer.before_step(by_row(offsets, tokens[part], begin, prompt))
                     context.decode(tokens[part], np.arange(begin, part.stop), 0, wanted[part])
                     states.append(context.states()[:, recorded[part][wanted[part]]])
                     if logits and begin >= prompt - 1:
@@ -362,7 +377,7 @@ class Engine(Runtime):
         """How many tokens' logits llama.cpp may hold."""
         return max(1, min(context.batch, LOGITS_BYTES // (4 * self._model.vocab_size)))
 
-    def _context_alone(self, length: int, *, hooked: bool) -> LlamaContext:
+    def _context_alone(self, length: int, adapters: Adapters | None = None, *, hooked: bool) -> LlamaContext:
         """The context for one text; what answers have cached is lost. Errors: RequestError while they are generated."""
         if self._scheduler.busy:
             raise RequestError("answers are being generated; ask for logits or states when they are done")
@@ -373,18 +388,5 @@ class Engine(Runtime):
             self._scored = NO_KEYS
         if context.hooked:
             context.add({})  # what the last answers were steered by
+        self._model.adapt(context.handle, self._model.adapters(None) if adapters is None else adapters)
         return context
-
-
-def _up_to(offsets: Offsets | None, layer: int) -> Offsets | None:
-    """What of the offsets is added at or before `layer`."""
-    added = {at: offset for at, offset in offsets.by_layer.items() if at <= layer} if offsets else {}
-    return replace(offsets, by_layer=added) if offsets and added else None
-
-
-def _by_row(offsets: Offsets | None, tokens: Sequence[int], first: int, prompt: int) -> list[Offsets | None]:
-    """What steers each token of a batch of one sequence, from position `first` on; one entry where all are alike."""
-    if offsets is None:
-        return [None]
-    steered = offsets.steered(tokens, first, prompt)
-    return [offsets] if steered.all() else [offsets if one else None for one in steered]

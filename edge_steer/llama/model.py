@@ -1,7 +1,7 @@
 """A GGUF model in memory: its tokens, its template, its shape."""
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,7 @@ from edge_steer.llama.library import complaining, interrupts_wait, repacking_is_
 from edge_steer.storage.files import readable
 from edge_steer.storage.gguf_header import read_header
 
+Adapters = tuple[tuple[str, float], ...]  # digest and scale of each that acts, in one order
 KV_BYTES: dict[KvType, float] = {"f32": 4, "f16": 2, "q8_0": 34 / 32}
 
 
@@ -31,19 +32,21 @@ class LlamaModel:
         template: str | None = None,
         date: str | None = None,
         lora: Lora | None = None,
+        loras: Sequence[Lora] = (),
     ) -> None:
         """gpu_layers: how many layers to offload where llama.cpp can; -1 is all.
 
         repack: lay quantised weights out for this CPU; None is wherever that is safe. template: a chat template in
-        place of the file's own, or PLAIN. date: what the template takes for today. lora: a GGUF LoRA that every
-        context of this model runs with. Errors: ModelError.
+        place of the file's own, or PLAIN. date: what the template takes for today. lora: a GGUF LoRA that contexts of
+        this model run with until they are told otherwise. loras: others that they can run with. Errors: ModelError.
         """
         readable(path, "a GGUF model")
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise ModelError(f"{path} is not a GGUF file; make one with: edge-steer convert FOLDER")
-        if lora:
-            check_fits(lora.path, path)
+        own = (lora,) if lora else ()
+        for one in (*own, *loras):
+            check_fits(one.path, path)
         self.path = path
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
@@ -54,7 +57,8 @@ class LlamaModel:
             if not self._handle:
                 raise ModelError
         self.lora = lora
-        self._adapter = self._load_adapter(lora) if lora else None
+        self._own = self._in_force = _acting(own)
+        self._handles = self._load_adapters((*own, *loras))
         self.other_template, self.date = template, date
         self._vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
@@ -95,13 +99,39 @@ class LlamaModel:
     def open_context(self, params: Any) -> Any:
         """The handle of a new context, with the adapter in force; None if llama.cpp makes none. Errors: ModelError."""
         context = llama_cpp.llama_init_from_model(self.handle, params)
-        if context and self.lora:
-            # int32_t llama_set_adapters_lora(ctx, struct llama_adapter_lora ** adapters, size_t n, float * scales)
-            adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._adapter)
-            if llama_cpp.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(self.lora.scale)):
-                llama_cpp.llama_free(context)
-                raise ModelError(f"llama.cpp refused the adapter {self.lora.path}")
+        if context and self._in_force:
+            self._put_in_force(context)
         return context
+
+    def adapters(self, loras: Sequence[Lora] | None) -> Adapters:
+        """What contexts run with for these adapters; None is for what the model was loaded to run with.
+
+        Errors: ModelError for one it was not loaded with.
+        """
+        if loras is None:
+            return self._own
+        if strange := [lora for lora in loras if lora.digest not in self._handles]:
+            raise ModelError(f"{strange[0].path} is none of the adapters that this model was loaded with")
+        return _acting(loras)
+
+    def runs_with(self, adapters: Adapters) -> bool:
+        return self._in_force == adapters
+
+    def adapt(self, context: Any, adapters: Adapters) -> None:
+        """Have a context, and those made later, run with these adapters; what it has cached stays."""
+        if not self.runs_with(adapters):
+            self._in_force = adapters
+            self._put_in_force(context)
+
+    def _put_in_force(self, context: Any) -> None:
+        count = len(self._in_force)
+        handles = (llama_cpp.llama_adapter_lora_p_ctypes * count)(
+            *(self._handles[digest] for digest, _ in self._in_force)
+        )
+        scales = (ctypes.c_float * count)(*(scale for _, scale in self._in_force))
+        # int32_t llama_set_adapters_lora(ctx, struct llama_adapter_lora ** adapters, size_t n, float * scales)
+        if llama_cpp.llama_set_adapters_lora(context, handles, count, scales):
+            raise ModelError("llama.cpp refused the adapters")
 
     @property
     def identity(self) -> ModelIdentity:
@@ -196,13 +226,17 @@ class LlamaModel:
         numbers = zip(heads, per_block("key_length", width), per_block("value_length", width), strict=True)
         return sum(count * (key + value) for count, key, value in numbers) * KV_BYTES[kv_type]
 
-    def _load_adapter(self, lora: Lora) -> Any:
-        # struct llama_adapter_lora * llama_adapter_lora_init(struct llama_model * model, const char * path_lora)
-        with complaining(f"llama.cpp cannot load the adapter {lora.path}"):
-            if not (adapter := llama_cpp.llama_adapter_lora_init(self.handle, str(lora.path).encode())):
-                self.close()
-                raise ModelError
-        return adapter  # the model frees it
+    def _load_adapters(self, loras: Iterable[Lora]) -> dict[str, Any]:
+        """By digest; the model frees them. They must be there before any context, whose graph has room for them."""
+        handles: dict[str, Any] = {}
+        for lora in {lora.digest: lora for lora in loras}.values():
+            # struct llama_adapter_lora * llama_adapter_lora_init(struct llama_model * model, const char * path_lora)
+            with complaining(f"llama.cpp cannot load the adapter {lora.path}"):
+                if not (handle := llama_cpp.llama_adapter_lora_init(self.handle, str(lora.path).encode())):
+                    self.close()
+                    raise ModelError
+            handles[lora.digest] = handle
+        return handles
 
     def _special(self, token: int) -> str:
         return (llama_cpp.llama_vocab_get_text(self.vocab, token) or b"").decode() if token >= 0 else ""
@@ -224,3 +258,11 @@ class LlamaModel:
             read(llama_cpp.llama_model_meta_key_by_index, i): read(llama_cpp.llama_model_meta_val_str_by_index, i)
             for i in range(llama_cpp.llama_model_meta_count(self.handle))
         }
+
+
+def _acting(loras: Iterable[Lora]) -> Adapters:
+    """Those that change anything; one that is there twice has both scales."""
+    scales: dict[str, float] = {}
+    for lora in loras:
+        scales[lora.digest] = scales.get(lora.digest, 0) + lora.scale
+    return tuple(sorted((digest, scale) for digest, scale in scales.items() if scale))

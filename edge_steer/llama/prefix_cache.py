@@ -1,8 +1,8 @@
 """What each sequence of a context has in its KV cache, and what of it another prompt can use.
 
-A KV cache belongs to the tokens and the steering that computed it. Takes tokens and steerings, gives a key for each
-position that stands for both; a prompt whose keys begin like those of another sequence takes that sequence's cache.
-It decodes nothing.
+A KV cache belongs to the tokens, the steering and the adapters that computed it. Takes those, gives a key for each
+position that stands for all of them; a prompt whose keys begin like those of another sequence takes that sequence's
+cache. It decodes nothing.
 """
 
 import itertools
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edge_steer.core.steering import Offsets, Steering
 from edge_steer.core.streaming import common_prefix
 from edge_steer.llama.context import LlamaContext
+from edge_steer.llama.model import Adapters
 
 CacheKeys = npt.NDArray[np.int64]
 NO_KEYS: CacheKeys = np.empty(0, dtype=np.int64)
@@ -25,43 +26,59 @@ WORTH_COPYING = 16  # tokens; a shorter common beginning is computed again
 
 @dataclass(frozen=True, eq=False)
 class LiveSteering:
-    """What a steering adds, and the number that stands for it in cache keys."""
+    """What a steering adds, and the number that stands for it in cache keys.
 
-    offsets: Offsets
+    offsets: None is nothing, under adapters. unsteered: what stands for the positions that it leaves alone.
+    """
+
+    offsets: Offsets | None
     number: int
+    unsteered: "LiveSteering | None" = None
 
 
 class LiveSteerings:
     """One LiveSteering for equal steerings, for as long as a request or a cache entry holds it. Any thread may ask."""
 
-    def __init__(self, offsets: Callable[[Sequence[Steering]], Offsets | None]) -> None:
-        """offsets: see Runtime.offsets."""
-        self._offsets = offsets
-        self._live: WeakValueDictionary[tuple[Steering, ...], LiveSteering] = WeakValueDictionary()
+    def __init__(self, offsets: Callable[[Sequence[Steering]], Offsets | None], own: Adapters = ()) -> None:
+        """offsets: see Runtime.offsets. own: the adapters of who names none."""
+        self._offsets, self._own = offsets, own
+        self._live: WeakValueDictionary[tuple[tuple[Steering, ...], Adapters], LiveSteering] = WeakValueDictionary()
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._live)
 
-    def get(self, steering: Sequence[Steering]) -> LiveSteering | None:
-        """None for a steering that adds nothing. Errors: VectorError for one that does not fit the model."""
-        key = tuple(steering)
+    def get(self, steering: Sequence[Steering], adapters: Adapters | None = None) -> LiveSteering | None:
+        """None where nothing is added under the model's own adapters. adapters: None is those.
+
+        Errors: VectorError for a steering that does not fit the model.
+        """
+        key = tuple(steering), self._own if adapters is None else adapters
         with self._lock:
-            live = self._live.get(key)
-            if live is None and (offsets := self._offsets(key)):
-                live = self._live[key] = LiveSteering(offsets, next(self._numbers))
+            return self._get(key)
+
+    def _get(self, key: tuple[tuple[Steering, ...], Adapters]) -> LiveSteering | None:
+        if (live := self._live.get(key)) is None:
+            steering, adapters = key
+            offsets = self._offsets(steering)
+            unsteered = self._get(((), adapters)) if steering and adapters != self._own else None
+            if offsets is None and (unsteered or adapters == self._own):
+                return unsteered
+            live = self._live[key] = LiveSteering(offsets, next(self._numbers), unsteered)
         return live
 
 
 def cache_keys(tokens: Sequence[int], prompt: int, steering: LiveSteering | None) -> CacheKeys:
-    """A number for each position that stands for its token and its steering.
+    """A number for each position that stands for its token, its steering and its adapters.
 
     Two sequences have the same KV cache as far as their keys agree from the first position on.
     """
     keys = np.array(tokens, dtype=np.int64)
     if steering:
-        keys[steering.offsets.steered(tokens, 0, prompt)] += steering.number << 32
+        steered = steering.offsets.steered(tokens, 0, prompt) if steering.offsets else True
+        other = steering.unsteered.number if steering.unsteered else 0
+        keys += np.where(steered, steering.number, other) << 32
     return keys
 
 

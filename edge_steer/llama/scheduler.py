@@ -2,14 +2,12 @@
 
 Takes jobs (requests with their steering), calls back with pieces and completions. Where all live requests agree, they
 are steered by llama.cpp's own control vector; where they differ, or steer layer 0 or some tokens alone, by rows added
-to the residual stream. It loads no model.
+to the residual stream. Adapters are a whole batch's: requests of others wait until it ends. It loads no model.
 """
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -18,9 +16,9 @@ from edge_steer.core.errors import EdgeSteerError, ModelError, OutOfMemory
 from edge_steer.core.streaming import common_prefix
 from edge_steer.core.vector import Array
 from edge_steer.llama.context import ControlVectorSteering, GrowingContext, LlamaContext, RowSteering, steering_of
-from edge_steer.llama.model import LlamaModel
+from edge_steer.llama.model import Adapters, LlamaModel
 from edge_steer.llama.prefix_cache import NO_KEYS, WORTH_COPYING, PrefixCache
-from edge_steer.llama.sequence import Job, PromptPart, RunningSequence, Usage
+from edge_steer.llama.sequence import Job, News, PromptPart, RunningSequence, Usage, by_prompt, need_rows
 
 
 class Scheduler:
@@ -34,7 +32,7 @@ class Scheduler:
         self._running: list[RunningSequence | None] = []
         self._filling: tuple[int, RunningSequence] | None = None
         self._admitting = False  # the running sequences wait until all prompts are prefilled that find a sequence
-        self._calls: deque[tuple[int, Callable[[], Any]]] = deque()  # ticket, what its listener is to be told
+        self._news = News()
         self._cache: PrefixCache | None = None
         self._steering: ControlVectorSteering | RowSteering
         self._step_is_steered = False
@@ -42,7 +40,7 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """Whether a job has not ended, or its listener was not told."""
-        return bool(self._arrived or self._waiting or self._filling or self._running or self._calls)
+        return bool(self._arrived or self._waiting or self._filling or self._running or self._news)
 
     def submit(self, job: Job) -> None:
         """Queue a job; any thread may."""
@@ -64,10 +62,10 @@ class Scheduler:
             self._compact()
         if self._running and not self._admitting:
             self._decode()
-            self._call()
+            self._news.tell()
         if self._waiting or self._filling or self._admitting or None in self._running:
             self._admit()
-        self._call()
+        self._news.tell()
         return self.busy
 
     def abandon(self, tickets: Iterable[int]) -> None:
@@ -77,7 +75,7 @@ class Scheduler:
         for _, sequence in self._remove(abandoned):
             if sequence:
                 sequence.close()
-        self._calls = deque(call for call in self._calls if call[0] not in abandoned)
+        self._news.drop(abandoned)
 
     def rest(self) -> None:
         """Nothing is to do for a while: what takes rows, and asks about every node, becomes a plain context again."""
@@ -93,26 +91,20 @@ class Scheduler:
         arrived: list[Job] = []
         while self._arrived:
             job = self._arrived.popleft()
-            if job.refusal:
-                self._fail(job, job.refusal)
+            if refusal := job.refusal or self._why_unsteerable(job):
+                self._fail(job, refusal)
             else:
                 arrived.append(job)
-        first: dict[tuple[int, ...], int] = {}
-        for place, job in enumerate(arrived):
-            first.setdefault(job.request.prompt, place)
-        arrived.sort(key=lambda job: first[job.request.prompt])
-        self._fit(self._steerable(arrived))
+        self._fit(by_prompt(arrived))
 
-    def _steerable(self, arrived: list[Job]) -> list[Job]:
-        """Those that can be served; the steered ones end here if llama.cpp applies no control vector to this model."""
+    def _why_unsteerable(self, job: Job) -> str:
+        """Why a steered job cannot be served where llama.cpp applies no control vector to this model."""
         try:
-            if any(job.steering for job in arrived):
+            if job.offsets:
                 self._contexts.check_steerable()
         except ModelError as error:
-            for job in filter(lambda job: job.steering, arrived):
-                self._fail(job, str(error))
-            return [job for job in arrived if not job.steering]
-        return arrived
+            return str(error)
+        return ""
 
     def _fit(self, arrived: list[Job]) -> None:
         """Make the context serve these jobs beside those that are live; what memory cannot hold ends as an error."""
@@ -120,8 +112,7 @@ class Scheduler:
         while arrived:
             jobs, before = live + arrived, self._contexts.current
             stays = live or self._keep_cache  # to make a server's context again takes it a second; see rest
-            rows = len({id(job.steering) for job in jobs}) > 1 or any(job.needs_rows for job in jobs)
-            rows = rows or bool(stays and before and before.hooked)
+            rows = need_rows(jobs) or bool(stays and before and before.hooked)
             length = max(job.length for job in jobs)
             try:
                 self._take_context(length, len(jobs), rows, idle=not live)
@@ -167,7 +158,15 @@ class Scheduler:
 
     @property
     def _can_prefill(self) -> bool:
-        return bool(self._filling or (self._waiting and self._free_slot() < self._slots))
+        return bool(self._filling or self._next_job)
+
+    @property
+    def _next_job(self) -> Job | None:
+        """The next that waits, where a sequence is free and its adapters are in force, or nothing runs."""
+        if not self._waiting or self._free_slot() >= self._slots:
+            return None
+        job = self._waiting[0]
+        return job if self._model.runs_with(job.adapters) or not self._sequences() else None
 
     def _prefill(self, budget: int) -> int | None:
         """Run a batch of up to `budget` tokens of prompts; how many it has, None if no prompt can go on.
@@ -209,8 +208,9 @@ class Scheduler:
 
     def _begin(self, budget: int, parts: Sequence[PromptPart]) -> bool:
         """Have a job that is being prefilled: the next one gets a sequence and what is cached of its prompt."""
-        while not self._filling and self._waiting and (slot := self._free_slot()) < self._slots:
-            job = self._waiting[0]
+        while not self._filling and (job := self._next_job):
+            self._adapt(job.adapters)
+            slot = self._free_slot()
             donor, common = self._donor(job, slot)
             if parts and not self._shares_batch(job, slot, common, budget, parts):
                 return False
@@ -227,8 +227,14 @@ class Scheduler:
                 self._fail(job, str(error))
                 continue
             self.usage.reused += common
-            self._tell(job.ticket, job.on_prefill, common)
+            self._news.add(job.ticket, job.on_prefill, common)
         return self._filling is not None
+
+    def _adapt(self, adapters: Adapters) -> None:
+        """Run with these adapters from now on, and first all jobs with the same that wait by now."""
+        if not self._model.runs_with(adapters):
+            self._model.adapt(self._context.handle, adapters)
+            self._waiting = deque(sorted(self._waiting, key=lambda job: job.adapters != adapters))
 
     def _donor(self, job: Job, slot: int) -> tuple[int, int]:
         return self._prefixes.donor(job.keys[:-1], slot) if job.reuses else (slot, 0)
@@ -268,7 +274,7 @@ class Scheduler:
         part.sequence.position += count
         self.usage.prefilled += count
         self._prefixes.hold(part.slot, job.keys[: part.sequence.position], job.steering)
-        self._tell(job.ticket, job.on_prefill, part.sequence.position + part.sequence.prefilled)
+        self._news.add(job.ticket, job.on_prefill, part.sequence.position + part.sequence.prefilled)
 
     def _join(self, slot: int, sequence: RunningSequence) -> int:
         """Have the sequence that was being prefilled run; where."""
@@ -333,7 +339,7 @@ class Scheduler:
                 continue
             piece = sequence.take(token, logits[row])
             if piece:
-                self._tell(sequence.job.ticket, sequence.job.on_piece, piece)
+                self._news.add(sequence.job.ticket, sequence.job.on_piece, piece)
             if sequence.answer.finish:
                 self._leave(slot, sequence.end())
 
@@ -375,15 +381,7 @@ class Scheduler:
         self._finish(job, Completion("", (), "error", error=error))
 
     def _finish(self, job: Job, completion: Completion) -> None:
-        self._tell(job.ticket, job.on_done, completion)
-
-    def _tell(self, ticket: int, listener: Callable[[Any], Any] | None, news: object) -> None:
-        if listener:
-            self._calls.append((ticket, partial(listener, news)))
-
-    def _call(self) -> None:
-        while self._calls:
-            self._calls.popleft()[1]()
+        self._news.add(job.ticket, job.on_done, completion)
 
     @property
     def _context(self) -> LlamaContext:

@@ -4,8 +4,11 @@ Takes logits, gives pieces and the completion. It decodes nothing and knows no o
 """
 
 import codecs
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +17,7 @@ from edge_steer.core.stats import logsumexp
 from edge_steer.core.steering import Offsets
 from edge_steer.core.streaming import GrowingCompletion
 from edge_steer.core.vector import Array
-from edge_steer.llama.model import LlamaModel
+from edge_steer.llama.model import Adapters, LlamaModel
 from edge_steer.llama.prefix_cache import CacheKeys, LiveSteering, cache_keys
 from edge_steer.llama.sampler import LlamaSampler
 
@@ -29,6 +32,7 @@ class Job:
 
     ticket: int
     request: Request
+    adapters: Adapters
     steering: LiveSteering | None
     room: int
     keys: CacheKeys  # of the prompt
@@ -61,6 +65,41 @@ class Job:
     def steers_by_token(self) -> bool:
         """Whether each token decides anew if it is steered."""
         return self.offsets is not None and self.offsets.phase == "delimiter"
+
+
+def by_prompt(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs as they came, but those of one prompt one after the other."""
+    first: dict[Tokens, int] = {}
+    for place, job in enumerate(jobs):
+        first.setdefault(job.request.prompt, place)
+    return sorted(jobs, key=lambda job: first[job.request.prompt])
+
+
+def need_rows(jobs: Sequence[Job]) -> bool:
+    """Whether jobs that run together, those of the same adapters, are steered by more than one control vector."""
+    ways = {(job.adapters, id(job.offsets)) for job in jobs}
+    return len(ways) > len({job.adapters for job in jobs}) or any(job.needs_rows for job in jobs)
+
+
+class News:
+    """What listeners are to be told, in that order; where one of them raises, the others are told the next time."""
+
+    def __init__(self) -> None:
+        self._calls: deque[tuple[int, Callable[[], object]]] = deque()  # with the ticket of the job
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    def add(self, ticket: int, listener: Callable[[Any], object] | None, news: object) -> None:
+        if listener:
+            self._calls.append((ticket, partial(listener, news)))
+
+    def tell(self) -> None:
+        while self._calls:
+            self._calls.popleft()[1]()
+
+    def drop(self, tickets: Collection[int]) -> None:
+        self._calls = deque(call for call in self._calls if call[0] not in tickets)
 
 
 @dataclass

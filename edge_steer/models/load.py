@@ -90,7 +90,8 @@ def load(
 
     path = quantize.gguf_for(source, quant, revision=revision, threads=options.threads, progress=progress)
     lora = options.lora and gguf_lora_of(options.lora, source, progress)
-    return Engine.load(path, replace(options, lora=lora))
+    loras = tuple(gguf_lora_of(one, source, progress) for one in options.loras)
+    return Engine.load(path, replace(options, lora=lora, loras=loras))
 
 
 def load_recorder(

@@ -235,6 +235,8 @@ class Reference(Runtime):
     def refusal(self, request: Request) -> str:
         if names := request.sampling.llama_only:
             return f"PyTorch has no {', '.join(names)}; only llama.cpp samples so: leave it out, or run the model there"
+        if request.loras is not None:
+            return "PyTorch runs with the adapter the model was loaded with; name none, or run the model in llama.cpp"
         return super().refusal(request)
 
     def logit_rows(

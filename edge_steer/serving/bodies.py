@@ -121,10 +121,18 @@ class EasySteering(Body):
     vectors: list[EasyVector]
 
 
+class ScaledLora(Body):
+    """An adapter by its number, as llama-server has it."""
+
+    id: int
+    scale: float
+
+
 class Steered(Body):
-    """What every request says of the model and its steering."""
+    """What every request says of the model, its adapters and its steering."""
 
     model: str = ""
+    lora: list[ScaledLora] | None = None
     control_vectors: list[ControlVector] | None = None
     steering: EasySteering | str | None = None
 
@@ -155,7 +163,6 @@ class Generating(Steered):
         "adaptive_decay": (),
         "grammar_lazy": (False,),
         "grammar_triggers": ([],),
-        "lora": ([],),
         "n_indent": (0,),
         "reasoning_budget_tokens": (-1,),
         "reasoning_control": (False,),
@@ -374,16 +381,6 @@ class TokenizeBody(Body):
 
 class DetokenizeBody(Body):
     tokens: Tokens = Field(default_factory=list)
-
-
-class ScaledVector(Body):
-    """An entry of ik_llama's /control-vectors/apply, or ours, which has names."""
-
-    id: int | None = None
-    name: str | None = None
-    scale: float = 1.0
-    layers: list[int] | str | None = None
-    phase: Phase | None = None
 
 
 class LoadVector(Body):

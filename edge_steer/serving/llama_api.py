@@ -5,9 +5,19 @@ from collections.abc import AsyncIterator, Sequence
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
+from pydantic import RootModel
 
 from edge_steer.core.backend import Completion, Piece, Request, TokenLogprobs
-from edge_steer.serving.bodies import DetokenizeBody, Generating, NativeBody, Steered, TemplateBody, TokenizeBody
+from edge_steer.serving.bodies import (
+    DetokenizeBody,
+    Generating,
+    NativeBody,
+    ScaledLora,
+    Steered,
+    TemplateBody,
+    TokenizeBody,
+    check,
+)
 from edge_steer.serving.metrics import CONTENT_TYPE
 from edge_steer.serving.questions import Question, Service, in_thread, schema_of
 from edge_steer.serving.replies import (
@@ -20,7 +30,12 @@ from edge_steer.serving.replies import (
     event_stream,
     while_connected,
 )
+from edge_steer.serving.security import read_body
 from edge_steer.serving.worker import Prefilled
+
+
+class _ScaledLoras(RootModel[list[ScaledLora]]):
+    """A JSON array; an adapter that is left out has a scale of 0."""
 
 
 def router(service: Service, *, slots: bool = True, metrics: bool = True) -> APIRouter:
@@ -94,12 +109,13 @@ def router(service: Service, *, slots: bool = True, metrics: bool = True) -> API
 
     @api.get("/lora-adapters")
     async def lora() -> list[Json]:
-        lora = service.engine.vocabulary.lora
-        return [{"id": 0, "path": lora.path.name, "scale": lora.scale}] if lora else []
+        return service.loras.listed(service.loras.default)
 
     @api.post("/lora-adapters")
-    async def set_lora() -> Response:
-        raise ApiError(501, "this server's adapter and its scale are set when it starts")
+    async def set_lora(request: HttpRequest) -> Json:
+        scaled = check(_ScaledLoras, await read_body(request, service.access)).root
+        service.loras.default = service.loras.scaled((one.id, one.scale) for one in scaled)
+        return {"success": True}
 
     return api
 
@@ -222,7 +238,7 @@ class NativeReply:
             "stopping_word": stopping,
             "tokens_cached": len(request.prompt) + len(completion.tokens),
             "timings": Throughput.of(len(request.prompt), completion).json(),
-            "steering": self._question.steering,
+            **self._question.in_force,
             **self._probabilities(completion.logprobs if content else []),
         }
         fields = self._body.response_fields if isinstance(self._body, NativeBody) else None

@@ -209,7 +209,7 @@ def _last(completion: Completion, question: Question, model: str, text: Json, st
         "prompt_eval_duration": int(1e9 * timings.prompt),
         "eval_count": len(completion.tokens),
         "eval_duration": int(1e9 * timings.generation),
-        "steering": question.steering,
+        **question.in_force,
     }
 
 

@@ -55,7 +55,8 @@ def router(service: Service) -> APIRouter:
         prompt, applied = await service.chat_tokens(body), service.steering(body)
         tokens = (*prompt, *body.answer)
         service.check_prompt(tokens)
-        scored = await service.scored(tokens, applied, body.top_logprobs, prompt=len(prompt))
+        loras = service.chosen_loras(body)
+        scored = await service.scored(tokens, applied, loras, body.top_logprobs, prompt=len(prompt))
         content = chat_logprobs(scored[:-1], service.engine.vocabulary.piece)
         return {"object": "chat.logprobs", "content": content, "steering": [one.json() for one in applied]}
 
@@ -173,7 +174,7 @@ class _Reply:
             opened = True
             if isinstance(event, Completion):
                 ended[index] = event
-                figures = {"timings": self._timings([event]), "steering": self.question.steering}
+                figures = {"timings": self._timings([event]), **self.question.in_force}
                 yield {**head, "choices": [self.last(index, event)], **figures, **self._verbose(index, event, "")}
             elif isinstance(event, Prefilled):
                 choice, progress = self.piece(index, NOTHING), clocks[index].prefilled(event.tokens)
@@ -191,7 +192,7 @@ class _Reply:
         return {
             "usage": usage(self.question.prompt_tokens, generated, cached),
             "timings": self._timings(completions),
-            "steering": self.question.steering,
+            **self.question.in_force,
         }
 
     def _timings_so_far(self, clock: StreamClock) -> Json:
@@ -273,7 +274,8 @@ class _Text(_Reply):
         text = readable(b"".join(map(pieces, prompt)))
         before: Json = {}
         if self.body.logprobs is not None:
-            scored = await self.service.scored(prompt, self.question.applied, self.body.logprobs)
+            loras = self.service.chosen_loras(self.body)
+            scored = await self.service.scored(prompt, self.question.applied, loras, self.body.logprobs)
             before = legacy_logprobs([prompt[0], *scored[:-1]], pieces)
         for choice in choices:
             choice["text"] = text + str(choice["text"])

@@ -14,7 +14,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from starlette.requests import Request as HttpRequest
 
-from edge_steer.core.backend import Completion, Message, Request, TokenLogprobs, Tokens
+from edge_steer.adapters.choice import NumberedLoras
+from edge_steer.core.backend import Completion, Lora, Message, Request, TokenLogprobs, Tokens
 from edge_steer.core.errors import RequestError
 from edge_steer.core.sampling import BREAKERS, LINKS, MOST_SEED, Dry, Link, Mirostat, Sampling, Xtc
 from edge_steer.core.stats import logsumexp
@@ -33,7 +34,7 @@ from edge_steer.serving.bodies import (
     check_fields,
 )
 from edge_steer.serving.metrics import Metrics
-from edge_steer.serving.replies import ApiError, too_long
+from edge_steer.serving.replies import ApiError, Json, too_long
 from edge_steer.serving.security import Access, read_body
 from edge_steer.serving.worker import Answers, Event, ServedEngine, Wishes, Worker
 from edge_steer.vectors.named import Applied, NamedVectors, Term, parse_words, read_layers
@@ -50,7 +51,8 @@ Prompt = str | PromptString | Sequence[int | str]
 class Question:
     """What one body asks: each prompt `n` times, in that order, and the steering it gets.
 
-    progress: that of the prompts is part of a stream. reuse: what is cached of the prompts is taken over.
+    progress: that of the prompts is part of a stream. reuse: what is cached of the prompts is taken over. loras: every
+    adapter there is, at the scale it has here.
     """
 
     requests: tuple[Request, ...]
@@ -60,11 +62,13 @@ class Question:
     generates: bool = True
     progress: bool = False
     reuse: bool = True
+    loras: Sequence[Json] = ()
 
     @property
-    def steering(self) -> list[dict[str, object]]:
-        """As every answer tells it."""
-        return [one.json() for one in self.applied]
+    def in_force(self) -> Json:
+        """The steering, and the adapters where there are any, as every answer tells them."""
+        steering = [one.json() for one in self.applied]
+        return {"steering": steering, "lora": list(self.loras)} if self.loras else {"steering": steering}
 
     @property
     def prompt_tokens(self) -> int:
@@ -84,14 +88,17 @@ class Service:
         *,
         queue: int,
         defaults: Mapping[str, float],
+        loras: Sequence[Lora] = (),
     ) -> None:
         """queue: how many requests may wait besides those that run. defaults: fields of requests that say nothing.
+        loras: the adapters that the engine was loaded with, for requests to choose from.
 
         Errors: ApiError for a default that no request could have.
         """
         self._defaults = check_fields(Generating, defaults).model_dump(exclude_unset=True)
         self.engine, self.vectors, self.names, self.access = engine, vectors, tuple(names), access
         self.file = ModelFile(engine.vocabulary.path)
+        self.loras = NumberedLoras(loras)
         self.metrics = Metrics()
         self.worker = Worker(engine, queue, self.metrics.count)
 
@@ -134,11 +141,20 @@ class Service:
             return self.vectors.apply(parse_words(body.steering))
         return self.vectors.default if preset is None else self.vectors.presets[preset]
 
+    def chosen_loras(self, body: Steered) -> tuple[Lora, ...] | None:
+        """The adapters that the body asks for; else the server's default, which None leaves to the engine.
+
+        Errors: ModelError for a number that is not there.
+        """
+        if body.lora is None:
+            return self.loras.default if self.loras else None
+        return self.loras.scaled((one.id, one.scale) for one in body.lora)
+
     async def question(
         self, body: Generating, prompts: Sequence[Tokens], *, logprobs: int | None, schema: dict[str, Any] | None
     ) -> Question:
         """The body's requests for these prompts. Errors: ApiError, or an EdgeSteerError for what does not fit."""
-        applied = self.steering(body)
+        applied, loras = self.steering(body), self.chosen_loras(body)
         if len(prompts) * body.n > MOST_PROMPTS:
             raise ApiError(400, f"{len(prompts) * body.n} answers asked; one request takes at most {MOST_PROMPTS}")
         if body.max_tokens == 0 and (body.grammar or schema is not None):
@@ -150,7 +166,7 @@ class Service:
             self.check_prompt(prompt)
             room = self.engine.context - len(prompt)
             length = room if body.max_tokens < 0 else max(1, min(body.max_tokens, room))
-            request = Request(prompt, length, steering, sampling, tuple(body.stop), logprobs)
+            request = Request(prompt, length, steering, sampling, tuple(body.stop), logprobs, loras)
             requests += [_reseeded(request, i) for i in range(body.n)]
         name = body.model or self.names[0]
         return Question(
@@ -161,6 +177,7 @@ class Service:
             generates=body.max_tokens != 0,
             progress=body.return_progress,
             reuse=body.cache_prompt,
+            loras=self.loras.listed(loras or ()),
         )
 
     def check_prompt(self, prompt: Tokens) -> None:
@@ -196,7 +213,7 @@ class Service:
         return [completion for _, completion in sorted(ended.items()) if isinstance(completion, Completion)]
 
     async def scored(
-        self, tokens: Tokens, applied: Sequence[Applied], top: int, *, prompt: int = 1
+        self, tokens: Tokens, applied: Sequence[Applied], loras: Sequence[Lora] | None, top: int, *, prompt: int = 1
     ) -> list[TokenLogprobs]:
         """The logprobs of each token after the first `prompt`, and of the likeliest token after the last.
 
@@ -206,7 +223,7 @@ class Service:
 
         def score() -> list[TokenLogprobs]:
             chosen = iter((*tokens[prompt:], None))
-            rows = (row for rows in self.engine.logit_rows(tokens, prompt, steering) for row in rows)
+            rows = (row for rows in self.engine.logit_rows(tokens, prompt, steering, loras=loras) for row in rows)
             return [_logprobs(row, token, top) for row, token in zip(rows, chosen, strict=True)]
 
         return cast("list[TokenLogprobs]", await self.worker.alone(score))

@@ -83,7 +83,8 @@ def serve(
 ) -> None:
     """Load a model and serve it until SIGTERM or SIGINT; running answers end first.
 
-    engine: its context is that of each of its sequences, whose memory is taken at the start.
+    engine: its context is that of each of its sequences, whose memory is taken at the start; its adapters are those
+    that requests choose from, and get, all of them, where they choose none.
 
     Errors: EdgeSteerError for a port in use, a vector that does not fit, a host others reach without a key.
     """
@@ -106,11 +107,14 @@ def _loaded(
 ) -> Iterator[Service]:
     path = gguf_for(model, quant, threads=engine.threads, progress=progress)
     context = engine.context or min(ModelFile(path).trained_context or CONTEXT, CONTEXT)
-    with load(path, options=replace(engine, context=context, keep_cache=True)) as loaded:
+    loras = (*((engine.lora,) if engine.lora else ()), *engine.loras)
+    with load(path, options=replace(engine, context=context, keep_cache=True, lora=None, loras=loras)) as loaded:
         loaded.reserve()
         vectors = served_vectors(loaded.model, options)
         names = options.aliases or (loaded.model.name,)
-        yield Service(loaded, vectors, names, options.access, queue=options.queue, defaults=options.defaults)
+        yield Service(
+            loaded, vectors, names, options.access, queue=options.queue, defaults=options.defaults, loras=loras
+        )
 
 
 def served_vectors(model: ModelIdentity, options: ServerOptions) -> NamedVectors:

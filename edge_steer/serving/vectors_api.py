@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request
 from pydantic import RootModel
 
 from edge_steer.core.errors import VectorError
-from edge_steer.core.vector import SteeringVector
+from edge_steer.core.vector import Phase, SteeringVector
 from edge_steer.lens.reading import read_vector
 from edge_steer.lens.scores import checked_score
 from edge_steer.lens.unembedding import read_unembedding
-from edge_steer.serving.bodies import LoadVector, ScaledVector, UnloadVector, check
+from edge_steer.serving.bodies import Body, LoadVector, UnloadVector, check
 from edge_steer.serving.questions import Service, in_thread
 from edge_steer.serving.replies import ApiError, Json
 from edge_steer.serving.security import read_body
@@ -21,6 +21,16 @@ from edge_steer.vectors.named import NamedVector, NamedVectors, Term, read_layer
 
 LENS_TOKENS = 20  # at either end of a layer
 LENSES = 32  # that are remembered
+
+
+class ScaledVector(Body):
+    """An entry of ik_llama's /control-vectors/apply, or ours, which has names."""
+
+    id: int | None = None
+    name: str | None = None
+    scale: float = 1.0
+    layers: list[int] | str | None = None
+    phase: Phase | None = None
 
 
 def router(service: Service, *, admin: bool) -> APIRouter:

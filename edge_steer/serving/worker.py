@@ -37,7 +37,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Vocabulary(Protocol):
-    """A model's file, its tokens, its chat template and the adapter it runs with."""
+    """A model's file, its tokens and its chat template."""
 
     @property
     def path(self) -> Path: ...
@@ -47,9 +47,6 @@ class Vocabulary(Protocol):
 
     @property
     def template(self) -> str: ...
-
-    @property
-    def lora(self) -> Lora | None: ...
 
     def piece(self, token: int) -> bytes: ...
 
@@ -74,7 +71,14 @@ class ServedEngine(SteppingEngine, Protocol):
 
     def rest(self) -> None: ...
 
-    def logit_rows(self, tokens: Sequence[int], prompt: int, steering: Sequence[Steering] = ()) -> Iterator[Array]: ...
+    def logit_rows(
+        self,
+        tokens: Sequence[int],
+        prompt: int,
+        steering: Sequence[Steering] = (),
+        *,
+        loras: Sequence[Lora] | None = None,
+    ) -> Iterator[Array]: ...
 
 
 @dataclass(eq=False)

@@ -223,6 +223,17 @@ def engine_options(command: F) -> F:
     return _with_value(command, "engine", _ENGINE, _engine)
 
 
+def server_engine_options(command: F) -> F:
+    """`engine_options` of a command whose requests choose among several adapters."""
+    several = click.option(
+        "--lora", "loras", multiple=True, type=VECTOR, metavar="ADAPTER[:SCALE]",
+        help="A low-rank adapter, a folder of PEFT or a LoRA of llama.cpp; requests that name none get all, at SCALE.",
+    )  # fmt: skip
+    return _with_value(
+        command, "engine", {name: _ENGINE[name] for name in _ENGINE if name != "lora"} | {"loras": several}, _engine
+    )
+
+
 def conversation_engine_options(command: F) -> F:
     """`engine_options` of a command that has one conversation, and so asks for no number of sequences."""
     return _with_value(command, "engine", {name: _ENGINE[name] for name in _ENGINE if name != "parallel"}, _engine)
@@ -273,13 +284,13 @@ def steering_from(choice: SteeringChoice) -> "tuple[Steering, ...]":
 def _engine(values: Mapping[str, Any]) -> object:
     from edge_steer.core.backend import EngineOptions
 
-    return EngineOptions(**{**values, "lora": _lora(values["lora"])})
+    loras = tuple(_lora(source) for source in values.get("loras", ()))
+    lora = _lora(values["lora"]) if values.get("lora") else None
+    return EngineOptions(**{**values, "lora": lora, "loras": loras})
 
 
-def _lora(source: str | None) -> "Lora | None":
+def _lora(source: str) -> "Lora":
     """The adapter of ADAPTER[:SCALE]."""
-    if source is None:
-        return None
     from edge_steer.adapters.choice import choose_lora
     from edge_steer.vectors.steer import split_strength
 

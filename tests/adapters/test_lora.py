@@ -22,7 +22,7 @@ from edge_steer.certificates.certificate import read_certificate
 from edge_steer.certificates.make import certify
 from edge_steer.certificates.recheck import check_again
 from edge_steer.commands.main import main
-from edge_steer.core.backend import EngineOptions, Request
+from edge_steer.core.backend import EngineOptions, Lora, Request
 from edge_steer.core.errors import EdgeSteerError, ModelError
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import Array, SteeringVector
@@ -243,12 +243,163 @@ def test_run_takes_an_adapter(bundled_f32: Path, file: Path) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_a_server_lists_the_adapter_it_was_started_with(bundled_f32: Path, file: Path) -> None:
-    async def listed(service: Service) -> httpx.Response:
-        app = application(service, ServerOptions())
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
-            return await http.get("/lora-adapters")
+@pytest.fixture(scope="module")
+def other(folder: Path) -> Path:
+    return write_gguf(folder.parent / "other.gguf", write_peft(folder.parent / "other", seed=1))
 
-    with load(bundled_f32, options=replace(EXACT, lora=choose_lora(file, 0.5))) as engine:
-        service = Service(engine, NamedVectors.of((), engine.model), ("abacus",), Access(), queue=1, defaults={})
-        assert asyncio.run(listed(service)).json() == [{"id": 0, "path": file.name, "scale": 0.5}]
+
+@pytest.fixture(scope="module")
+def choosing(bundled_f32: Path, file: Path, other: Path) -> Iterator[Engine]:
+    """An engine of two adapters, which goes on with what is cached."""
+    options = replace(EXACT, loras=(choose_lora(file), choose_lora(other)), parallel=4, context=256, keep_cache=True)
+    with load(bundled_f32, options=options) as engine:
+        assert isinstance(engine, Engine)
+        engine.reserve()
+        yield engine
+
+
+def chosen(file: Path, other: Path) -> list[tuple[Lora, ...] | None]:
+    """Adapters that requests name: none, some that all answer differently, and one at scale 0."""
+    one, two, mirrored = choose_lora(file, 3.0), choose_lora(other, 3.0), choose_lora(file, -3.0)
+    return [None, (), (one,), (mirrored,), (two,), (one, two), (choose_lora(file, 0.0),)]
+
+
+def answer(engine: Engine, loras: tuple[Lora, ...] | None, steering: tuple[Steering, ...] = ()) -> tuple[int, ...]:
+    (completion,) = engine.generate([Request(TOKENS, 12, steering, loras=loras)])
+    assert completion.finish == "length", completion.error
+    return completion.tokens
+
+
+def test_every_request_of_a_batch_runs_with_its_own_adapters(
+    bundled_f32: Path, choosing: Engine, plain: Engine, file: Path, other: Path
+) -> None:
+    ways = chosen(file, other)
+    alone = [answer(choosing, loras) for loras in ways]
+    assert alone[0] == alone[1] == alone[6] == answer(plain, None)
+    assert len({*alone}) == 5
+    for loras, tokens in zip(ways[2:5], alone[2:5], strict=True):
+        with load(bundled_f32, options=replace(EXACT, lora=loras[0] if loras else None)) as engine:
+            assert answer(engine, None) == tokens
+            assert engine.generate([Request(TOKENS, 12, loras=())])[0].tokens == alone[0]
+    mixed = [loras for loras in ways for _ in range(3)]
+    completions = choosing.generate([Request(TOKENS, 12, loras=loras) for loras in mixed])
+    assert [one.tokens for one in completions] == [tokens for tokens in alone for _ in range(3)]
+
+
+def test_what_is_cached_under_one_adapter_serves_no_other(choosing: Engine, file: Path, other: Path) -> None:
+    prompt = (*TOKENS, *range(90, 130))
+    ways = chosen(file, other)[2:5]
+
+    def asked(loras: tuple[Lora, ...] | None) -> tuple[tuple[int, ...], int]:
+        (completion,) = choosing.generate([Request(prompt, 4, loras=loras)])
+        return completion.tokens, completion.timings.reused
+
+    first = [asked(loras) for loras in ways]
+    assert [reused for _, reused in first] == [0] * len(ways)
+    again = [asked(loras) for loras in reversed(ways)][::-1]
+    assert [tokens for tokens, _ in again] == [tokens for tokens, _ in first]
+    assert [reused for _, reused in again] == [len(prompt) - 1] * len(ways)
+
+
+def test_adapters_and_steering_add_up(choosing: Engine, bundled_f32: Path, file: Path, other: Path) -> None:
+    direction = np.random.default_rng(0).standard_normal(HIDDEN).astype(np.float32)
+    vector = SteeringVector({2: direction}, choosing.model)
+    steered = [(Steering(vector, strength),) for strength in (8.0, -8.0)]
+    loras = (choose_lora(other, 3.0),)
+    requests = [
+        Request(TOKENS, 12, steering, loras=chosen)
+        for chosen in ((), loras)
+        for steering in ((), *steered)
+        for _ in "ab"
+    ]
+    mixed = [one.tokens for one in choosing.generate(requests)]
+    assert mixed == [choosing.generate([request])[0].tokens for request in requests]
+    with load(bundled_f32, options=replace(EXACT, lora=loras[0])) as engine:
+        assert mixed[6::2] == [answer(engine, None, steering) for steering in ((), *steered)]
+    assert len({*mixed}) == 6
+
+
+def test_those_that_wait_for_another_adapter_are_not_overtaken(choosing: Engine, file: Path, other: Path) -> None:
+    """Requests of one adapter run together; who comes later waits behind those of another that were there."""
+    ended: list[str] = []
+
+    def submit(name: str, path: Path, tokens: int) -> None:
+        loras = (choose_lora(path),)
+        choosing.submit(
+            Request(TOKENS, tokens, loras=loras), on_done=lambda _: ended.append(name), on_piece=lambda _: None
+        )
+
+    submit("first", file, 8)
+    choosing.step()
+    submit("other", other, 2)
+    submit("beside", file, 2)
+    submit("other again", other, 2)
+    while choosing.step():
+        pass
+    assert ended == ["first", "other", "other again", "beside"]
+
+
+def test_logits_are_of_the_adapters_that_are_named(choosing: Engine, bundled_f32: Path, file: Path) -> None:
+    def scored(loras: tuple[Lora, ...] | None) -> Array:
+        return np.concatenate([rows.copy() for rows in choosing.logit_rows(TOKENS, 1, loras=loras)])
+
+    without = scored(None)
+    with_one = scored((choose_lora(file, 3.0),))
+    assert np.array_equal(with_one, adapted(bundled_f32, file, 3.0))
+    assert np.array_equal(scored(()), without)
+    assert not np.array_equal(with_one, without)
+
+
+def test_an_adapter_that_was_not_loaded_is_refused(plain: Engine, file: Path) -> None:
+    with pytest.raises(ModelError, match="none of the adapters that this model was loaded with"):
+        plain.generate([Request(TOKENS, 2, loras=(choose_lora(file),))])
+    with load(ABACUS, runtime="torch") as reference:
+        (completion,) = reference.generate([Request(TOKENS, 2, loras=())])
+        assert "adapter" in completion.error
+
+
+def test_a_server_runs_each_request_with_the_adapters_it_names(bundled_f32: Path, file: Path, other: Path) -> None:
+    loras = (choose_lora(file, -3.0), choose_lora(other, 3.0))
+    body = {"prompt": list(TOKENS), "n_predict": 12, "temperature": 0, "ignore_eos": True}
+
+    async def ask(service: Service) -> None:
+        app = application(service, ServerOptions())
+        service.worker.start()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+
+            async def said(**more: object) -> Any:
+                return (await http.post("/completion", json=body | more)).json()
+
+            listed = (await http.get("/lora-adapters")).json()
+            assert [(one["id"], one["path"], one["scale"]) for one in listed] == [
+                (0, file.name, -3),
+                (1, other.name, 3),
+            ]
+            both, none, one = await asyncio.gather(
+                said(), said(lora=[]), said(lora=[{"id": 1, "scale": 3.0}, {"id": 0, "scale": 0.0}])
+            )
+            assert len({answer["content"] for answer in (both, none, one)}) == 3
+            assert [entry["scale"] for entry in both["lora"]] == [-3, 3]
+            assert [entry["scale"] for entry in one["lora"]] == [0, 3]
+            chat = {
+                "messages": [{"role": "user", "content": "3 + 4?"}],
+                "max_tokens": 4,
+                "lora": [{"id": 1, "scale": 3.0}],
+            }
+            assert (await http.post("/v1/chat/completions", json=chat)).json()["lora"] == one["lora"]
+            assert (await http.post("/lora-adapters", json=[{"id": 1, "scale": 3.0}])).json() == {"success": True}
+            assert (await said())["content"] == one["content"]
+            wrong = await http.post("/completion", json={**body, "lora": [{"id": 2, "scale": 3.0}]})
+            assert (wrong.status_code, wrong.json()["error"]["message"]) == (400, "no adapter 2; there are 0 to 1")
+            assert (await http.post("/lora-adapters", content=b'[{"id": 0, "scale": NaN}]')).status_code == 400
+            legacy = {"prompt": list(TOKENS), "max_tokens": 0, "echo": True, "logprobs": 1}
+            scored = [
+                (await http.post("/v1/completions", json={**legacy, "lora": chosen})).json()["choices"][0]["logprobs"]
+                for chosen in ([], [{"id": 1, "scale": 3.0}])
+            ]
+            assert scored[0]["token_logprobs"] != scored[1]["token_logprobs"]
+        service.worker.stop()
+
+    with load(bundled_f32, options=replace(EXACT, loras=loras, parallel=4, context=256, keep_cache=True)) as engine:
+        named = NamedVectors.of((), engine.model)
+        asyncio.run(ask(Service(engine, named, ("abacus",), Access(), queue=8, defaults={}, loras=loras)))

@@ -44,7 +44,6 @@ def test_fields_that_change_no_text_are_taken(name: str) -> None:
     [
         ("tools", [{"type": "function"}]),
         ("functions", [{}]),
-        ("lora", [{"id": 0, "scale": 1}]),
         ("adaptive_target", 0.5),
         ("t_max_predict_ms", 10),
         ("grammar_lazy", True),
@@ -59,9 +58,7 @@ def test_what_changes_the_text_and_is_not_here_is_refused_by_name(name: str, val
     assert f"'{name}'" in error.message
 
 
-@pytest.mark.parametrize(
-    ("name", "off"), [("tools", []), ("lora", []), ("post_sampling_probs", False), ("echo", False)]
-)
+@pytest.mark.parametrize(("name", "off"), [("tools", []), ("post_sampling_probs", False), ("echo", False)])
 def test_what_is_not_here_may_be_said_to_be_off(name: str, off: object) -> None:
     assert chat(**{name: off}) == chat()
 
