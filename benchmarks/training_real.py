@@ -108,7 +108,7 @@ class Experiment:
     def on_dev(self, task: Task, steers: Mapping[str, SteeringVector | None]) -> Cells:
         """Under the prompt of the training."""
         settings = self.settings
-        asked = settings.asked(task, settings.prompt, settings.rloo.generations, DEV_SEED)
+        asked = settings.asked(task, settings.prompt, settings.test.samples, DEV_SEED)
         return self.answers("dev", {settings.prompt: asked}, steers)
 
 

@@ -87,7 +87,7 @@ def read_settings(path: Path) -> Settings:
         rloo=rloo,
         prompt=train.text("prompt"),
         prompts={name: prompts.text(name) for name in list(prompts.rest)},
-        pool=pool and PoolSettings(pool.whole("problems"), pool.whole("samples"), pool.whole("dev")),
+        pool=PoolSettings(pool.whole("problems"), pool.whole("samples"), pool.whole("dev")) if pool else None,
         test=TestSettings(test.whole("leave_out", 0), test.whole("draw"), test.whole("samples")),
     )
     for part in filter(None, (train, prompts, pool, test, table)):

@@ -7,12 +7,15 @@ parameters. It draws no answers and makes no step.
 import contextlib
 import functools
 import inspect
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
 
 Dtype = Literal["float32", "bfloat16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
-IGNORED = -100  # a target that is no token of an answer
 
 
 @dataclass(frozen=True)
@@ -181,22 +183,58 @@ class Policy:
     def token_logprobs(self, rows: Sequence[Rollout], *, trained: bool = True) -> Tensor:
         """Log-probabilities of the rows' tokens, one row behind the other, to be derived: float32 (tokens,).
 
-        Rows are filled up on the right, which what comes before does not see. trained: as `logprobs` has it.
+        Where all rows answer one prompt, it goes through the network once. trained: as `logprobs` has it.
+        """
+        shared = self._reference.batchable and len(rows) > 1 and len({row.prompt for row in rows}) == 1
+        with self._trained.in_force() if trained else self._trained.untrained(), self._checkpointed(), self._mixed():
+            logits = self._behind_one_prompt(rows) if shared else self._behind_own_prompts(rows)
+            targets = torch.tensor([token for row in rows for token in row.tokens], device=self.device)
+            return -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+    def _behind_own_prompts(self, rows: Sequence[Rollout]) -> Tensor:
+        """Logits that predict the rows' tokens: (tokens, vocabulary).
+
+        Rows are filled up on the right, which what comes before does not see.
         """
         width = max(row.length for row in rows)
         first = min(len(row.prompt) for row in rows) - 1
-        ids = np.array([[*row.prompt, *row.tokens][:-1] + [row.prompt[0]] * (width - row.length) for row in rows])
-        targets = np.full((len(rows), width - first), IGNORED)
-        for target, row in zip(targets, rows, strict=True):
-            start = len(row.prompt) - 1 - first
-            target[start : start + len(row.tokens)] = row.tokens
-        wanted = torch.from_numpy(targets).to(self._network.device)
-        with self._trained.in_force() if trained else self._trained.untrained(), self._checkpointed(), self._mixed():
-            inputs: dict[str, Any] = {"logits_to_keep": width - first} if self._keeps_logits else {}
-            logits = self._network(torch.from_numpy(ids).to(wanted.device), use_cache=False, **inputs).logits
-        used = wanted.flatten() != IGNORED
-        of_answers = logits[:, first - width :].flatten(0, 1)[used].float()
-        return -torch.nn.functional.cross_entropy(of_answers, wanted.flatten()[used], reduction="none")
+        ids = [[*row.prompt, *row.tokens][:-1] + [row.prompt[0]] * (width - row.length) for row in rows]
+        used = np.zeros((len(rows), width), dtype=np.bool_)
+        for line, row in zip(used, rows, strict=True):
+            line[len(row.prompt) - 1 : row.length] = True
+        logits = self._logits(np.array(ids), first)
+        return logits[torch.from_numpy(used[:, first:]).to(logits.device)]
+
+    def _behind_one_prompt(self, rows: Sequence[Rollout]) -> Tensor:
+        """The same where all rows have one prompt: the answers follow it in a row, and none sees another."""
+        prompt = rows[0].prompt
+        counts = [len(row.tokens[:-1]) for row in rows]
+        ids = [*prompt, *(token for row in rows for token in row.tokens[:-1])]
+        positions = np.concatenate([np.arange(len(prompt)), *(len(prompt) + np.arange(count) for count in counts)])
+        answer = np.repeat(np.arange(len(rows) + 1), [len(prompt), *counts])
+        visible = np.tril((answer[:, None] == answer) | (answer == 0))
+        mask = torch.zeros(visible.shape, dtype=self._network.dtype).masked_fill_(torch.from_numpy(~visible), -math.inf)
+        logits = self._logits(
+            np.array([ids]),
+            len(prompt) - 1,
+            position_ids=torch.from_numpy(positions[None]).to(self.device),
+            attention_mask=mask[None, None].to(self.device),
+        )[0]
+        ends = 1 + np.cumsum(counts)  # of each answer's columns behind the last one of the prompt
+        columns = [
+            column
+            for row, count, end in zip(rows, counts, ends, strict=True)
+            for column in [0, *range(end - count, end)][: len(row.tokens)]
+        ]
+        return logits[torch.tensor(columns, device=self.device)]
+
+    def _logits(self, ids: npt.NDArray[np.int64], first: int, **inputs: Tensor) -> Tensor:
+        """Logits of the columns from `first` on: (rows, columns, vocabulary)."""
+        keep = ids.shape[1] - first
+        keeping = {"logits_to_keep": keep} if self._keeps_logits else {}
+        output = self._network(torch.from_numpy(ids).to(self.device), use_cache=False, **inputs, **keeping)
+        logits: Tensor = output.logits[:, -keep:]
+        return logits
 
     def _mixed(self) -> AbstractContextManager[object]:
         """Matrix products in the options' number type, whatever it is that they multiply."""
@@ -219,13 +257,24 @@ class Policy:
                 del block.forward
 
     def _batches(self, rollouts: Sequence[Rollout]) -> Iterator[list[int]]:
-        """Answers of like length, the longest first, so that too little memory shows at once."""
+        """Answers to one prompt, or of like length; the longest first, so that too little memory shows at once."""
+        answers = Counter(row.prompt for row in rollouts)
+
+        def order(place: int) -> tuple[Any, ...]:
+            row = rollouts[place]
+            return (-len(row.prompt), row.prompt, -row.length) if answers[row.prompt] > 1 else (1, -row.length)
+
         batch: list[int] = []
-        for place in sorted(range(len(rollouts)), key=lambda place: -rollouts[place].length):
-            size = (len(batch) + 1) * rollouts[(batch or [place])[0]].length
-            if batch and (size > self._options.batch_tokens or not self._reference.batchable):
+        size = 0
+        for place in sorted(range(len(rollouts)), key=order):
+            row, first = rollouts[place], rollouts[(batch or [place])[0]]
+            shared = answers[first.prompt] > 1
+            size += len(row.tokens) if shared and batch else first.length
+            most = min(self._options.batch_tokens, self._reference.window) if shared else self._options.batch_tokens
+            apart = (shared and row.prompt != first.prompt) or not self._reference.batchable
+            if batch and (size > most or apart):
                 yield batch
-                batch = []
+                batch, size = [], row.length
             batch.append(place)
         if batch:
             yield batch
