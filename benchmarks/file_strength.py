@@ -1,14 +1,17 @@
-"""Can a quantised file be steered as its reference is? A strength of its own, and a vector extracted from it.
+"""Can a quantised file be steered as its reference is? A strength of its own, a vector extracted from it, an
+importance matrix.
 
     python benchmarks/file_strength.py MODEL PAIRS... -o FILE.json [--pooling mean] [--layers 8,15,22]
 
 MODEL's weights, dequantised where they are quantised, are the reference in PyTorch and what every type is made of. A
 vector is extracted from each file of pairs by the reference, in units of the residual norm. In each type it steers as
 it is, with the strength divided by the length of its effect, and in place of it the vector that the same pairs give in
-that file. The length is measured on one half of the texts, everything shown on the other half: of the effect on the
-logits the cosine with the reference's, its length, the part along the reference's (cosine times length), the error
-(length of the difference over that of the reference's effect), and the mean KL when steered.
-Texts are the negative sides of the first PAIRS. A cell that is in FILE.json is not measured again.
+that file; and as it is in a file that was quantised with an importance matrix. The length is measured on one half of
+the texts, everything shown on the other half: of the effect on the logits the cosine with the reference's, its length,
+the part along the reference's (cosine times length), the error (length of the difference over that of the reference's
+effect), and the mean KL when steered.
+Texts are the negative sides of the first PAIRS; the importance matrix must be of others. A cell that is in FILE.json is
+not measured again.
 """
 
 import json
@@ -55,12 +58,15 @@ def figures_of(baseline: SavedReference, engine: Backend, steering: Steering) ->
 
 
 def measure_cells(
-    model: str, pairs: Path, pooling: str, layers: Sequence[int], quants: Sequence[str], texts_file: Path, count: int,
-    done: Sequence[Cell], options: EngineOptions, progress: Progress,
+    model: str, pairs: Path, pooling: str, layers: Sequence[int], quants: Sequence[str], imatrix: Path,
+    texts_file: Path, count: int, done: Sequence[Cell], options: EngineOptions, progress: Progress,
 ) -> Iterator[list[Cell]]:  # fmt: skip
     """The cells of one file of pairs that are not in `done`, those of a layer at a time."""
     f32 = quantize(model, "F32", threads=options.threads, progress=progress)
-    files = {quant: quantize(f32, quant, threads=options.threads, progress=progress) for quant in quants}
+    files, by_importance = (
+        {quant: quantize(f32, quant, imatrix=one, threads=options.threads, progress=progress) for quant in quants}
+        for one in (None, imatrix)
+    )
     known = {(cell["pairs"], cell["layer"]) for cell in done}
     missing = [layer for layer in layers if (pairs.stem, layer) not in known]
     if not missing:
@@ -85,10 +91,10 @@ def measure_cells(
                     restored = replace(steering, strength=STRENGTH * factor)
                     there = replace(steering, vector=own[quant])
                     variants = {"as it is": steering, "restored": restored, "extracted there": there}
-                    cells.append(
-                        {"pairs": pairs.stem, "layer": layer, "quant": quant, "factor": factor}
-                        | {name: figures_of(test, engine, one) for name, one in variants.items()}
-                    )
+                    cell: Cell = {"pairs": pairs.stem, "layer": layer, "quant": quant, "factor": factor}
+                    cell |= {name: figures_of(test, engine, one) for name, one in variants.items()}
+                with load(by_importance[quant], options=options) as engine:
+                    cells.append(cell | {"by importance": figures_of(test, engine, steering)})
             yield cells
 
 
@@ -104,10 +110,19 @@ def _saved(path: Path, reference: Backend, texts: Sequence[TokenisedText], steer
 @click.option("--pooling", default="last", show_default=True)
 @click.option("--layers", default="8,15,22", show_default=True)
 @click.option("--quants", default="Q8_0,Q4_K_M", show_default=True)
+@click.option("--imatrix", required=True, type=click.Path(path_type=Path, exists=True), help="Of imatrix.py.")
 @click.option("--texts", default=12, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 def main(
-    model: str, files: tuple[Path, ...], output: Path, pooling: str, layers: str, quants: str, texts: int, threads: int
+    model: str,
+    files: tuple[Path, ...],
+    output: Path,
+    pooling: str,
+    layers: str,
+    quants: str,
+    imatrix: Path,
+    texts: int,
+    threads: int,
 ) -> None:
     torch.set_num_threads(threads)
     cells: list[Cell] = json.loads(output.read_text("utf-8"))["cells"] if output.is_file() else []
@@ -115,7 +130,7 @@ def main(
     with progress_bar() as progress:
         for pairs in files:
             for some in measure_cells(
-                model, pairs, pooling, parse_layers(layers), quants.split(","), files[0], texts, tuple(cells),
+                model, pairs, pooling, parse_layers(layers), quants.split(","), imatrix, files[0], texts, tuple(cells),
                 options, progress,
             ):  # fmt: skip
                 cells += some
@@ -126,7 +141,7 @@ def main(
             [cell["pairs"], str(cell["layer"]), cell["quant"], f"{cell['factor']:.3f}", variant,
              *(f"{cell[variant][name]:.4f}" for name in FIGURES)]
             for cell in cells
-            for variant in ("as it is", "restored", "extracted there")
+            for variant in ("as it is", "restored", "extracted there", "by importance")
         ),
         f"{model}, strength {STRENGTH} of the residual norm",
     )  # fmt: skip

@@ -1,40 +1,42 @@
-"""An importance matrix of a Hugging Face model, measured in PyTorch: the mean squared input of each linear layer.
+"""An importance matrix of a model, measured in PyTorch: the mean squared input of each linear layer.
 
-Takes a folder of weights and texts, writes the GGUF that llama-imatrix would: `in_sum2` and `counts` of each weight,
-under llama.cpp's names. Only for models whose weights are all plain linear layers; a mixture of experts has others.
+Takes a folder of Hugging Face weights or a GGUF, whose weights are dequantised, and texts; writes the GGUF that
+llama-imatrix would: `in_sum2` and `counts` of each weight, under llama.cpp's names. Only for models whose weights are
+all plain linear layers; a mixture of experts has others.
 
     python benchmarks/imatrix.py models/abacus models/abacus/pairs.jsonl -o imatrix.gguf
 """
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import click
 import gguf
 import numpy as np
 import torch
-import transformers
 
 from edge_steer.core.architectures import gguf_name
 from edge_steer.core.errors import EdgeSteerError
+from edge_steer.models.load import load
 from edge_steer.parity import texts as parity_texts
 from edge_steer.reference.model import Reference
 from edge_steer.storage.files import replacing
 
 
 @click.command(help=__doc__)
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path))
 @click.argument("texts", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True)
-def main(folder: Path, texts: Path, out: Path) -> None:
-    reference = Reference.load(folder)
-    measure(folder, [text.tokens for text in parity_texts.read_texts(texts, reference)], out)
+def main(model: Path, texts: Path, out: Path) -> None:
+    reference = load(model, runtime="torch")
+    assert isinstance(reference, Reference)
+    measure(reference.network, [text.tokens for text in parity_texts.read_texts(texts, reference)], out)
     click.echo(out)
 
 
-def measure(folder: Path, texts: list[tuple[int, ...]], target: Path) -> None:
-    """Write the importance matrix of the weights in `folder` on these token ids."""
-    network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+def measure(network: Any, texts: list[tuple[int, ...]], target: Path) -> None:
+    """Write the importance matrix of a network's weights on these token ids."""
     names = gguf_names(network)
     sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(1))
     counts: dict[str, int] = defaultdict(int)

@@ -70,7 +70,7 @@ def main(out: Path | None, layer: int | None, problems: int, threads: int) -> No
     live = LiveReference(reference, answers(reference, (), problems), answers(reference, steering, problems), steering)
     with tempfile.TemporaryDirectory() as scratch:
         matrix = Path(scratch) / "imatrix.gguf"
-        measure(model.folder, [text.tokens for text in read_texts(calibration, reference)], matrix)
+        measure(reference.network, [text.tokens for text in read_texts(calibration, reference)], matrix)
         source = model.gguf or convert.convert(model.source)
         rows = list(ladder(live, steering, source, matrix, threads))
     print_tables(rows)
