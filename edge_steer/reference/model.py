@@ -38,7 +38,7 @@ from edge_steer.core.steering import Offsets, Steering
 from edge_steer.core.vector import Array, ModelIdentity
 from edge_steer.reference.decoding import Run, choose, token_logprobs
 from edge_steer.reference.hooks import SteeringRows, StopForward, find_blocks, hooked, hooks_that_show
-from edge_steer.reference.packing import Span, packed_states
+from edge_steer.reference.packing import InputRows, Span, packed_states
 from edge_steer.reference.precision import in_float64, use_threads
 from edge_steer.reference.vocabulary import HubVocabulary, Vocabulary, named_end_tokens
 from edge_steer.storage import digests, hub
@@ -282,20 +282,22 @@ class Reference(Runtime):
             self._visit(layers, see, input_ids=ids)
         return seen
 
-    def pooled(
-        self,
-        ids: npt.NDArray[np.int64],
-        targets: Sequence[Span],
-        layers: Sequence[int],
-        *,
-        positions: npt.NDArray[np.int64] | None = None,
-        visible: npt.NDArray[np.bool_] | None = None,
-    ) -> Array:
+    def inputs(self, rows: InputRows) -> dict[str, Tensor]:
+        """What the network takes for these rows."""
+        inputs = {"input_ids": self._tensor(rows.ids)}
+        if rows.positions is not None:
+            inputs["position_ids"] = self._tensor(rows.positions)
+        if rows.visible is not None:
+            seen = torch.from_numpy(rows.visible).to(self._network.device)[:, None]
+            mask = torch.zeros(seen.shape, dtype=self._network.dtype, device=seen.device)
+            inputs["attention_mask"] = mask.masked_fill_(~seen, -math.inf)
+        return inputs
+
+    def pooled(self, rows: InputRows, targets: Sequence[Span], layers: Sequence[int]) -> Array:
         """Mean residual streams of a batch, unsteered: float32 (layers, targets, hidden).
 
-        ids: (rows, columns). targets: the columns of a row that are averaged. Two arrays say what differs
-        from plain causal rows: positions (rows, columns), and visible (rows, columns, columns), True where the
-        first column attends to the second. No language-model head, and no block after the last layer, is run.
+        targets: the columns of a row that are averaged. No language-model head, and no block after the last layer, is
+        run.
         """
         self.model.check_layers(layers)
         result = np.empty((len(layers), len(targets), self.model.hidden_size), dtype=np.float32)
@@ -304,14 +306,7 @@ class Reference(Runtime):
             means = [states[row, first:last].float().mean(0) for row, first, last in targets]
             result[layers.index(layer)] = torch.stack(means).cpu().numpy()
 
-        inputs = {"input_ids": self._tensor(ids)}
-        if positions is not None:
-            inputs["position_ids"] = self._tensor(positions)
-        if visible is not None:
-            seen = torch.from_numpy(visible).to(self._network.device)[:, None]
-            mask = torch.zeros(seen.shape, dtype=self._network.dtype, device=seen.device)
-            inputs["attention_mask"] = mask.masked_fill_(~seen, -math.inf)
-        self._visit(layers, see, **inputs)
+        self._visit(layers, see, **self.inputs(rows))
         return result
 
     def answer_states(

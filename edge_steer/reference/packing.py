@@ -7,12 +7,13 @@ nothing of pairs.
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_steer.core.backend import OnStates, SharedPrompt
+from edge_steer.core.backend import OnStates, SharedPrompt, Tokens
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.vector import Array, ModelIdentity
 
@@ -20,6 +21,19 @@ Span = tuple[int, int, int]  # row, first column, column after the last
 PROBE_TOKENS = 8
 PROBE_TOLERANCE = 0.02
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InputRows:
+    """What a network is run on: int64 ids (rows, columns).
+
+    Two arrays say what differs from plain causal rows: positions (rows, columns), and visible (rows, columns, columns),
+    True where the first column attends to the second.
+    """
+
+    ids: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64] | None = None
+    visible: npt.NDArray[np.bool_] | None = None
 
 
 class Network(Protocol):
@@ -31,15 +45,7 @@ class Network(Protocol):
     @property
     def model(self) -> ModelIdentity: ...
 
-    def pooled(
-        self,
-        ids: npt.NDArray[np.int64],
-        targets: Sequence[Span],
-        layers: Sequence[int],
-        *,
-        positions: npt.NDArray[np.int64] | None = None,
-        visible: npt.NDArray[np.bool_] | None = None,
-    ) -> Array: ...
+    def pooled(self, rows: InputRows, targets: Sequence[Span], layers: Sequence[int]) -> Array: ...
 
 
 def packed_states(
@@ -75,23 +81,31 @@ def _batches(prompts: Sequence[SharedPrompt], batch_tokens: int) -> Iterator[lis
     yield batch
 
 
-def _pool_packed(network: Network, prompts: Sequence[SharedPrompt], layers: Sequence[int]) -> Array:
-    """A row for each prompt, it and then its answers: (layers, answers of all prompts, hidden)."""
-    columns = max(shared.total for shared in prompts)
+def pack(prompts: Sequence[tuple[Tokens, Sequence[Tokens]]]) -> InputRows:
+    """A row for each prompt, it and then its answers, of which none sees another; filled up on the right."""
+    columns = max(len(prompt) + sum(map(len, answers)) for prompt, answers in prompts)
     ids = np.zeros((len(prompts), columns), dtype=np.int64)
     positions = np.zeros_like(ids)
     visible = np.tril(np.ones((columns, columns), dtype=np.bool_))[None].repeat(len(prompts), axis=0)
+    for row, (prompt, answers) in enumerate(prompts):
+        start = end = len(prompt)
+        ids[row, :start], positions[row, :start] = prompt, np.arange(start)
+        for answer in answers:
+            first, end = end, end + len(answer)
+            ids[row, first:end], positions[row, first:end] = answer, np.arange(start, start + len(answer))
+            visible[row, first:, start:first] = False
+    return InputRows(ids, positions, visible)
+
+
+def _pool_packed(network: Network, prompts: Sequence[SharedPrompt], layers: Sequence[int]) -> Array:
+    """Of packed rows: (layers, answers of all prompts, hidden)."""
     targets: list[Span] = []
     for row, shared in enumerate(prompts):
-        start = end = len(shared.prompt)
-        ids[row, : shared.total] = (*shared.prompt, *(token for answer in shared.answers for token in answer))
-        positions[row, :start] = np.arange(start)
+        end = len(shared.prompt)
         for answer, count in zip(shared.answers, shared.averaged, strict=True):
-            first, end = end, end + len(answer)
-            positions[row, first:end] = np.arange(start, start + len(answer))
-            visible[row, first:, start:first] = False
+            end += len(answer)
             targets.append((row, end - count, end))
-    return network.pooled(ids, targets, layers, positions=positions, visible=visible)
+    return network.pooled(pack([(shared.prompt, shared.answers) for shared in prompts]), targets, layers)
 
 
 def _pool_alone(network: Network, shared: SharedPrompt, layers: Sequence[int]) -> Array:
@@ -99,7 +113,7 @@ def _pool_alone(network: Network, shared: SharedPrompt, layers: Sequence[int]) -
     states = []
     for answer, count in zip(shared.answers, shared.averaged, strict=True):
         ids = np.array([(*shared.prompt, *answer)], dtype=np.int64)
-        states.append(network.pooled(ids, [(0, ids.shape[1] - count, ids.shape[1])], layers))
+        states.append(network.pooled(InputRows(ids), [(0, ids.shape[1] - count, ids.shape[1])], layers))
     return np.concatenate(states, axis=1)
 
 

@@ -7,7 +7,6 @@ parameters. It draws no answers and makes no step.
 import contextlib
 import functools
 import inspect
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,13 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
 from edge_steer.core.errors import EdgeSteerError, ModelError, first_line
 from edge_steer.core.stats import Floats
+from edge_steer.reference.packing import InputRows, pack
 from edge_steer.training.advantages import normaliser
 from edge_steer.training.rollouts import Rollout
 from edge_steer.training.settings import RlooSettings
@@ -202,39 +201,25 @@ class Policy:
         used = np.zeros((len(rows), width), dtype=np.bool_)
         for line, row in zip(used, rows, strict=True):
             line[len(row.prompt) - 1 : row.length] = True
-        logits = self._logits(np.array(ids), first)
-        return logits[torch.from_numpy(used[:, first:]).to(logits.device)]
+        logits = self._logits(InputRows(np.array(ids)), first)
+        return logits[torch.from_numpy(used[:, first:]).to(self.device)]
 
     def _behind_one_prompt(self, rows: Sequence[Rollout]) -> Tensor:
-        """The same where all rows have one prompt: the answers follow it in a row, and none sees another."""
-        prompt = rows[0].prompt
-        counts = [len(row.tokens[:-1]) for row in rows]
-        ids = [*prompt, *(token for row in rows for token in row.tokens[:-1])]
-        positions = np.concatenate([np.arange(len(prompt)), *(len(prompt) + np.arange(count) for count in counts)])
-        answer = np.repeat(np.arange(len(rows) + 1), [len(prompt), *counts])
-        visible = np.tril((answer[:, None] == answer) | (answer == 0))
-        mask = torch.zeros(visible.shape, dtype=self._network.dtype).masked_fill_(torch.from_numpy(~visible), -math.inf)
-        logits = self._logits(
-            np.array([ids]),
-            len(prompt) - 1,
-            position_ids=torch.from_numpy(positions[None]).to(self.device),
-            attention_mask=mask[None, None].to(self.device),
-        )[0]
-        ends = 1 + np.cumsum(counts)  # of each answer's columns behind the last one of the prompt
-        columns = [
-            column
-            for row, count, end in zip(rows, counts, ends, strict=True)
-            for column in [0, *range(end - count, end)][: len(row.tokens)]
-        ]
+        """The same where all rows have one prompt, which the answers share in a row."""
+        prompt, fed = rows[0].prompt, [row.tokens[:-1] for row in rows]
+        logits = self._logits(pack([(prompt, fed)]), len(prompt) - 1)[0]
+        columns, end = list[int](), 1  # the first one, of the prompt's last token, predicts how each answer begins
+        for row, tokens in zip(rows, fed, strict=True):
+            columns += [0, *range(end, end + len(tokens))][: len(row.tokens)]
+            end += len(tokens)
         return logits[torch.tensor(columns, device=self.device)]
 
-    def _logits(self, ids: npt.NDArray[np.int64], first: int, **inputs: Tensor) -> Tensor:
-        """Logits of the columns from `first` on: (rows, columns, vocabulary)."""
-        keep = ids.shape[1] - first
+    def _logits(self, rows: InputRows, first: int) -> Tensor:
+        """Of the columns from `first` on: (rows, columns, vocabulary)."""
+        keep = rows.ids.shape[1] - first
         keeping = {"logits_to_keep": keep} if self._keeps_logits else {}
-        output = self._network(torch.from_numpy(ids).to(self.device), use_cache=False, **inputs, **keeping)
-        logits: Tensor = output.logits[:, -keep:]
-        return logits
+        logits: Tensor = self._network(**self._reference.inputs(rows), use_cache=False, **keeping).logits
+        return logits[:, -keep:]
 
     def _mixed(self) -> AbstractContextManager[object]:
         """Matrix products in the options' number type, whatever it is that they multiply."""

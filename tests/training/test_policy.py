@@ -274,11 +274,9 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-def test_the_vector_is_a_bias_of_the_last_projection_where_nothing_follows_it(
-    family: str, tiny_folder: Path, tmp_path: Path
-) -> None:
-    """Bias-Only Adaptation trains a bias of down_proj: the block's output on Qwen2 and Llama, but not on Gemma 2."""
+@pytest.fixture
+def random_model(family: str, tiny_folder: Path, tmp_path: Path) -> Reference:
+    """Of three small blocks."""
     sizes = {"vocab_size": 500, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3}
     torch.manual_seed(0)
@@ -286,16 +284,32 @@ def test_the_vector_is_a_bias_of_the_last_projection_where_nothing_follows_it(
     network.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())
-    reference = Reference.load(tmp_path)
+    return Reference.load(tmp_path)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_shared_prompt_changes_no_answer_in_any_family(random_model: Reference) -> None:
+    prompt = rollouts()[0].prompt
+    rows = [rollout(prompt, row.tokens) for row in rollouts()]
+    policy = Policy(random_model, TrainedVector(random_model))
+    for row, logprobs in zip(rows, policy.logprobs(rows), strict=True):
+        assert logprobs == pytest.approx(policy.logprobs([row])[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_vector_is_a_bias_of_the_last_projection_where_nothing_follows_it(
+    family: str, random_model: Reference
+) -> None:
+    """Bias-Only Adaptation trains a bias of down_proj: the block's output on Qwen2 and Llama, but not on Gemma 2."""
     random = np.random.default_rng(0)
     directions = {layer: random.standard_normal(32).astype(np.float32) for layer in range(3)}
-    steering = (Steering(SteeringVector(directions, reference.model)),)
+    steering = (Steering(SteeringVector(directions, random_model.model)),)
     tokens = rollouts()[0].prompt + rollouts()[0].tokens
-    steered = reference.logits(tokens, 1, steering)
-    for layer, block in enumerate(reference.blocks):
+    steered = random_model.logits(tokens, 1, steering)
+    for layer, block in enumerate(random_model.blocks):
         projection: Any = block.mlp.down_proj  # type: ignore[union-attr]
         projection.bias = torch.nn.Parameter(torch.tensor(directions[layer]))
-    biased = reference.logits(tokens, 1)
+    biased = random_model.logits(tokens, 1)
     if family == "gemma2":
         assert np.abs(steered - biased).max() > 0.1
     else:
