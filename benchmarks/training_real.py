@@ -3,10 +3,10 @@
     python benchmarks/training_real.py benchmarks/settings/NAME.toml --train FILE --test FILE
 
 trains in results/real/NAME/trained on problems of few calculations; where the settings have a pool, on those that the
-untrained model answers both rightly and wrongly. Then it asks test problems of the untrained model and of the vector,
-each under every prompt of the settings, and problems of train that were chosen alike and not trained on. "vote" is the
-commonest of a problem's answers: more samples without training. Writes docs/real/NAME.json and NAME.png and prints
-tables. A stopped run goes on; --steps makes another number of them.
+untrained model answers both rightly and wrongly. Then it asks test problems of the vector under the prompt of its
+training and of the untrained model under every prompt, and asks both problems of train that were chosen alike and not
+trained on. "vote" is the commonest of a problem's answers: more samples without training. Writes docs/real/NAME.json
+and NAME.png and prints tables. A stopped run goes on; --steps makes another number of them.
 """
 
 import statistics
@@ -38,7 +38,7 @@ DOCS = Path("docs/real")
 FIGURES = ("accuracy", "tokens", "steps", "density")
 PARTS = ("swap", "rollouts", "grading", "gradient", "update")
 ENDS = 5  # steps at the start and at the end
-UNTRAINED = "untrained"
+UNTRAINED, VECTOR = "untrained", "vector"
 DEV_SEED = 1  # other answers than those by which its problems were chosen
 
 Cells = dict[str, list[Row]]
@@ -87,29 +87,30 @@ class Experiment:
             progress=self.progress,
         )  # fmt: skip
 
-    def answers(self, name: str, tasks: Mapping[str, Task], steers: Mapping[str, SteeringVector | None]) -> Cells:
-        """Rows of each steering on each task, from the file itself. name: of a folder. tasks: by prompt."""
-        cells: Cells = {}
-        with es.load(self.source, options=self.options) as model:
-            for prompt, task in tasks.items():
-                for method, steer in steers.items():
-                    own = self.folder / name / method / prompt
-                    rows = es.evaluate(model, task, {method: steer}, folder=own, nll=False, progress=self.progress)
-                    cells[f"{method}, {prompt}"] = rows[method]
+    def on_test(self, task: Task, vector: SteeringVector) -> Cells:
+        """The vector under the prompt of its training; the untrained model under each."""
+        settings = self.settings
+        task, cells = unseen_problems(task, settings.test), Cells()
+        for prompt in settings.prompts:
+            steers = {UNTRAINED: None} | ({VECTOR: vector} if prompt == settings.prompt else {})
+            cells |= self._answers("test", settings.asked(task, prompt, settings.test.samples), prompt, steers)
         return cells
 
-    def on_test(self, task: Task, steers: Mapping[str, SteeringVector | None]) -> Cells:
-        """Under each prompt."""
-        settings = self.settings
-        task = unseen_problems(task, settings.test)
-        tasks = {prompt: settings.asked(task, prompt, settings.test.samples) for prompt in settings.prompts}
-        return self.answers("test", tasks, steers)
-
-    def on_dev(self, task: Task, steers: Mapping[str, SteeringVector | None]) -> Cells:
-        """Under the prompt of the training."""
+    def on_dev(self, task: Task, vector: SteeringVector) -> Cells:
+        """Both under the prompt of the training."""
         settings = self.settings
         asked = settings.asked(task, settings.prompt, settings.test.samples, DEV_SEED)
-        return self.answers("dev", {settings.prompt: asked}, steers)
+        return self._answers("dev", asked, settings.prompt, {UNTRAINED: None, VECTOR: vector})
+
+    def _answers(self, part: str, task: Task, prompt: str, steers: Mapping[str, SteeringVector | None]) -> Cells:
+        """Rows of each, from the file itself. part, prompt: names of folders."""
+        cells: Cells = {}
+        with es.load(self.source, options=self.options) as model:
+            for method, steer in steers.items():
+                own = self.folder / part / method / prompt
+                rows = es.evaluate(model, task, {method: steer}, folder=own, nll=False, progress=self.progress)
+                cells[f"{method}, {prompt}"] = rows[method]
+        return cells
 
 
 @click.command(help=__doc__)
@@ -126,10 +127,10 @@ def main(path: Path, train: Path, test: Path, steps: int | None, threads: int) -
     with progress_bar() as progress:
         experiment = Experiment(settings, folder, options, progress)
         training, dev = experiment.problems(easy_problems(train, folder, settings))
-        steers = {UNTRAINED: None, "vector": experiment.train(training, steps)}
-        parts = {"test": experiment.on_test(easy_problems(test, folder, settings), steers)}
+        vector = experiment.train(training, steps)
+        parts = {"test": experiment.on_test(easy_problems(test, folder, settings), vector)}
         if dev:
-            parts["dev"] = experiment.on_dev(dev, steers)
+            parts["dev"] = experiment.on_dev(dev, vector)
     log = TrainingLog.read(folder / "trained")
     summary = {"settings": asdict(settings), "problems": len(training.samples), "training": cost(log)}
     for part, cells in parts.items():
