@@ -142,14 +142,14 @@ def main(path: Path, train: Path, test: Path, steps: int | None, threads: int) -
 
 
 def cost(log: TrainingLog) -> dict[str, Any]:
-    """Tokens and seconds of all steps, shares at the start and at the end, and the log."""
+    """Tokens of all steps, a step's seconds in the median, shares at the start and at the end, and the log."""
     answers = log.header["settings"]["prompts"] * log.header["settings"]["generations"]
     ends = log.steps[:ENDS], log.steps[-ENDS:]
     return {
         "steps": len(log.steps),
         "answers": answers * len(log.steps),
         "tokens": round(sum(step.length * answers for step in log.steps)),
-        "seconds": {part: sum(getattr(step.seconds, part) for step in log.steps) for part in PARTS},
+        "seconds": {part: statistics.median(getattr(step.seconds, part) for step in log.steps) for part in PARTS},
         "reward": [statistics.fmean(step.reward for step in part) for part in ends],
         "boxed": [statistics.fmean(step.boxed for step in part) for part in ends],
         "log": [step.record() for step in log.steps],
