@@ -190,6 +190,8 @@ def run_test(run: Run, model: Engine, tuned: SteeringVector) -> dict[str, list[R
     style, task = run.style, run.problems.test
     rows = run.rows(model, "test", task.limit(style.test), methods_of(run, tuned))
     random = [Method.of(f"random-{seed}", tuned.random_like(seed)) for seed in range(style.random)]
+    if not random:
+        return rows
     return rows | run.rows(model, "test-random", task.limit(style.random_problems), random)
 
 
