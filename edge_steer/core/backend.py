@@ -5,7 +5,6 @@ evaluation, parity and extraction are handed either and know no other. Token ids
 tokenised once, by the caller.
 """
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ Tokens = tuple[int, ...]
 Finish = Literal["stop", "length", "cancelled", "error"]
 MAX_LOGPROBS = 100
 NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+MOST_SCALE = 1000  # of an adapter: NaN that overflow leaves in a KV cache would spoil later answers
 PLAIN = "none"  # in place of a chat template: messages as plain text
 
 
@@ -37,7 +37,7 @@ FlashAttention = Literal["auto", "on", "off"]
 class Lora:
     """A low-rank adapter that a model runs with: `scale` times what its file, or its folder of PEFT, says.
 
-    digest: a SHA-256 of its weights. Errors: ModelError for a scale that is not finite.
+    digest: a SHA-256 of its weights. Errors: ModelError for a scale beyond MOST_SCALE, either way.
     """
 
     path: Path
@@ -45,8 +45,8 @@ class Lora:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise ModelError(f"an adapter's scale is {self.scale}; it must be a finite number")
+        if not abs(self.scale) <= MOST_SCALE:
+            raise ModelError(f"an adapter's scale is {self.scale}; it must lie in -{MOST_SCALE}..{MOST_SCALE}")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from edge_steer.core.vector import (
     spans,
 )
 
+LARGEST = 1e30  # of what is added: beyond any stream, and far from an overflow, whose NaN a KV cache would keep
+
 
 @dataclass(frozen=True)
 class Steering:
@@ -114,7 +116,7 @@ class Offsets:
     def of(cls, steerings: Sequence[Steering], model: ModelIdentity) -> Self | None:
         """None for no steering, or one whose offsets are all zero (it leaves the model as it is).
 
-        Errors: VectorError for a vector of another model, or steerings of different phases.
+        Errors: VectorError for a vector of another model, steerings of different phases, or more than LARGEST added.
         """
         total: dict[int, Array] = {}
         for steering in steerings:
@@ -126,6 +128,9 @@ class Offsets:
                 )
             for layer, offset in steering.offsets().items():
                 total[layer] = total[layer] + offset if layer in total else offset
+        for layer, offset in total.items():
+            if not (largest := float(np.abs(offset).max())) <= LARGEST:
+                raise VectorError(f"{largest:g} would be added at layer {layer}; it must be at most {LARGEST:g}")
         total = {layer: offset for layer, offset in total.items() if offset.any()}
         return cls(total, steerings[0].phase) if total else None
 

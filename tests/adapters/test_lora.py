@@ -22,7 +22,7 @@ from edge_steer.certificates.certificate import read_certificate
 from edge_steer.certificates.make import certify
 from edge_steer.certificates.recheck import check_again
 from edge_steer.commands.main import main
-from edge_steer.core.backend import EngineOptions, Lora, Request
+from edge_steer.core.backend import MOST_SCALE, EngineOptions, Lora, Request
 from edge_steer.core.errors import EdgeSteerError, ModelError
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import Array, SteeringVector
@@ -230,8 +230,9 @@ def test_files_that_are_no_lora_are_refused_before_llama_cpp_sees_them(
     for path in (bundled_f32, tmp_path / "absent.gguf", tmp_path):
         with pytest.raises(ModelError):
             choose_lora(path)
-    with pytest.raises(ModelError, match="finite"):
-        choose_lora(file, float("nan"))
+    for scale in (float("nan"), float("inf"), -1001.0):
+        with pytest.raises(ModelError, match=r"must lie in -1000..1000"):
+            choose_lora(file, scale)
 
 
 def test_run_takes_an_adapter(bundled_f32: Path, file: Path) -> None:
@@ -337,6 +338,14 @@ def test_those_that_wait_for_another_adapter_are_not_overtaken(choosing: Engine,
     while choosing.step():
         pass
     assert ended == ["first", "other", "other again", "beside"]
+
+
+def test_the_largest_scale_spoils_no_later_answer(choosing: Engine, file: Path) -> None:
+    before = choosing.generate([Request(TOKENS[:20], 8)])
+    for sign in (-1, 1):
+        largest = Request(TOKENS, 30, loras=(choose_lora(file, sign * MOST_SCALE),))
+        assert [one.error for one in choosing.generate([largest] * 4)] == [""] * 4
+        assert choosing.generate([Request(TOKENS[:20], 8)] * 4) == before * 4
 
 
 def test_logits_are_of_the_adapters_that_are_named(choosing: Engine, bundled_f32: Path, file: Path) -> None:

@@ -234,6 +234,12 @@ def test_steering_resolves_and_checks() -> None:
             Steering(A, strength)
 
 
+@pytest.mark.parametrize("steerings", [[Steering(A, 1e40)], [Steering(A, 0.3e30), Steering(A, 0.3e30)]])
+def test_what_could_overflow_is_refused(steerings: list[Steering]) -> None:
+    with pytest.raises(VectorError, match=r"would be added at layer 1; it must be at most 1e\+30"):
+        Offsets.of(steerings, MODEL)
+
+
 def test_offsets_add_up_and_zero_is_no_steering() -> None:
     offsets = Offsets.of([Steering(A, 2.0), Steering(B, -1.0, layers=(3,))], MODEL)
     assert offsets is not None

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_steer.core.backend import Completion, EngineOptions, Piece, Recording, Request
+from edge_steer.core.backend import Completion, EngineOptions, FlashAttention, Piece, Recording, Request
 from edge_steer.core.errors import EdgeSteerError, ModelError, RequestError, VectorError
 from edge_steer.core.sampling import Sampling
-from edge_steer.core.steering import Steering
+from edge_steer.core.steering import LARGEST, Steering
 from edge_steer.core.vector import PHASES, Array, ModelIdentity, Phase, SteeringVector
 from edge_steer.llama.context import LlamaContext
 from edge_steer.llama.engine import Engine
@@ -146,6 +146,25 @@ def test_several_vectors_add_up(exact: Engine, requests: list[Request], bundled_
     both = exact.logits(tokens, 1, [Steering(bundled_vector, 0.5, (3,)), Steering(bundled_vector, 0.25, (3,))])
     sum_ = exact.logits(tokens, 1, [Steering(bundled_vector, 0.75, (3,))])
     np.testing.assert_allclose(both, sum_, atol=1e-4)
+
+
+@pytest.mark.parametrize("flash_attention", ["off", "auto"])
+def test_the_strongest_steering_spoils_no_later_answer(
+    flash_attention: FlashAttention, bundled_f32: Path, requests: list[Request]
+) -> None:
+    """An overflow would leave NaN in the KV cache, which attention takes in even where it is masked."""
+    options = EngineOptions(threads=1, parallel=2, context=256, keep_cache=True, flash_attention=flash_attention)
+    with Engine.load(bundled_f32, options) as engine:
+        engine.reserve()
+        ask = Request(requests[0].prompt, 8)
+        before = engine.generate([ask])
+        sides = np.where(np.arange(engine.model.hidden_size) % 2, 1, -1).astype(np.float32)
+        vector = SteeringVector(dict.fromkeys(range(6), sides), engine.model)
+        strongest = Request((*requests[0].prompt, *requests[1].prompt), 8, (Steering(vector, LARGEST),))
+        assert [one.finish for one in engine.generate([strongest] * 2)] != ["error"] * 2
+        assert engine.generate([ask, ask]) == before * 2
+        with pytest.raises(VectorError, match=r"would be added at layer 0; it must be at most 1e\+30"):
+            engine.generate([Request(ask.prompt, 8, (Steering(vector, 2 * LARGEST),))])
 
 
 def test_a_text_is_read_and_scored_alike_whatever_was_answered_before(

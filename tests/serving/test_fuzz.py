@@ -43,11 +43,13 @@ VALID: dict[str, tuple[dict[str, Any], ...]] = {
         {"prompt": {"prompt_string": "hi"}, **SAMPLING, "n_probs": 2, "response_fields": ["timings/prompt_n"]},
         {"prompt": [5, 6, "c"], "n_predict": 3, "stream": True, "timings_per_token": True, "control_vectors": []},
         {"prompt": "hi", "n_predict": 4, "grammar": 'root ::= "a" [0-9]+', "cache_prompt": False},
+        {"prompt": "hi", "n_predict": 3, "lora": []},
     ),
     "/tokenize": ({"content": "hi é", "add_special": True, "with_pieces": True},),
     "/detokenize": ({"tokens": [5, 6]},),
     "/apply-template": ({"messages": HELLO, "chat_template_kwargs": {"a": 1}},),
     "/control-vectors/apply": ({"name": "dense", "scale": 1.0, "layers": "5", "phase": "all"},),
+    "/lora-adapters": ({"id": 0, "scale": 1.0},),
     "/v1/control-vectors/load": ({"name": "more", "path": "more.gguf"},),
     "/v1/chat/logprobs": ({"messages": HELLO, "answer": [5, 6], "top_logprobs": 2, "steering": "2 dense"},),
     "/api/chat": (
@@ -62,6 +64,7 @@ VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2**31, 2**63, -(2**70), 0.5, -0.0, 1e308, "", "a", "\0", "\ud7ff", "é" * 300, QUESTION,
     [], [[]], [None], [1, 2, 3], ["a"], [[1, "a"]], {}, {"a": {}}, {"type": "object"}, {"1": -100}, [[1, -1.0]],
     HELLO, [{"role": "assistant", "content": ""}], [{"role": 1}], STEER,
+    [{"id": 0, "scale": 1e30}],
     [{"name": "dense", "scale": 1e30}], [{"name": "dense", "layers": [5, 5, -1]}], "1e40 dense", "4 dense - dense",
     {"vectors": [{"name": "dense"}]}, {"type": "json_object"}, SCHEMA,
     {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}},
@@ -113,7 +116,7 @@ def drawn_request(draw: random.Random) -> Sent:
     fields = copy.deepcopy(draw.choice(VALID[path]))
     for _ in range(draw.choice((0, 1, 1, 2, 4))):
         _change(fields, draw.choice(VALID[path]), draw)
-    whole: Any = [fields] if path.endswith("/apply") else fields
+    whole: Any = [fields] if path.endswith(("/apply", "/lora-adapters")) else fields
     body = json.dumps(whole).encode()
     for _ in range(draw.choice((0,) * 8 + (1, 5))):
         at = draw.randrange(len(body))
