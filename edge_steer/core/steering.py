@@ -23,7 +23,7 @@ from edge_steer.core.vector import (
     spans,
 )
 
-LARGEST = 1e30  # of what is added: beyond any stream, and far from an overflow, whose NaN a KV cache would keep
+LARGEST = 1e15  # of what is added: beyond any stream, and its square in every layer is far from an overflow
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class Steering:
 
     def offsets(self) -> dict[int, Array]:
         """layer -> strength * direction, what is added to the residual stream there."""
-        return {layer: np.float32(self.strength) * self.vector.directions[layer] for layer in self.layers or ()}
+        with np.errstate(over="ignore", invalid="ignore"):  # `Offsets.of` refuses what comes of it
+            return {layer: np.float32(self.strength) * self.vector.directions[layer] for layer in self.layers or ()}
 
 
 Steer = SteeringVector | Steering | Iterable[SteeringVector | Steering] | None

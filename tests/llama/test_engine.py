@@ -163,7 +163,7 @@ def test_the_strongest_steering_spoils_no_later_answer(
         strongest = Request((*requests[0].prompt, *requests[1].prompt), 8, (Steering(vector, LARGEST),))
         assert [one.finish for one in engine.generate([strongest] * 2)] != ["error"] * 2
         assert engine.generate([ask, ask]) == before * 2
-        with pytest.raises(VectorError, match=r"would be added at layer 0; it must be at most 1e\+30"):
+        with pytest.raises(VectorError, match=r"would be added at layer 0; it must be at most 1e\+15"):
             engine.generate([Request(ask.prompt, 8, (Steering(vector, 2 * LARGEST),))])
 
 
