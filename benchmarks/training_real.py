@@ -38,7 +38,7 @@ DOCS = Path("docs/real")
 FIGURES = ("accuracy", "tokens", "steps", "density")
 PARTS = ("swap", "rollouts", "grading", "gradient", "update")
 ENDS = 5  # steps at the start and at the end
-UNTRAINED, VECTOR = "untrained", "vector"
+UNTRAINED, VECTOR, EXPORTED = "untrained", "vector", "as a control vector"  # which has no layer 0
 DEV_SEED = 1  # other answers than those by which its problems were chosen
 
 Cells = dict[str, list[Row]]
@@ -88,11 +88,12 @@ class Experiment:
         )  # fmt: skip
 
     def on_test(self, task: Task, vector: SteeringVector) -> Cells:
-        """The vector under the prompt of its training; the untrained model under each."""
+        """The vector, whole and as it is exported, under the prompt of its training; the untrained model under each."""
         settings = self.settings
         task, cells = unseen_problems(task, settings.test), Cells()
         for prompt in settings.prompts:
-            steers = {UNTRAINED: None} | ({VECTOR: vector} if prompt == settings.prompt else {})
+            trained = {VECTOR: vector, EXPORTED: vector.at(vector.layers[1:])}
+            steers = {UNTRAINED: None} | (trained if prompt == settings.prompt else {})
             cells |= self._answers("test", settings.asked(task, prompt, settings.test.samples), prompt, steers)
         return cells
 
