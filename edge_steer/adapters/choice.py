@@ -39,17 +39,20 @@ class NumberedLoras:
         return bool(self._loras)
 
     def scaled(self, scales: Iterable[tuple[int, float]]) -> tuple[Lora, ...]:
-        """Those with these numbers, each at its scale. Errors: ModelError for a number that is not there."""
+        """All of them, those with these numbers at these scales, the others at 0.
+
+        Errors: ModelError for a number that is not there.
+        """
         chosen = dict(scales)
         if strange := [number for number in chosen if not 0 <= number < len(self._loras)]:
             there = f"there are 0 to {len(self._loras) - 1}" if self._loras else "this server has none"
             raise ModelError(f"no adapter {strange[0]}; {there}")
-        return tuple(replace(self._loras[number], scale=scale) for number, scale in sorted(chosen.items()))
+        return tuple(replace(lora, scale=chosen.get(number, 0.0)) for number, lora in enumerate(self._loras))
 
-    def listed(self, chosen: Sequence[Lora]) -> list[dict[str, object]]:
-        """Every adapter as it is chosen: number, file name, digest and scale, 0 where it is left out."""
-        scales = {lora.digest: lora.scale for lora in chosen}
-        return [
-            {"id": number, "path": lora.path.name, "scale": scales.get(lora.digest, 0.0), "digest": lora.digest}
-            for number, lora in enumerate(self._loras)
-        ]
+
+def listed(loras: Sequence[Lora]) -> list[dict[str, object]]:
+    """Adapters as clients are told of them: number, file name, scale and digest."""
+    return [
+        {"id": number, "path": lora.path.name, "scale": lora.scale, "digest": lora.digest}
+        for number, lora in enumerate(loras)
+    ]

@@ -77,7 +77,7 @@ class EngineOptions:
         dated("", self.date)
 
     def described(self) -> dict[str, Any]:
-        """The settings that change numbers, for headers of results; the last three only where they were set."""
+        """The settings that change numbers, for headers; template, date and lora only where they were set."""
         unset = (name for name in ("template", "date", "lora") if getattr(self, name) is None)
         left_out = {"keep_cache", "loras", *unset}
         settings = {name: value for name, value in asdict(self).items() if name not in left_out}

@@ -44,7 +44,7 @@ from edge_steer.llama.context import (
     steering_of,
 )
 from edge_steer.llama.library import interrupts_wait, system_info
-from edge_steer.llama.model import Adapters, LlamaModel
+from edge_steer.llama.model import LlamaModel
 from edge_steer.llama.prefix_cache import NO_KEYS, CacheKeys, LiveSteering, LiveSteerings, cache_keys
 from edge_steer.llama.scheduler import Scheduler
 from edge_steer.llama.sequence import Job, OnCompletion, OnPiece, OnPrefill, Usage
@@ -249,20 +249,19 @@ class Engine(Runtime):
     ) -> Iterator[Array]:
         """See Backend.logit_rows. What the tokens have in common with those scored last is not computed again.
 
-        loras: see Request; with a recording only the model's own. Errors: ModelError for one that was not loaded.
+        loras: see Request. Errors: ModelError for one that was not loaded.
         """
         self.check_text(tokens, prompt)
-        adapters = self._model.adapters(loras)
-        live = self._steerings.get(steering, adapters)
+        live = self._steerings.get(steering, self._model.adapters(loras))
         offsets = live.offsets if live else None
         if offsets:
             check_architecture(self.model.architecture)
             self._contexts.check_steerable()
         if recording is not None:
             self.check_recording(recording, tokens)
-            yield from self._read(tokens, prompt, offsets, recording, logits=True)
+            yield from self._read(tokens, prompt, offsets, recording, loras, logits=True)
             return
-        context = self._context_alone(len(tokens), adapters, hooked=offsets is not None and offsets.needs_rows)
+        context = self._context_alone(len(tokens), loras, hooked=offsets is not None and offsets.needs_rows)
         chunk = self._rows_at_once(context)
         keys = cache_keys(tokens, prompt, live)
         start = common_prefix(self._scored, keys[: prompt - 1])
@@ -298,15 +297,22 @@ class Engine(Runtime):
         self.check_recording(recording, tokens)
         added = self.offsets(steering)
         offsets = added.up_to(max(layers)) if added else None
-        for _ in self._read(tokens, prompt, offsets, recording, logits=False):
+        for _ in self._read(tokens, prompt, offsets, recording, None, logits=False):
             pass
         return {layer: states[places] for layer, states in recording.states.items()}
 
     def _read(
-        self, tokens: Sequence[int], prompt: int, offsets: Offsets | None, recording: Recording, *, logits: bool
+        self,
+        tokens: Sequence[int],
+        prompt: int,
+        offsets: Offsets | None,
+        recording: Recording,
+        loras: Sequence[Lora] | None,
+        *,
+        logits: bool,
     ) -> Iterator[Array]:
         """Fill a recording and, if asked, give the logits of the same pass; else no block beyond its last is run."""
-        context = self._context_alone(len(tokens), hooked=True)
+        context = self._context_alone(len(tokens), loras, hooked=True)
         native = logits and not (offsets and offsets.needs_rows)
         steer = ControlVectorSteering(context) if native else RowSteering(context)
         at_once = self._rows_at_once(context)
@@ -377,7 +383,7 @@ class Engine(Runtime):
         """How many tokens' logits llama.cpp may hold."""
         return max(1, min(context.batch, LOGITS_BYTES // (4 * self._model.vocab_size)))
 
-    def _context_alone(self, length: int, adapters: Adapters | None = None, *, hooked: bool) -> LlamaContext:
+    def _context_alone(self, length: int, loras: Sequence[Lora] | None = None, *, hooked: bool) -> LlamaContext:
         """The context for one text; what answers have cached is lost. Errors: RequestError while they are generated."""
         if self._scheduler.busy:
             raise RequestError("answers are being generated; ask for logits or states when they are done")
@@ -388,5 +394,5 @@ class Engine(Runtime):
             self._scored = NO_KEYS
         if context.hooked:
             context.add({})  # what the last answers were steered by
-        self._model.adapt(context.handle, self._model.adapters(None) if adapters is None else adapters)
+        self._model.adapt(context.handle, self._model.adapters(loras))
         return context

@@ -7,6 +7,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 from pydantic import RootModel
 
+from edge_steer.adapters.choice import listed
 from edge_steer.core.backend import Completion, Piece, Request, TokenLogprobs
 from edge_steer.serving.bodies import (
     DetokenizeBody,
@@ -109,7 +110,7 @@ def router(service: Service, *, slots: bool = True, metrics: bool = True) -> API
 
     @api.get("/lora-adapters")
     async def lora() -> list[Json]:
-        return service.loras.listed(service.loras.default)
+        return listed(service.loras.default)
 
     @api.post("/lora-adapters")
     async def set_lora(request: HttpRequest) -> Json:

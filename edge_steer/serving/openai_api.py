@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from edge_steer.core.backend import Completion, Piece, TokenLogprobs, Tokens
 from edge_steer.serving.bodies import ChatBody, CompletionBody, Generating, ScoredChatBody
 from edge_steer.serving.llama_api import NativeReply
-from edge_steer.serving.questions import Question, Service, schema_of
+from edge_steer.serving.questions import Question, Service, in_force, schema_of
 from edge_steer.serving.replies import (
     NOTHING,
     ApiError,
@@ -58,7 +58,7 @@ def router(service: Service) -> APIRouter:
         loras = service.chosen_loras(body)
         scored = await service.scored(tokens, applied, loras, body.top_logprobs, prompt=len(prompt))
         content = chat_logprobs(scored[:-1], service.engine.vocabulary.piece)
-        return {"object": "chat.logprobs", "content": content, "steering": [one.json() for one in applied]}
+        return {"object": "chat.logprobs", "content": content, **in_force(applied, loras)}
 
     @api.post("/v1/completions")
     async def completions(request: Request) -> Response:
@@ -274,8 +274,8 @@ class _Text(_Reply):
         text = readable(b"".join(map(pieces, prompt)))
         before: Json = {}
         if self.body.logprobs is not None:
-            loras = self.service.chosen_loras(self.body)
-            scored = await self.service.scored(prompt, self.question.applied, loras, self.body.logprobs)
+            question = self.question
+            scored = await self.service.scored(prompt, question.applied, question.loras, self.body.logprobs)
             before = legacy_logprobs([prompt[0], *scored[:-1]], pieces)
         for choice in choices:
             choice["text"] = text + str(choice["text"])

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from starlette.requests import Request as HttpRequest
 
-from edge_steer.adapters.choice import NumberedLoras
+from edge_steer.adapters.choice import NumberedLoras, listed
 from edge_steer.core.backend import Completion, Lora, Message, Request, TokenLogprobs, Tokens
 from edge_steer.core.errors import RequestError
 from edge_steer.core.sampling import BREAKERS, LINKS, MOST_SEED, Dry, Link, Mirostat, Sampling, Xtc
@@ -51,8 +51,7 @@ Prompt = str | PromptString | Sequence[int | str]
 class Question:
     """What one body asks: each prompt `n` times, in that order, and the steering it gets.
 
-    progress: that of the prompts is part of a stream. reuse: what is cached of the prompts is taken over. loras: every
-    adapter there is, at the scale it has here.
+    progress: that of the prompts is part of a stream. reuse: what is cached of the prompts is taken over.
     """
 
     requests: tuple[Request, ...]
@@ -62,13 +61,16 @@ class Question:
     generates: bool = True
     progress: bool = False
     reuse: bool = True
-    loras: Sequence[Json] = ()
+
+    @property
+    def loras(self) -> tuple[Lora, ...] | None:
+        """The adapters of all requests."""
+        return self.requests[0].loras
 
     @property
     def in_force(self) -> Json:
-        """The steering, and the adapters where there are any, as every answer tells them."""
-        steering = [one.json() for one in self.applied]
-        return {"steering": steering, "lora": list(self.loras)} if self.loras else {"steering": steering}
+        """As every answer tells it."""
+        return in_force(self.applied, self.loras)
 
     @property
     def prompt_tokens(self) -> int:
@@ -177,7 +179,6 @@ class Service:
             generates=body.max_tokens != 0,
             progress=body.return_progress,
             reuse=body.cache_prompt,
-            loras=self.loras.listed(loras or ()),
         )
 
     def check_prompt(self, prompt: Tokens) -> None:
@@ -316,6 +317,12 @@ class Service:
         if body.ignore_eos:
             biases += [(token, -math.inf) for token in self.engine.vocabulary.end_tokens]
         return tuple(biases)
+
+
+def in_force(applied: Sequence[Applied], loras: Sequence[Lora] | None) -> Json:
+    """The steering, and the adapters where there are any, as answers tell them."""
+    steering: Json = {"steering": [one.json() for one in applied]}
+    return {**steering, "lora": listed(loras)} if loras else steering
 
 
 def schema_of(body: Generating, format_: ResponseFormat | None = None) -> dict[str, Any] | None:

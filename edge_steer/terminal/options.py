@@ -229,14 +229,12 @@ def server_engine_options(command: F) -> F:
         "--lora", "loras", multiple=True, type=VECTOR, metavar="ADAPTER[:SCALE]",
         help="A low-rank adapter, a folder of PEFT or a LoRA of llama.cpp; requests that name none get all, at SCALE.",
     )  # fmt: skip
-    return _with_value(
-        command, "engine", {name: _ENGINE[name] for name in _ENGINE if name != "lora"} | {"loras": several}, _engine
-    )
+    return _with_value(command, "engine", _engine_without("lora") | {"loras": several}, _engine)
 
 
 def conversation_engine_options(command: F) -> F:
     """`engine_options` of a command that has one conversation, and so asks for no number of sequences."""
-    return _with_value(command, "engine", {name: _ENGINE[name] for name in _ENGINE if name != "parallel"}, _engine)
+    return _with_value(command, "engine", _engine_without("parallel"), _engine)
 
 
 def steering_options(command: F) -> F:
@@ -281,11 +279,16 @@ def steering_from(choice: SteeringChoice) -> "tuple[Steering, ...]":
     )
 
 
+def _engine_without(name: str) -> dict[str, Any]:
+    return {other: option for other, option in _ENGINE.items() if other != name}
+
+
 def _engine(values: Mapping[str, Any]) -> object:
     from edge_steer.core.backend import EngineOptions
 
     loras = tuple(_lora(source) for source in values.get("loras", ()))
-    lora = _lora(values["lora"]) if values.get("lora") else None
+    source = values.get("lora")
+    lora = None if source is None else _lora(source)
     return EngineOptions(**{**values, "lora": lora, "loras": loras})
 
 

@@ -22,7 +22,7 @@ from edge_steer.certificates.certificate import read_certificate
 from edge_steer.certificates.make import certify
 from edge_steer.certificates.recheck import check_again
 from edge_steer.commands.main import main
-from edge_steer.core.backend import MOST_SCALE, EngineOptions, Lora, Request
+from edge_steer.core.backend import MOST_SCALE, EngineOptions, Lora, Recording, Request
 from edge_steer.core.errors import EdgeSteerError, ModelError
 from edge_steer.core.steering import Steering
 from edge_steer.core.vector import Array, SteeringVector
@@ -355,6 +355,8 @@ def test_logits_are_of_the_adapters_that_are_named(choosing: Engine, bundled_f32
     without = scored(None)
     with_one = scored((choose_lora(file, 3.0),))
     assert np.array_equal(with_one, adapted(bundled_f32, file, 3.0))
+    recorded = choosing.logit_rows(TOKENS, 1, (), Recording((2,), (0,)), (choose_lora(file, 3.0),))
+    np.testing.assert_allclose(np.concatenate([rows.copy() for rows in recorded]), with_one, atol=1e-3)
     assert np.array_equal(scored(()), without)
     assert not np.array_equal(with_one, without)
 
@@ -401,6 +403,8 @@ def test_a_server_runs_each_request_with_the_adapters_it_names(bundled_f32: Path
             wrong = await http.post("/completion", json={**body, "lora": [{"id": 2, "scale": 3.0}]})
             assert (wrong.status_code, wrong.json()["error"]["message"]) == (400, "no adapter 2; there are 0 to 1")
             assert (await http.post("/lora-adapters", content=b'[{"id": 0, "scale": NaN}]')).status_code == 400
+            scoring = {"messages": chat["messages"], "answer": [5, 6], "lora": chat["lora"]}
+            assert (await http.post("/v1/chat/logprobs", json=scoring)).json()["lora"] == one["lora"]
             legacy = {"prompt": list(TOKENS), "max_tokens": 0, "echo": True, "logprobs": 1}
             scored = [
                 (await http.post("/v1/completions", json={**legacy, "lora": chosen})).json()["choices"][0]["logprobs"]
