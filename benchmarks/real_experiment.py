@@ -15,8 +15,9 @@ goes on. The vectors, all in units of the residual norm:
                   an answer's tokens
 
 The dev problems choose one layer and strength for "dense" and one for "terse", by the rule in the settings, after a
-coarse sweep of more layers on others where the settings have one; every other vector is tested where "dense" is, at the
-same norm. real_report.py makes docs/real/NAME.json and the figures of it.
+coarse sweep of more layers on others where the settings have one; a cell of "terse" that they name is taken as it is.
+Every other vector is tested where "dense" is, at the same norm. real_report.py makes docs/real/NAME.json and the
+figures of it; real_files.py asks other files of the model the same.
 """
 
 import json
@@ -33,7 +34,7 @@ from edge_steer.core.backend import EngineOptions, Request
 from edge_steer.core.progress import Progress
 from edge_steer.core.sampling import Sampling
 from edge_steer.core.steering import Steering
-from edge_steer.core.vector import SteeringVector
+from edge_steer.core.vector import Phase, SteeringVector
 from edge_steer.evaluation.evaluate import DENSE_PROMPT
 from edge_steer.evaluation.figures import Summary
 from edge_steer.evaluation.sweep import sweep
@@ -68,6 +69,7 @@ MINIMAL_RULES = "conservative"  # DenseSteer's prompt row
 COARSE = 1000  # dev problems that coarse sweeps draw from; the others choose the cell
 SCORED = 12  # pairs of which both sides are scored
 POOLING = {"terse": "mean"}  # of the others the last token, as DenseSteer
+PHASE: Phase = "generated"
 FORMAT = "edge-steer real experiment 1"  # of the test's rows
 
 
@@ -168,9 +170,14 @@ def make_vectors(experiment: Experiment, model: Engine, kinds: Mapping[str, Sequ
 
 
 def sweep_dev(experiment: Experiment, model: Engine, kind: str) -> SteeringVector | None:
-    """The vector, tuned to the cell that the dev problems choose; None where that is the unsteered model."""
+    """The vector, tuned to the cell that the dev problems choose; None where that is the unsteered model.
+
+    The terse one is tuned to the settings' own cell where they have one.
+    """
     dev, vector, task = experiment.settings.dev, experiment.vector(kind), experiment.problems.dev
-    run = partial(sweep, model, vector, phase="generated", rule=dev.choose, margin=dev.margin, nll=False,
+    if kind == "terse" and dev.terse:
+        return vector.tuned(dev.terse.layer, dev.terse.strength, PHASE)
+    run = partial(sweep, model, vector, phase=PHASE, rule=dev.choose, margin=dev.margin, nll=False,
                   progress=experiment.progress)  # fmt: skip
     layers: str | Sequence[int] = dev.layers
     if coarse := dev.coarse:
@@ -209,6 +216,8 @@ def methods_at(experiment: Experiment, dense: SteeringVector, terse: SteeringVec
     steered = {name: Method(name, (Steering(vector, strength, (layer,), phase),)) for name, vector in vectors.items()}
     if terse:
         steered["terse"] = Method.of("terse", terse)
+        for seed in range(experiment.settings.test.random_terse):
+            steered[f"terse-random-{seed}"] = Method.of(f"terse-random-{seed}", terse.random_like(seed))
     return {
         "unsteered": UNSTEERED,
         "dense-prompt": Method("dense-prompt", system=DENSE_PROMPT),
@@ -280,7 +289,7 @@ def main(
                 if tuned:
                     save(tuned, experiment.file(f"chosen-{kind}.gguf"))
             if until == "test":
-                at = dense or experiment.vector("dense").tuned(settings.dev.otherwise, 0.1, "generated")
+                at = dense or experiment.vector("dense").tuned(settings.dev.otherwise, 0.1, PHASE)
                 run_test(experiment, model, methods_at(experiment, at, terse))
 
 

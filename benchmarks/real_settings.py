@@ -40,7 +40,7 @@ class DevSettings:
 
     layers, strengths, terse_strengths: as a sweep takes them. choose, margin: of a Rule. otherwise: the layer at which
     vectors are tested at strength 0.1 where the dense one's choice is the unsteered model. coarse: which layers are
-    swept at all; None takes all of `layers`.
+    swept at all; None takes all of `layers`. terse: the cell of "terse" that an earlier run named; None sweeps for one.
     """
 
     problems: int
@@ -53,6 +53,15 @@ class DevSettings:
     max_tokens: int
     choose: Rule
     margin: float
+    terse: "TerseCell | None"
+
+
+@dataclass(frozen=True)
+class TerseCell:
+    """Where the terse vector is tested."""
+
+    layer: int
+    strength: float
 
 
 @dataclass(frozen=True)
@@ -74,18 +83,39 @@ class CoarseSettings:
 class TestSettings:
     """draw: problems of test, by seed 0, answered in blocks of `block`; `blocks` of them, to which more can be added.
 
-    seen: of an earlier draw of `seen_draw`, the first so many are left out. main: the methods that every block is
-    asked with; the first one is asked with all, and scored. random: vectors of the same norm.
+    seen: what earlier runs drew, one run after the other, and is left out. main: the methods that every block is
+    asked with; the first one is asked with all, and scored. random: vectors of the norm of "dense"; random_terse: of
+    that of "terse", where it is.
     """
 
     draw: int
-    seen: int
-    seen_draw: int
+    seen: tuple["Seen", ...]
     block: int
     blocks: int
     max_tokens: int
     random: int
+    random_terse: int
     main: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The first `problems` of a draw of `draw`."""
+
+    problems: int
+    draw: int
+
+
+@dataclass(frozen=True)
+class FileSettings:
+    """Files beside the twin: the first `problems` of the test under `methods`.
+
+    quants: of the twin; the model's own type is the model's own file.
+    """
+
+    quants: tuple[str, ...]
+    problems: int
+    methods: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -98,6 +128,7 @@ class Settings:
     pairs: PairSettings
     dev: DevSettings
     test: TestSettings
+    files: FileSettings | None
 
 
 @dataclass(frozen=True)
@@ -132,22 +163,24 @@ def read_settings(path: str | Path) -> Settings:
             _coarse(dev),
             dev.text("layers", optional=True),
             dev.text("strengths"),
-            dev.text("terse_strengths"),
+            dev.text("terse_strengths", optional=True),
             dev.whole("otherwise"),
             dev.whole("max_tokens"),
             _rule(dev),
             dev.number("margin"),
+            _terse(dev),
         ),
         TestSettings(
             test.whole("draw"),
-            test.whole("seen", 0),
-            test.whole("seen_draw", 0),
+            tuple(_seen(test, text) for text in test.texts("seen", ())),
             test.whole("block"),
             test.whole("blocks"),
             test.whole("max_tokens"),
             test.whole("random"),
+            test.whole("random_terse", 0),
             test.texts("main", MAIN),
         ),
+        _files(table),
     )
     for part in (pairs, dev, test, table):
         part.finish()
@@ -183,11 +216,35 @@ def read_problems(settings: Settings, train: str, test: str, rewrites: str | Pat
 
 
 def _unseen(task: Task, test: TestSettings) -> Task:
-    """Without the first problems of an earlier draw."""
-    if not test.seen:
-        return task
-    seen = {sample.id for sample in task.subset(test.seen_draw).samples[: test.seen]}
-    return replace(task, samples=tuple(sample for sample in task.samples if sample.id not in seen))
+    """Without the problems that earlier runs drew."""
+    for run in test.seen:
+        ids = {sample.id for sample in task.subset(run.draw).samples[: run.problems]}
+        task = replace(task, samples=tuple(sample for sample in task.samples if sample.id not in ids))
+    return task
+
+
+def _seen(table: TomlTable, text: str) -> Seen:
+    """Of "64 of 320"."""
+    numbers = text.split(" of ")
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        raise table.error("seen", f"{text!r} is not like '64 of 320'")
+    return Seen(*map(int, numbers))
+
+
+def _terse(dev: TomlTable) -> TerseCell | None:
+    if (table := dev.table("terse")) is None:
+        return None
+    cell = TerseCell(table.whole("layer"), table.number("strength"))
+    table.finish()
+    return cell
+
+
+def _files(settings: TomlTable) -> FileSettings | None:
+    if (table := settings.table("files")) is None:
+        return None
+    files = FileSettings(table.texts("quants"), table.whole("problems"), table.texts("methods"))
+    table.finish()
+    return files
 
 
 def _coarse(dev: TomlTable) -> CoarseSettings | None:
@@ -198,7 +255,7 @@ def _coarse(dev: TomlTable) -> CoarseSettings | None:
         table.whole("problems"),
         table.text("layers"),
         table.text("strengths"),
-        table.text("terse_strengths"),
+        table.text("terse_strengths", optional=True),
         table.whole("finalists"),
         table.number("margin"),
     )

@@ -6,7 +6,7 @@ Takes paths, gives frozen values. It runs no model.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from real_settings import Settings, read_settings
+from real_settings import Seen, Settings, read_settings
 
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.storage.toml import TomlTable
@@ -54,7 +54,8 @@ def read_style(path: str | Path) -> Style:
     if kind not in KINDS:
         raise EdgeSteerError(f"{path}: kind: allowed are {', '.join(KINDS)}")
     experiment = read_settings(Path(path).with_name(f"{table.text('experiment')}.toml"))
-    unseen = replace(experiment.test, seen=test.whole("seen"), seen_draw=experiment.test.draw, draw=test.whole("draw"))
+    seen = (Seen(test.whole("seen"), experiment.test.draw),)
+    unseen = replace(experiment.test, seen=seen, draw=test.whole("draw"))
     style = Style(
         name=Path(path).stem,
         experiment=replace(experiment, test=unseen),

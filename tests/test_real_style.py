@@ -31,4 +31,5 @@ def test_marks_are_counted_but_for_the_box(text: str, marks: int) -> None:
 def test_test_problems_of_a_style_are_those_that_no_experiment_asked(kind: str) -> None:
     style = read_style(ROOT / "benchmarks" / "settings" / f"qwen2.5-coder-0.5b-instruct-{kind}.toml")
     assert style.kind == kind
-    assert style.experiment.test.seen >= style.experiment.test.block * style.experiment.test.blocks
+    [seen] = style.experiment.test.seen
+    assert seen.problems >= style.experiment.test.block * style.experiment.test.blocks
