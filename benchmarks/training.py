@@ -10,7 +10,6 @@ with more of anything too. The folders under held-out are what `edge-steer table
 
 import json
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from training_vote import majority
 
 import edge_steer as es
 from edge_steer.adapters.choice import choose_lora
@@ -216,21 +216,6 @@ def figures(rows: Mapping[str, list[Row]]) -> dict[str, object]:
         gain = compare(rows[BASE], of_method).differences["accuracy"]
         result[name] = {figure: asdict(known[figure]) for figure in FIGURES} | {"gain": asdict(gain)}
     return result
-
-
-def majority(rows: Sequence[Row]) -> float:
-    """The share of problems whose commonest answer is right, of answers equally common the share."""
-    by_problem: dict[str, Counter[str]] = {}
-    right: dict[str, str] = {}
-    for row in rows:
-        by_problem.setdefault(row.id, Counter())[row.extracted] += 1
-        if row.correct:
-            right[row.id] = row.extracted
-    shares = []
-    for problem, counts in by_problem.items():
-        commonest = [answer for answer, count in counts.items() if count == max(counts.values())]
-        shares.append((right.get(problem) in commonest) / len(commonest))
-    return statistics.fmean(shares)
 
 
 def boxed(row: Row) -> bool:

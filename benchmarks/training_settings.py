@@ -30,18 +30,29 @@ class PoolSettings:
 @dataclass(frozen=True)
 class TestSettings:
     """leave_out: problems that an earlier training was tested on, drawn by seed 0. draw: problems of the others, drawn
-    by seed 0. samples: answers to each."""
+    by seed 0. samples: answers to each. vote: answers to each of the untrained model, which vote; 0 asks for none."""
 
     leave_out: int
     draw: int
     samples: int
+    vote: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """name: of its vector. folder: the name of it."""
+
+    name: str
+    folder: str
+    rloo: RlooSettings
 
 
 @dataclass(frozen=True)
 class Settings:
     """model: a GGUF, as it is tested. calculations: the most of a problem's solution. sampler: the type that the model
-    has while it is trained. prompt: the one it is trained under. prompts: by name; "{question}" stands for the problem.
-    pool: how the problems of the training are chosen; None is all of them."""
+    has while it is trained. seeds: how many, a training each. controls: a training with shuffled rewards and a random
+    vector. prompt: the one it is trained under. prompts: by name; "{question}" stands for the problem. pool: how the
+    problems of the training are chosen; None is all of them."""
 
     model: str
     calculations: int
@@ -49,10 +60,22 @@ class Settings:
     stop: tuple[str, ...]
     sampler: str
     rloo: RlooSettings
+    seeds: int
+    controls: bool
     prompt: str
     prompts: Mapping[str, str]
     pool: PoolSettings | None
     test: TestSettings
+
+    def trainings(self) -> list[Training]:
+        """That of the first seed comes first."""
+        first, *others = (replace(self.rloo, seed=seed) for seed in range(self.seeds))
+        trainings = [Training("vector", "trained", first)]
+        trainings += [Training(f"vector, seed {rloo.seed}", f"trained-{rloo.seed}", rloo) for rloo in others]
+        if self.controls:
+            shuffled = replace(first, shuffle_rewards=True)
+            trainings.append(Training("rewards shuffled", "trained-shuffled", shuffled))
+        return trainings
 
     def asked(self, task: Task, prompt: str, samples: int, seed: int = 0) -> Task:
         """A task under one of the prompts, several answers to each problem at temperature 1."""
@@ -85,10 +108,12 @@ def read_settings(path: Path) -> Settings:
         stop=table.texts("stop"),
         sampler=train.text("sampler"),
         rloo=rloo,
+        seeds=train.whole("seeds", 1),
+        controls=train.flag("controls", False),
         prompt=train.text("prompt"),
         prompts={name: prompts.text(name) for name in list(prompts.rest)},
         pool=PoolSettings(pool.whole("problems"), pool.whole("samples"), pool.whole("dev")) if pool else None,
-        test=TestSettings(test.whole("leave_out", 0), test.whole("draw"), test.whole("samples")),
+        test=TestSettings(test.whole("leave_out", 0), test.whole("draw"), test.whole("samples"), test.whole("vote", 0)),
     )
     for part in filter(None, (train, prompts, pool, test, table)):
         part.finish()

@@ -57,3 +57,10 @@ def test_settings_with_an_unknown_key_are_refused(tmp_path: Path) -> None:
     path.write_text(LONG.read_text().replace("[pool]", "[pool]\nanswers = 3"))
     with pytest.raises(EdgeSteerError, match=r"pool\.answers: no such key"):
         read_settings(path)
+
+
+def test_a_training_a_seed_and_one_with_shuffled_rewards() -> None:
+    first, second, shuffled = read_settings(LONG).trainings()
+    assert (first.folder, second.folder, shuffled.folder) == ("trained", "trained-1", "trained-shuffled")
+    assert (first.rloo.seed, second.rloo.seed, shuffled.rloo.seed) == (0, 1, 0)
+    assert [training.rloo.shuffle_rewards for training in (first, second, shuffled)] == [False, False, True]
