@@ -3,13 +3,14 @@
     python benchmarks/real_report.py results/real/NAME...
 
 writes docs/real/NAME.json and its figures, and prints the tables of docs/real.md. Paired figures are against the
-unsteered model on the problems that both answered.
+unsteered model on the problems that both answered. Of several folders docs/real/accuracy.png shows accuracy over steps
+and density.
 """
 
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,16 @@ from typing import Any
 import click
 import matplotlib.pyplot as plt
 from real_experiment import FORMAT
+from real_settings import MAIN
 
 from edge_steer.core.stats import cosine
 from edge_steer.core.vector import SteeringVector
 from edge_steer.evaluation.figures import Figure, compare, figure_text, summarise
-from edge_steer.evaluation.plots import plot_likelihoods
+from edge_steer.evaluation.plots import plot_accuracy, plot_likelihoods
 from edge_steer.evaluation.sweep_plots import draw_sweep
 from edge_steer.evaluation.sweep_results import read_partial
 from edge_steer.evaluation.units import read_rows
+from edge_steer.papers.families import accuracy_point
 from edge_steer.storage.files import write_json
 from edge_steer.tasks.rows import Row
 from edge_steer.vectors.read import load as load_vector
@@ -45,7 +48,10 @@ def summary_of(folder: Path) -> dict[str, Any]:
     test, header = test_rows(folder)
     unsteered = test["unsteered"]
     vectors = {path.stem: load_vector(path) for path in sorted(folder.glob("*.safetensors"))}
-    dev = {kind: json.loads((folder / f"dev-{kind}" / "summary.json").read_text("utf-8")) for kind in SWEPT}
+    dev = {
+        path.parent.name.removeprefix("dev-"): json.loads(path.read_text("utf-8"))
+        for path in sorted(folder.glob("dev-*/summary.json"))
+    }
     return {
         "model": header["model"],
         "backend": header["backend"],
@@ -162,7 +168,7 @@ def draw(folder: Path, summary: Mapping[str, Any]) -> None:
     sides = [[pair[side] for pair in nll[kind]] for kind, side in NLL_SIDES.values() if nll[kind]]
     values = dict(zip(NLL_SIDES, sides, strict=False))
     plot_likelihoods(values, f"{summary['model']['name']}: NLL of texts", DOCS / f"{name}-nll.png")
-    for kind in SWEPT:
+    for kind in summary["dev"]:
         for path in draw_sweep(read_partial(folder / f"dev-{kind}"), DOCS):
             path.replace(DOCS / f"{name}-{kind}-{path.name}")
     for path in folder.glob("*/perplexity.png"):
@@ -190,6 +196,20 @@ def plot_layers(summary: Mapping[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+def draw_accuracy(folders: Sequence[Path], path: Path) -> None:
+    """Accuracy over steps and density, a point a model and method that every folder was asked with (figure 1)."""
+    points = []
+    for folder in folders:
+        rows, header = test_rows(folder)
+        most = len(rows["unsteered"])
+        points += [
+            replace(accuracy_point(header["model"], of_method), series=f"{folder.name}, {method}")
+            for method, of_method in rows.items()
+            if method in MAIN and len(of_method) == most
+        ]
+    plot_accuracy(points, "accuracy over steps and density; bars: 1 standard error", path)
+
+
 def plot_cosines(summary: Mapping[str, Any], path: Path) -> None:
     """Cosine with the dense vector of every other one, over the layers."""
     figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
@@ -215,6 +235,8 @@ def main(folders: tuple[Path, ...]) -> None:
         draw(folder, summary)
         click.echo(f"## {folder.name}\n")
         click.echo(tables(summary, test_rows(folder)[0]) + "\n")
+    if len(folders) > 1:
+        draw_accuracy(folders, DOCS / "accuracy.png")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 from paths import ROOT
 from real_settings import read_problems, read_settings
 from real_tolerances import worst
+from style_settings import read_style
 
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.parity.tolerances import TOLERANCES
@@ -38,6 +39,30 @@ def test_no_problem_is_in_two_parts(path: Path, tmp_path: Path) -> None:
     assert not asked[2] & (asked[0] | asked[1])
     assert "Count to 4!" not in asked[2]
     assert [pair.question.startswith("Count to 4!") for pair in problems.rewrites] == [True]
+
+
+def test_what_earlier_runs_asked_is_asked_no_more(tmp_path: Path) -> None:
+    train = gsm8k(tmp_path / "train.jsonl", [f"How much is {i} and 1?" for i in range(200)])
+    test = gsm8k(tmp_path / "test.jsonl", [f"Count to {i}!" for i in range(600)])
+    name = "qwen2.5-coder-0.5b-instruct"
+    earlier, full = (read_settings(FOLDER / f"{one}.toml") for one in (name, f"{name}-full"))
+    runs = {"first": earlier, "style": read_style(FOLDER / f"{name}-terse.toml").experiment, "full": full}
+    asked = {
+        run: {sample.id for sample in read_problems(settings, train, test, None).test.samples}
+        for run, settings in runs.items()
+    }
+    first = read_problems(earlier, train, test, None).test.limit(earlier.test.block * earlier.test.blocks)
+    assert len(asked["full"]) == len(asked["style"]) == 100
+    assert not asked["full"] & (asked["style"] | {sample.id for sample in first.samples})
+    assert not asked["style"] & {sample.id for sample in first.samples}
+
+
+@pytest.mark.parametrize("seen", ["64", "64 of many", "64 of 320 of 9"])
+def test_an_earlier_run_is_written_as_a_number_of_a_number(seen: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text((FOLDER / "smollm2-135m-instruct-full.toml").read_text().replace("96 of 320", seen))
+    with pytest.raises(EdgeSteerError, match=rf"test\.seen: '{seen}' is not like '64 of 320'"):
+        read_settings(path)
 
 
 def test_settings_with_an_unknown_key_are_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from edge_steer.core.errors import EdgeSteerError
 from edge_steer.evaluation.figures import FIGURES, by_problem
 from edge_steer.evaluation.plots import AccuracyPoint, Point, plot_accuracy
 from edge_steer.evaluation.results import load_results
+from edge_steer.storage.records import Record
 from edge_steer.tasks.rows import Row
 
 SIZE = re.compile(r"[-_ ]?\d+(\.\d+)?[bm](?![a-z])", re.IGNORECASE)
@@ -21,27 +22,28 @@ SIZE = re.compile(r"[-_ ]?\d+(\.\d+)?[bm](?![a-z])", re.IGNORECASE)
 def accuracy_points(folders: Sequence[str | Path]) -> list[AccuracyPoint]:
     """Every task and method of the folders: mean accuracy, steps and tokens per step, each with its standard error.
 
-    The means and standard errors are over problems; of a problem's completions the mean counts. A family is a model's
-    name without its size: Qwen2.5-3B-Instruct is of Qwen2.5-Instruct.
     Errors: EdgeSteerError for a folder without results, or fewer than 2 answered problems.
     """
-    points = []
-    for folder in folders:
-        header, cells = load_results(folder)
-        model = header["model"]
-        name = model["name"].rpartition("/")[2]
-        for (task, method), rows in cells.items():
-            points.append(
-                AccuracyPoint(
-                    model=name,
-                    parameters=model.get("parameters") or 0,
-                    series=f"{SIZE.sub('', name)}, {task}, {method}",
-                    accuracy=_mean(rows, "accuracy"),
-                    steps=_mean(rows, "steps"),
-                    density=_mean(rows, "density"),
-                )
-            )
-    return points
+    loaded = map(load_results, folders)
+    return [accuracy_point(header["model"], rows) for header, cells in loaded for rows in cells.values()]
+
+
+def accuracy_point(model: Record, rows: Sequence[Row]) -> AccuracyPoint:
+    """Of one model's rows on one task under one method.
+
+    The means and standard errors are over problems; of a problem's completions the mean counts. A family is a model's
+    name without its size: Qwen2.5-3B-Instruct is of Qwen2.5-Instruct.
+    model: as the rows' header tells it. Errors: EdgeSteerError for fewer than 2 answered problems.
+    """
+    name = model["name"].rpartition("/")[2]
+    return AccuracyPoint(
+        model=name,
+        parameters=model.get("parameters") or 0,
+        series=f"{SIZE.sub('', name)}, {rows[0].task}, {rows[0].method}",
+        accuracy=_mean(rows, "accuracy"),
+        steps=_mean(rows, "steps"),
+        density=_mean(rows, "density"),
+    )
 
 
 def draw_accuracy(folders: Sequence[str | Path], path: str | Path) -> None:
