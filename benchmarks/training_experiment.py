@@ -93,18 +93,17 @@ class Experiment:
         return self._answers("dev", asked, settings.prompt, {UNTRAINED: None, **vectors})
 
     def voters(self, task: Task) -> list[Row]:
-        """The answers of the untrained model that vote beside those of the table; none where no vote is asked."""
+        """The answers of the untrained model that vote, from the file that answers in the training, which is faster."""
         settings = self.settings
-        more = settings.test.vote - settings.test.samples
-        if more < 1:
+        if not settings.test.vote:
             return []
-        asked = settings.asked(task, settings.prompt, more, VOTE_SEED)
-        return self._answers("vote", asked, settings.prompt, {UNTRAINED: None})[UNTRAINED]
+        asked = settings.asked(task, settings.prompt, settings.test.vote, VOTE_SEED)
+        return self._answers("vote", asked, settings.prompt, {UNTRAINED: None}, self.sampler)[UNTRAINED]
 
-    def _answers(self, part: str, task: Task, prompt: str, steers: Steers) -> Cells:
-        """Rows of each, from the file itself; another prompt than the training's is named. part, prompt: folders."""
+    def _answers(self, part: str, task: Task, prompt: str, steers: Steers, file: Path | None = None) -> Cells:
+        """Rows of each; another prompt than the training's is named. part, prompt: folders. file: None is `source`."""
         cells: Cells = {}
-        with es.load(self.source, options=self.options) as model:
+        with es.load(file or self.source, options=self.options) as model:
             for method, steer in steers.items():
                 own = self.folder / part / method / prompt
                 rows = es.evaluate(model, task, {method: steer}, folder=own, nll=False, progress=self.progress)

@@ -65,8 +65,7 @@ def main(path: Path, train: Path, test: Path, steps: int | None, threads: int) -
         summary[part] = {name: figures(rows, before, vector) for name, rows in cells.items()}
         show(part, cells, before, vector)
     if voters:
-        test_cells = parts["test"]
-        summary["vote"] = vote_figures(test_cells[UNTRAINED] + voters, test_cells[first.name], settings.test.vote)
+        summary["vote"] = vote_figures(voters, parts["test"][first.name], settings.test.vote)
     for name, log in logs.items():
         show_log(name, log)
     write_json(DOCS / f"{path.stem}.json", summary)
