@@ -4,7 +4,8 @@
         --train gsm8k=FILE --test gsm8k=FILE --rewrites FILE
 
 Needs what real_experiment.py left in results/real. Every answer is a row on disk, and a stopped run goes on; then
-docs/real/NAME-stability.json and a figure are written, and the tables of docs/real.md printed.
+docs/real/NAME-stability.json and a figure are written, and the tables of docs/real.md printed. The settings say which
+of these parts are run:
 
     temperature   the vector against the unsteered model, several samples a problem
     draws         vectors of N written solutions of training problems against the model's own answers, from disjoint
@@ -27,7 +28,7 @@ from real_experiment import POOLING
 from real_report import DOCS, SWEPT
 from real_settings import Problems, read_problems
 from stability_choice import resampled_choices
-from stability_settings import Stability, read_stability
+from stability_settings import Choice, Draws, Stability, Temperatures, read_stability
 
 from edge_steer.core.backend import EngineOptions, Request
 from edge_steer.core.progress import Progress
@@ -76,9 +77,9 @@ class Run:
         assert self.asked.vector.tuning
         return self.asked.vector.tuning.layers[0]
 
-    def task(self, part: str) -> Task:
+    def task(self, problems: int) -> Task:
         test = self.problems.test
-        return replace(test, samples=test.samples[self.asked.behind :][: self.asked.problems[part]])
+        return replace(test, samples=test.samples[self.asked.behind :][:problems])
 
     def rows(self, task: Task, methods: Mapping[str, Any], name: str) -> dict[str, list[Row]]:
         return evaluate(self.model, task, methods, nll=False, folder=self.folder / name, progress=self.progress)
@@ -88,13 +89,13 @@ class Run:
         return load_vector(self.results / f"{kind}.safetensors")
 
 
-def compare_temperatures(run: Run) -> dict[str, Any]:
-    """The shipped vector against the unsteered model on the same problems at each temperature."""
+def compare_temperatures(run: Run, asked: Temperatures) -> dict[str, Any]:
+    """The vector against the unsteered model on the same problems at each temperature."""
     methods = {"unsteered": None, "steered": run.asked.vector}
     figures = {}
-    for temperature in run.asked.temperatures:
-        task = run.task("temperature").with_settings(
-            samples=run.asked.samples if temperature else 1, sampling=Sampling(temperature=temperature)
+    for temperature in asked.values:
+        task = run.task(asked.problems).with_settings(
+            samples=asked.samples if temperature else 1, sampling=Sampling(temperature=temperature)
         )
         rows = run.rows(task, methods, f"temperature-{temperature:g}")
         figures[f"{temperature:g}"] = {
@@ -104,14 +105,14 @@ def compare_temperatures(run: Run) -> dict[str, Any]:
     return figures
 
 
-def written_pairs(run: Run, train: Path) -> Sequence[Pair]:
+def written_pairs(run: Run, pool: int, train: Path) -> Sequence[Pair]:
     """The solutions that the training file has, against the model's own answers, whatever these say."""
     path = run.folder / "pairs-written.jsonl"
     if path.is_file():
         return read_pairs(path)
     records = [json.loads(line) for line in train.read_text("utf-8").splitlines()]
     written = {one["question"]: CALCULATION.sub("", one["answer"]) for one in records}
-    samples, settings = run.problems.dev.samples[-run.asked.pool :], run.problems.test.settings
+    samples, settings = run.problems.dev.samples[-pool:], run.problems.test.settings
     questions = [settings.prompt.replace("{question}", sample.question) for sample in samples]
     prompts = [run.model.chat([{"role": "user", "content": question}]) for question in questions]
     own = run.model.generate([Request(prompt, settings.max_tokens) for prompt in prompts])
@@ -132,13 +133,13 @@ def disjoint_draws(states: PairStates, count: int, most: int) -> list[SteeringVe
     return [reduce(some, normalise="residual") for some in drawn]
 
 
-def compare_draws(run: Run, pairs: Sequence[Pair]) -> dict[str, Any]:
+def compare_draws(run: Run, asked: Draws, pairs: Sequence[Pair]) -> dict[str, Any]:
     """Draws of written pairs and vectors of other origin: cosines at the layer, and effects on the same problems."""
     states = record(run.model, pairs, layers=[run.layer], pooling=POOLING["terse"], progress=run.progress)
-    drawn = {count: disjoint_draws(states, count, run.asked.draws) for count in run.asked.counts}
+    drawn = {count: disjoint_draws(states, count, asked.draws) for count in asked.counts}
     vectors = {"all written": reduce(states, normalise="residual"), **{kind: run.vector(kind) for kind in OTHERS}}
     vectors |= {f"{count} pairs, draw {n}": one for count, some in drawn.items() for n, one in enumerate(some)}
-    rows = run.rows(run.task("draws"), {"unsteered": None, **_methods(run, vectors)}, "draws")
+    rows = run.rows(run.task(asked.problems), {"unsteered": None, **_methods(run, vectors)}, "draws")
     directions = {name: vector.directions[run.layer] for name, vector in vectors.items()}
     return {
         name: {
@@ -149,10 +150,10 @@ def compare_draws(run: Run, pairs: Sequence[Pair]) -> dict[str, Any]:
     } | {"between draws": {str(count): _cosines(some, run.layer) for count, some in drawn.items()}}
 
 
-def compare_random(run: Run) -> dict[str, Any]:
+def compare_random(run: Run, asked: Draws) -> dict[str, Any]:
     """Random vectors of the same norm at the same place, on the problems of the draws."""
     vectors = {f"random-{seed}": run.vector("terse").random_like(seed) for seed in range(RANDOM)}
-    rows = run.rows(run.task("draws"), {"unsteered": None, **_methods(run, vectors)}, "random")
+    rows = run.rows(run.task(asked.problems), {"unsteered": None, **_methods(run, vectors)}, "random")
     return {name: {"change": asdict(compare(rows["unsteered"], rows[name]))} for name in vectors}
 
 
@@ -167,15 +168,15 @@ def _cosines(vectors: Sequence[SteeringVector], layer: int) -> list[float]:
     return [cosine(one, other) for number, one in enumerate(directions) for other in directions[:number]]
 
 
-def compare_choices(run: Run) -> dict[str, Any]:
+def compare_choices(run: Run, asked: Choice) -> dict[str, Any]:
     """For each swept vector: the cells that resamples of dev choose, and what they do on other problems."""
     figures = {}
     for kind in SWEPT:
         header, dev = read_rows(run.results / f"dev-{kind}" / DEV, FORMAT)
         cells = sweep_cells(header["layers"], header["strengths"])
         methods = {cell.name: cell.method(run.vector(kind), header["phase"]) for cell in cells}
-        tested = run.rows(run.task("choice"), methods, f"cells-{kind}")
-        figures[kind] = resampled_choices(cells, dev, tested, run.asked)
+        tested = run.rows(run.task(asked.problems), methods, f"cells-{kind}")
+        figures[kind] = resampled_choices(cells, dev, tested, run.asked.experiment.dev, asked.resamples)
     return figures
 
 
@@ -195,17 +196,19 @@ def main(settings_file: Path, train: str, test: str, rewrites: Path | None, out:
         twin = quantize(f32, experiment.quant, threads=threads, progress=progress)
         options = EngineOptions(context=1024, parallel=32, threads=threads)
         with load(twin, options=options, progress=progress) as model:
+            summary: dict[str, Any] = {"model": model.provenance.model, "backend": model.provenance.backend}
             run = Run(asked, model, problems, out / experiment.name, progress)
-            summary = {
-                "model": model.provenance.model,
-                "backend": model.provenance.backend,
-                "temperature": compare_temperatures(run),
-                "draws": compare_draws(run, written_pairs(run, Path(train.partition("=")[2]))),
-                "random": compare_random(run),
-                "choice": compare_choices(run),
-            }
+            if asked.temperature:
+                summary["temperature"] = compare_temperatures(run, asked.temperature)
+            if asked.draws:
+                pairs = written_pairs(run, asked.draws.pool, Path(train.partition("=")[2]))
+                summary["draws"] = compare_draws(run, asked.draws, pairs)
+                summary["random"] = compare_random(run, asked.draws)
+            if asked.choice:
+                summary["choice"] = compare_choices(run, asked.choice)
     write_json(DOCS / f"{asked.name}.json", summary)
-    stability_report.draw(summary, DOCS / f"{asked.name}.png")
+    if asked.temperature and asked.draws:
+        stability_report.draw(summary, DOCS / f"{asked.name}.png")
     click.echo(stability_report.tables(summary))
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from stability_settings import Stability
+from real_settings import DevSettings
 
 from edge_steer.evaluation.figures import Summary, summarise
 from edge_steer.evaluation.sweep_cells import UNSTEERED_CELL, SweepCell, choose
@@ -16,25 +16,28 @@ from edge_steer.tasks.rows import Row
 
 
 def resampled_choices(
-    cells: Sequence[SweepCell], dev: Sequence[Row], test: Mapping[str, Sequence[Row]], asked: Stability
+    cells: Sequence[SweepCell],
+    dev: Sequence[Row],
+    test: Mapping[str, Sequence[Row]],
+    rule: DevSettings,
+    resamples: int,
 ) -> dict[str, Any]:
     """The cell of each draw, and tokens minus unsteered of every cell on test. test: rows by the name of the cell."""
     tokens = {cell: summarise(test[cell.name]).tokens for cell in cells}
     saved = {cell: value - tokens[UNSTEERED_CELL] for cell, value in tokens.items()}
     rows = {cell: sorted((row for row in dev if row.method == cell.name), key=lambda row: row.id) for cell in cells}
     count, rng = len(rows[UNSTEERED_CELL]), np.random.default_rng(0)
-    drawn = [rng.integers(count, size=count) for _ in range(asked.resamples)]
+    drawn = [rng.integers(count, size=count) for _ in range(resamples)]
     return {
         "on test": {cell.name: value for cell, value in saved.items()},
-        "choices": [_choice(rows, one, saved, asked) for one in drawn],
+        "choices": [_choice(rows, one, saved, rule) for one in drawn],
     }
 
 
 def _choice(
-    dev: Mapping[SweepCell, Sequence[Row]], drawn: np.ndarray, saved: Mapping[SweepCell, float], asked: Stability
+    dev: Mapping[SweepCell, Sequence[Row]], drawn: np.ndarray, saved: Mapping[SweepCell, float], rule: DevSettings
 ) -> dict[str, Any]:
     """The cell that the drawn problems choose: its tokens minus unsteered on them, on the others, and on test."""
-    rule = asked.experiment.dev
     cell = choose({one: _summary(rows, drawn) for one, rows in dev.items()}, rule.choose, rule.margin)
     left_out = np.setdiff1d(np.arange(len(dev[cell])), drawn)
     promised, elsewhere = (

@@ -18,15 +18,15 @@ BETWEEN = "between draws"
 
 
 def tables(summary: Mapping[str, Any]) -> str:
-    """The tables of the page: temperature, number of pairs, whose pairs, the choice on dev."""
-    return "\n\n".join(
-        (
-            temperature_table(summary["temperature"]),
-            count_table(summary["draws"]),
-            origin_table(summary["draws"] | summary["random"]),
-            choice_table(summary["choice"]),
-        )
-    )
+    """The tables of the parts that were run: temperature, number of pairs, whose pairs, the choice on dev."""
+    parts = []
+    if "temperature" in summary:
+        parts.append(temperature_table(summary["temperature"]))
+    if "draws" in summary:
+        parts += [count_table(summary["draws"]), origin_table(summary["draws"] | summary["random"])]
+    if "choice" in summary:
+        parts.append(choice_table(summary["choice"]))
+    return "\n\n".join(parts)
 
 
 def temperature_table(temperatures: Mapping[str, Any]) -> str:

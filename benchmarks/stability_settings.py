@@ -3,7 +3,6 @@
 Takes paths, gives frozen values. It runs no model.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,48 +12,87 @@ from edge_steer.core.vector import SteeringVector
 from edge_steer.storage.toml import TomlTable
 from edge_steer.vectors.read import load as load_vector
 
-PARTS = ("temperature", "draws", "choice")
+
+@dataclass(frozen=True)
+class Temperatures:
+    """problems: of test. samples: of each at a temperature above 0."""
+
+    values: tuple[float, ...]
+    problems: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Draws:
+    """pool: pairs of written solutions. counts: pairs of a draw; draws: most of one count. problems: of test."""
+
+    pool: int
+    counts: tuple[int, ...]
+    draws: int
+    problems: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """problems: of test, on which every cell is asked. resamples: of the dev problems."""
+
+    problems: int
+    resamples: int
 
 
 @dataclass(frozen=True)
 class Stability:
-    """One run. experiment: the settings whose model, problems, vectors and dev rows are used. vector: the shipped one.
+    """One run. experiment: the settings whose model, problems, vectors and dev rows are used. vector: the one tested.
 
-    behind: how many test problems are left out, since earlier measurements had them. problems: of each part.
-    samples: of each problem at a temperature above 0. pool: pairs of written solutions. counts: pairs of a draw;
-    draws: most of one count. resamples: of the dev problems.
+    behind: how many test problems are left out, since earlier measurements had them. A part that is None is not run.
     """
 
     name: str
     experiment: Settings
     vector: SteeringVector
     behind: int
-    problems: Mapping[str, int]
-    temperatures: tuple[float, ...]
-    samples: int
-    pool: int
-    counts: tuple[int, ...]
-    draws: int
-    resamples: int
+    temperature: Temperatures | None
+    draws: Draws | None
+    choice: Choice | None
 
 
 def read_stability(path: str | Path) -> Stability:
     """Errors: EdgeSteerError for a key that is missing, unknown or of another type."""
     table = TomlTable(path, "settings of a stability run")
-    temperature, draws, choice = table.tables(*PARTS)
     settings = Stability(
-        name=Path(path).stem,
-        experiment=read_settings(Path(path).with_name(f"{table.text('experiment')}.toml")),
-        vector=load_vector(table.text("vector")),
-        behind=table.whole("behind"),
-        problems={name: part.whole("problems") for name, part in zip(PARTS, (temperature, draws, choice), strict=True)},
-        temperatures=tuple(map(float, temperature.text("values").split(","))),
-        samples=temperature.whole("samples"),
-        pool=draws.whole("pool"),
-        counts=tuple(map(int, draws.text("counts").split(","))),
-        draws=draws.whole("draws"),
-        resamples=choice.whole("resamples"),
+        Path(path).stem,
+        read_settings(Path(path).with_name(f"{table.text('experiment')}.toml")),
+        load_vector(table.text("vector")),
+        table.whole("behind"),
+        _temperatures(table),
+        _draws(table),
+        _choice(table),
     )
-    for part in (temperature, draws, choice, table):
-        part.finish()
+    table.finish()
     return settings
+
+
+def _temperatures(settings: TomlTable) -> Temperatures | None:
+    if (table := settings.table("temperature")) is None:
+        return None
+    values = tuple(map(float, table.text("values").split(",")))
+    part = Temperatures(values, table.whole("problems"), table.whole("samples"))
+    table.finish()
+    return part
+
+
+def _draws(settings: TomlTable) -> Draws | None:
+    if (table := settings.table("draws")) is None:
+        return None
+    counts = tuple(map(int, table.text("counts").split(",")))
+    part = Draws(table.whole("pool"), counts, table.whole("draws"), table.whole("problems"))
+    table.finish()
+    return part
+
+
+def _choice(settings: TomlTable) -> Choice | None:
+    if (table := settings.table("choice")) is None:
+        return None
+    part = Choice(table.whole("problems"), table.whole("resamples"))
+    table.finish()
+    return part

@@ -1,11 +1,10 @@
 """Stability on real models: its settings, draws that share no pair, and what the choice on dev is worth."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from paths import ROOT
 from real_long import read_long
+from real_settings import read_settings
 from real_stability import disjoint_draws
 from stability_choice import resampled_choices
 from stability_settings import read_stability
@@ -27,8 +26,10 @@ def test_settings_are_read_and_sizes_fit(monkeypatch: pytest.MonkeyPatch) -> Non
     asked = read_stability(SETTINGS / "smollm2-135m-instruct-stability.toml")
     test = asked.experiment.test
     assert asked.behind >= test.block * test.blocks
-    assert asked.behind + max(asked.problems.values()) <= test.draw
-    assert max(asked.counts) <= asked.pool
+    assert asked.temperature and asked.draws and asked.choice
+    problems = [part.problems for part in (asked.temperature, asked.draws, asked.choice)]
+    assert asked.behind + max(problems) <= test.draw
+    assert max(asked.draws.counts) <= asked.draws.pool
     long = read_long(SETTINGS / "smollm2-135m-instruct-long.toml")
     assert long.tokens >= 4000
     assert long.tokens % long.window == 0
@@ -50,15 +51,12 @@ def test_draws_share_no_pair() -> None:
     assert len(disjoint_draws(of_pairs, 3, 2)) == 2
 
 
-def test_a_cell_that_is_always_shorter_is_always_chosen_and_does_what_it_promises(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(ROOT)
-    asked = replace(read_stability(SETTINGS / "smollm2-135m-instruct-stability.toml"), resamples=4)
+def test_a_cell_that_is_always_shorter_is_always_chosen_and_does_what_it_promises() -> None:
+    rule = read_settings(SETTINGS / "smollm2-135m-instruct.toml").dev
     cells = sweep_cells((3,), (0.1, 0.2))
     plain, weak, strong = (cell.name for cell in cells)
     dev = [row(name, n, 100 + n - less) for name, less in ((plain, 0), (weak, 30), (strong, 20)) for n in range(10)]
     test = {name: [row(name, n, tokens) for n in range(5)] for name, tokens in ((plain, 100), (weak, 90), (strong, 60))}
-    figures = resampled_choices(cells, dev, test, asked)
+    figures = resampled_choices(cells, dev, test, rule, resamples=4)
     assert figures["on test"] == {plain: 0, weak: -10, strong: -40}
     assert figures["choices"] == [{"cell": weak, "promised": -30, "on others": -30, "on test": -10}] * 4
