@@ -40,6 +40,7 @@ NLL_SIDES = {
     "Qwen2.5-1.5B's solutions": ("teacher", 1),
     "their rewrites": ("teacher", 0),
 }
+CONTROL_COLUMNS = ("tokens", "steps", "density", "sentence", "nll")
 COLUMNS = ("tokens", "steps", "density", "sentence", "calculations", "nll")
 
 
@@ -104,8 +105,12 @@ def cosines(vectors: Mapping[str, SteeringVector]) -> dict[str, dict[int, float]
 
 
 def tables(summary: Mapping[str, Any], test: Mapping[str, Sequence[Row]]) -> str:
-    """The tables of the page: pairs and vectors, cosines, test."""
-    return "\n\n".join((vector_table(summary), cosine_table(summary), result_table(test)))
+    """The tables of the page: pairs and vectors, cosines, test; methods that were asked less have one of their own."""
+    most = len(test["unsteered"])
+    main = {method: rows for method, rows in test.items() if len(rows) == most}
+    controls = {method: rows for method, rows in test.items() if len(rows) < most}
+    of_test = [result_table(main), *([control_table(test["unsteered"], controls)] if controls else [])]
+    return "\n\n".join((vector_table(summary), cosine_table(summary), *of_test))
 
 
 def vector_table(summary: Mapping[str, Any]) -> str:
@@ -154,6 +159,16 @@ def result_table(test: Mapping[str, Sequence[Row]]) -> str:
     head = ["", "problems", "accuracy", "lost, gained, p", "tokens", "steps", "density", "tokens a sentence",
             "calculations per 100 tokens", "NLL", "cut off"]  # fmt: skip
     return markdown(head, rows)
+
+
+def control_table(unsteered: Sequence[Row], controls: Mapping[str, Sequence[Row]]) -> str:
+    """A row a method: what it changes on the problems that it was asked, with 95% intervals."""
+    rows = []
+    for method, of_method in controls.items():
+        change = compare(unsteered, of_method)
+        cells = [figure_text(name, change.differences[name], signed=True) for name in CONTROL_COLUMNS]
+        rows.append([method, f"{change.lost}, {change.gained}", *cells])
+    return markdown(["", "lost, gained", "tokens", "steps", "density", "tokens a sentence", "NLL"], rows)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
