@@ -125,6 +125,7 @@ def plot_strengths(grids: Sequence[Grid], title: str, path: Path, chosen: tuple[
             axis.axhspan(grid.unsteered.low, grid.unsteered.high, color="0.93", zorder=0)
         axis.axvline(0, color="0.85", linewidth=1, zorder=0)
         axis.set(title=grid.name, xlabel="strength")
+        axis.locator_params(axis="x", nbins=6)
         axis.grid(alpha=0.2)
         percent_text(axis, grid.format)
     for axis in axes[len(grids) :]:
