@@ -55,10 +55,11 @@ def figures(rows: Sequence[Row], before: Sequence[Row], vector: Sequence[Row]) -
 
 
 def shares(rows: Sequence[Row]) -> dict[str, float]:
+    in_box = [row for row in rows if boxed(row)]
     return {
         "vote": majority(rows),
         "boxed": share(rows, boxed),
-        "right if boxed": share([row for row in rows if boxed(row)], lambda row: row.correct),
+        "right if boxed": share(in_box, lambda row: row.correct) if in_box else 0.0,
         "finished": share(rows, ended),
     }
 

@@ -1,5 +1,7 @@
 """What several answers to a problem give by a vote."""
 
+import pytest
+from training_report import figures, vote_figures
 from training_vote import majority, mean_figure, votes
 
 from edge_steer.tasks.rows import Row
@@ -43,3 +45,20 @@ def test_the_interval_is_over_problems() -> None:
     assert figure.mean == 0.5
     assert figure.interval
     assert figure.interval[0] < 0.5 < figure.interval[1]
+
+
+def test_a_vote_stands_beside_one_answer_of_the_vector() -> None:
+    voters = [row for problem in "12345" for row in answers(problem, "aabbb", "a")]
+    vector = [row for problem in "12345" for row in answers(problem, "aaab", "a")]
+    summary = vote_figures(voters, vector, 5)
+    assert [summary[count]["right"]["mean"] for count in (1, 4, 5)] == [0.4, 0.5, 0]
+    assert [summary[count]["ahead"]["mean"] for count in (1, 4, 5)] == pytest.approx([0.35, 0.25, 0.75])
+    assert set(summary) == {1, 4, 5}
+
+
+def test_a_gain_is_over_the_untrained_model_and_ahead_is_the_vector() -> None:
+    before, rows, vector = (answers("1", text, "a") for text in ("abbb", "aabb", "aaab"))
+    cell = figures(rows, before, vector)
+    assert cell["accuracy"]["mean"] == 0.5
+    assert cell["gain"]["mean"] == cell["ahead"]["mean"] == 0.25
+    assert cell["vote"] == 0.5
