@@ -3,7 +3,8 @@
     python benchmarks/pair_draws.py MODEL PAIRS.jsonl...
 
 For each file and each N, two disjoint sets of N pairs are drawn, ten times; shown is the cosine between the two vectors
-(mean difference of the last token), median and range, at the first, the middle and the last layer and over all of them.
+(mean difference, of the last token or of the mean over tokens), median and range, at the first, the middle and the last
+layer and over all of them.
 It says how like the vector of N other pairs would be. N goes up to half the pairs. Prints a table and a JSON line.
 """
 
@@ -29,13 +30,14 @@ COUNTS = (1, 5, 10, 25, 50)
 @click.argument("model")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--quant")
+@click.option("--pooling", type=click.Choice(["last", "mean"]), default="last", show_default=True)
 @click.option("--draws", default=10, show_default=True)
 @click.option("--threads", default=available_cores, type=int, help="Default: the cores this process may use.")
-def main(model: str, files: tuple[Path, ...], quant: str | None, draws: int, threads: int) -> None:
+def main(model: str, files: tuple[Path, ...], quant: str | None, pooling: str, draws: int, threads: int) -> None:
     rows: list[dict[str, object]] = []
     with load(model, quant, options=EngineOptions(threads=threads)) as engine:
         for file in files:
-            states = record(engine, read_pairs(file))
+            states = record(engine, read_pairs(file), pooling=pooling)
             rng = np.random.default_rng(0)
             for count in [count for count in COUNTS if 2 * count <= states.pairs]:
                 cosines = np.array([_between_two(states, count, rng) for _ in range(draws)])
