@@ -94,10 +94,10 @@ class Experiment:
 
     def voters(self, task: Task) -> list[Row]:
         """The answers of the untrained model that vote, from the file that answers in the training, which is faster."""
-        settings = self.settings
-        if not settings.test.vote:
+        settings, vote = self.settings, self.settings.vote
+        if vote is None:
             return []
-        asked = settings.asked(task, settings.prompt, settings.test.vote, VOTE_SEED)
+        asked = settings.asked(task.limit(vote.problems), settings.prompt, vote.samples, VOTE_SEED)
         return self._answers("vote", asked, settings.prompt, {UNTRAINED: None}, self.sampler)[UNTRAINED]
 
     def _answers(self, part: str, task: Task, prompt: str, steers: Steers, file: Path | None = None) -> Cells:

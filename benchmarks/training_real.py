@@ -64,8 +64,8 @@ def main(path: Path, train: Path, test: Path, steps: int | None, threads: int) -
         before, vector = cells[UNTRAINED], cells[first.name]
         summary[part] = {name: figures(rows, before, vector) for name, rows in cells.items()}
         show(part, cells, before, vector)
-    if voters:
-        summary["vote"] = vote_figures(voters, parts["test"][first.name], settings.test.vote)
+    if settings.vote:
+        summary["vote"] = vote_figures(voters, parts["test"][first.name], settings.vote.samples)
     for name, log in logs.items():
         show_log(name, log)
     write_json(DOCS / f"{path.stem}.json", summary)

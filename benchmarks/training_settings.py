@@ -30,12 +30,19 @@ class PoolSettings:
 @dataclass(frozen=True)
 class TestSettings:
     """leave_out: problems that an earlier training was tested on, drawn by seed 0. draw: problems of the others, drawn
-    by seed 0. samples: answers to each. vote: answers to each of the untrained model, which vote; 0 asks for none."""
+    by seed 0. samples: answers to each."""
 
     leave_out: int
     draw: int
     samples: int
-    vote: int
+
+
+@dataclass(frozen=True)
+class VoteSettings:
+    """problems: the first of the test, to which the untrained model gives `samples` answers each, which vote."""
+
+    problems: int
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Settings:
     """model: a GGUF, as it is tested. calculations: the most of a problem's solution. sampler: the type that the model
     has while it is trained. seeds: how many, a training each. controls: a training with shuffled rewards and a random
     vector. prompt: the one it is trained under. prompts: by name; "{question}" stands for the problem. pool: how the
-    problems of the training are chosen; None is all of them."""
+    problems of the training are chosen; None is all of them. vote: None asks for none."""
 
     model: str
     calculations: int
@@ -66,6 +73,7 @@ class Settings:
     prompts: Mapping[str, str]
     pool: PoolSettings | None
     test: TestSettings
+    vote: VoteSettings | None
 
     def trainings(self) -> list[Training]:
         """That of the first seed comes first."""
@@ -92,7 +100,7 @@ def read_settings(path: Path) -> Settings:
     """Errors: EdgeSteerError for a key that is missing, unknown or of another type."""
     table = TomlTable(path, "settings of a training")
     train, prompts, test = table.tables("train", "prompts", "test")
-    pool = table.table("pool")
+    pool, vote = table.table("pool"), table.table("vote")
     rloo = RlooSettings(
         steps=train.whole("steps"),
         prompts=train.whole("prompts"),
@@ -113,9 +121,10 @@ def read_settings(path: Path) -> Settings:
         prompt=train.text("prompt"),
         prompts={name: prompts.text(name) for name in list(prompts.rest)},
         pool=PoolSettings(pool.whole("problems"), pool.whole("samples"), pool.whole("dev")) if pool else None,
-        test=TestSettings(test.whole("leave_out", 0), test.whole("draw"), test.whole("samples"), test.whole("vote", 0)),
+        test=TestSettings(test.whole("leave_out", 0), test.whole("draw"), test.whole("samples")),
+        vote=VoteSettings(vote.whole("problems"), vote.whole("samples")) if vote else None,
     )
-    for part in filter(None, (train, prompts, pool, test, table)):
+    for part in filter(None, (train, prompts, pool, test, vote, table)):
         part.finish()
     return settings
 
