@@ -88,7 +88,7 @@ class LlamaContext:
             if not self.handle:
                 raise ModelError
         self._memory = llama_cpp.llama_get_memory(self.handle)
-        self._outputs = self._one_each = 0
+        self._outputs, self._one_each = 0, (0, 0)
         self._logits_key = 0, 0
         self._logits = np.empty((0, model.vocab_size), dtype=np.float32)
         self._allocate_batch()
@@ -125,21 +125,21 @@ class LlamaContext:
         self._sequence[:count], self._wanted[:count] = sequences, wanted
         if self._position[:count].max() >= self.length or self._sequence[:count].max() >= self.sequences:
             raise ModelError(f"this context has {self.sequences} sequences of {self.length} positions")
-        self._one_each = 0
+        self._one_each = 0, 0
         with interrupts_wait():
             self._run(count, int(self._wanted[:count].sum()))
 
-    def decode_next(self, tokens: Sequence[int], positions: Sequence[int]) -> Array:
-        """Run the next token of each of the sequences 0, 1, ...; their logits, valid until the next decode.
+    def decode_next(self, tokens: Sequence[int], positions: Sequence[int], first: int = 0) -> Array:
+        """Run the next token of each of the sequences first, first + 1, ...; logits, valid until the next decode.
 
         For every step of a generation, so it checks nothing that `decode` and the caller have checked already, and
         the caller sees to it that interrupts wait. Errors: ModelError for a full cache.
         """
         count = len(tokens)
         self._token[:count], self._position[:count] = tokens, positions
-        if count != self._one_each:
-            self._sequence[:count], self._wanted[:count] = range(count), 1
-            self._one_each = count
+        if (first, count) != self._one_each:
+            self._sequence[:count], self._wanted[:count] = range(first, first + count), 1
+            self._one_each = first, count
         self._run(count, count)
         return self.logits()
 

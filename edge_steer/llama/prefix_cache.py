@@ -133,6 +133,14 @@ class PrefixCache:
             return best, common[best]
         return sequence, own
 
+    def place(self, keys: CacheKeys) -> int:
+        """The sequence where a prompt that runs alone goes on without a copy, or overwrites what is least worth."""
+        donor, common = self.donor(keys, 0)
+        if common and len(self._entries[donor].keys) - common < WORTH_COPYING:
+            return donor
+        values = self._values()
+        return values.index(min(values))
+
     def begin(self, sequence: int, donor: int, common: int, steering: LiveSteering | None) -> int:
         """Give the sequence the donor's first `common` positions and nothing else; how many it has then."""
         keys = self._entries[donor].keys
@@ -154,19 +162,23 @@ class PrefixCache:
             self.context.copy(source, target)
             self._entries[target] = self._entries[source]
 
-    def rescue(self, sequence: int, idle: Iterable[int]) -> None:
-        """Copy what the sequence has cached, before it is overwritten, to the idle sequence that loses least by it."""
-        if len(self._entries[sequence].keys) < WORTH_COPYING:
+    def rescue(self, sequence: int, stays: int, idle: Iterable[int]) -> None:
+        """Copy what the sequence has cached, before it is overwritten behind the first `stays` positions, to the idle
+        sequence that loses least by it."""
+        if len(self._entries[sequence].keys) - stays < WORTH_COPYING:
             return
-        victim = min(idle, key=self._value, default=sequence)
-        if self._value(victim) < self._value(sequence):
+        values = self._values()
+        victim = min(idle, key=values.__getitem__, default=sequence)
+        if values[victim] < values[sequence]:
             self.move(sequence, victim)
 
-    def _value(self, sequence: int) -> int:
-        """When the sequence was last used; 0 if another has the same cached."""
-        entry = self._entries[sequence]
-        if not entry.raw:
-            return 0
-        others = (one.raw for other, one in enumerate(self._entries) if other != sequence)
-        copied = any(raw.startswith(entry.raw) for raw in others)
-        return 0 if copied else entry.used
+    def _values(self) -> list[int]:
+        """When each sequence was last used; 0 if another has the same cached."""
+        raws, values = [entry.raw for entry in self._entries], [entry.used for entry in self._entries]
+        ranked = sorted(range(len(raws)), key=raws.__getitem__)
+        for one, following in itertools.pairwise(ranked):  # what begins like it comes right behind it
+            if raws[following].startswith(raws[one]):
+                values[one] = 0
+            if raws[following] == raws[one]:
+                values[following] = 0
+        return values

@@ -13,16 +13,18 @@ import numpy as np
 
 from edge_steer.core.backend import Completion
 from edge_steer.core.errors import EdgeSteerError, ModelError, OutOfMemory
-from edge_steer.core.streaming import common_prefix
 from edge_steer.core.vector import Array
 from edge_steer.llama.context import ControlVectorSteering, GrowingContext, LlamaContext, RowSteering, steering_of
 from edge_steer.llama.model import Adapters, LlamaModel
-from edge_steer.llama.prefix_cache import NO_KEYS, WORTH_COPYING, PrefixCache
-from edge_steer.llama.sequence import Job, News, PromptPart, RunningSequence, Usage, by_prompt, need_rows
+from edge_steer.llama.prefix_cache import NO_KEYS, PrefixCache
+from edge_steer.llama.sequence import Job, News, PromptPart, RunningSequence, Usage, by_prompt, need_rows, shares_batch
 
 
 class Scheduler:
-    """The running sequences are always 0..k-1: llama.cpp runs a batch as one graph only if its ids have no holes."""
+    """The running sequences are 0..k-1: llama.cpp runs a batch as one graph only if its ids have no holes.
+
+    One that runs alone may be any, so that it goes on where its prompt is cached, or where least is lost.
+    """
 
     def __init__(self, model: LlamaModel, contexts: GrowingContext, *, keep_cache: bool) -> None:
         """keep_cache: go on with what was cached before there was nothing to do."""
@@ -58,12 +60,12 @@ class Scheduler:
         if self._arrived or self._cancelled:
             self._arrive()
             self._cancel()
-        if None in self._running and not self._admitting:  # a callback raised before they were filled
+        if self._has_holes and not self._admitting:  # a callback raised before they were filled
             self._compact()
         if self._running and not self._admitting:
             self._decode()
             self._news.tell()
-        if self._waiting or self._filling or self._admitting or None in self._running:
+        if self._waiting or self._filling or self._admitting or self._has_holes:
             self._admit()
         self._news.tell()
         return self.busy
@@ -129,7 +131,7 @@ class Scheduler:
             self._cache.clear()
         cached = self._cache.cached() if self._cache else []
         filling = [self._filling[0]] if self._filling else []
-        keep = sorted({*range(len(self._running)), *filling, *cached})
+        keep = sorted({*filling, *cached, *(slot for slot, sequence in enumerate(self._running) if sequence)})
         try:
             self._contexts.fit(length, sequences, hooked=rows, keep=keep)
         finally:  # what is refused may have been made again as it was
@@ -148,17 +150,18 @@ class Scheduler:
         budget, read_along = self._context.batch, self._read_along
         while budget > 0 and (count := self._prefill(budget)) is not None:
             budget -= count if read_along else budget
-        self._admitting = not self._read_along and self._can_prefill
-        if not self._admitting:
+        self._admitting = not self._read_along and bool(self._filling or self._next_job)
+        if not self._admitting and self._has_holes:
             self._compact()
+
+    @property
+    def _has_holes(self) -> bool:
+        holes = self._running.count(None)
+        return bool(holes) and not (self._running[-1] and holes == len(self._running) - 1)
 
     @property
     def _read_along(self) -> bool:
         return any(sequence.job.on_piece for sequence in filter(None, self._running))
-
-    @property
-    def _can_prefill(self) -> bool:
-        return bool(self._filling or self._next_job)
 
     @property
     def _next_job(self) -> Job | None:
@@ -182,14 +185,20 @@ class Scheduler:
                 break
         if not parts:
             return None
+        try:
+            self._news.tell()  # that their answers have begun
+        finally:
+            self._compute(parts)
+        return sum(len(part.tokens) for part in parts)
+
+    def _compute(self, parts: Sequence[PromptPart]) -> None:
+        """Run this batch of prompts, and take the first tokens of those whose last token it has."""
         ends = list(itertools.accumulate(len(part.tokens) for part in parts))
-        if not (ends[-1] and self._run(parts)):
-            return ends[-1]
-        for part in parts:
-            self._advance(part)
-        if answered := [(part.slot, end - 1) for part, end in zip(parts, ends, strict=True) if part.answered]:
-            self._take(answered, self._context.logits())
-        return ends[-1]
+        if ends[-1] and self._run(parts):
+            for part in parts:
+                self._advance(part)
+            if answered := [(part.slot, end - 1) for part, end in zip(parts, ends, strict=True) if part.answered]:
+                self._take(answered, self._context.logits())
 
     def _next_part(self, budget: int, parts: Sequence[PromptPart]) -> PromptPart | None:
         """What comes into a batch beside these parts, of the prompt that is being prefilled or the next that waits.
@@ -211,15 +220,17 @@ class Scheduler:
         while not self._filling and (job := self._next_job):
             self._adapt(job.adapters)
             slot = self._free_slot()
+            if self._keep_cache and not self._running and len(self._waiting) == 1:
+                slot = self._prefixes.place(job.keys[:-1] if job.reuses else NO_KEYS)
             donor, common = self._donor(job, slot)
-            if parts and not self._shares_batch(job, slot, common, budget, parts):
+            if parts and not shares_batch(parts, job, slot, common, budget, hooked=self._context.hooked):
                 return False
             if self._read_along and len(job.keys) - common > budget and slot < len(self._running):
                 self._compact()  # a hole would split every batch until the prompt is whole
                 slot = len(self._running)
                 donor, common = self._donor(job, slot)
             self._waiting.popleft()
-            self._rescue(slot, donor)
+            self._rescue(slot, donor, common if donor == slot else 0)
             common = self._prefixes.begin(slot, donor, common, job.steering)
             try:
                 self._filling = slot, RunningSequence(job, common, self._model)
@@ -238,18 +249,6 @@ class Scheduler:
 
     def _donor(self, job: Job, slot: int) -> tuple[int, int]:
         return self._prefixes.donor(job.keys[:-1], slot) if job.reuses else (slot, 0)
-
-    def _shares_batch(self, job: Job, slot: int, common: int, budget: int, parts: Sequence[PromptPart]) -> bool:
-        """Whether a prompt of which `common` tokens are cached fits into a batch beside these parts.
-
-        It waits where it can take over more of its prompt from one of them once they are computed. Those steered
-        otherwise need rows, and sequences that follow one another, which llama.cpp computes together.
-        """
-        shared = max(common_prefix(part.sequence.job.keys, job.keys[:-1]) for part in parts)
-        alike = all(part.sequence.job.steering is job.steering for part in parts)
-        by_rows = self._context.hooked and [part.slot for part in parts] == [*range(slot - len(parts), slot)]
-        fits = len(job.keys) - common <= budget and (shared < common + WORTH_COPYING or not job.reuses)
-        return fits and (alike or by_rows)
 
     def _run(self, parts: Sequence[PromptPart]) -> bool:
         """Decode a batch of prompts; where that fails, they end as errors."""
@@ -279,6 +278,8 @@ class Scheduler:
     def _join(self, slot: int, sequence: RunningSequence) -> int:
         """Have the sequence that was being prefilled run; where."""
         self._filling, self._step_is_steered = None, False
+        if not self._running:
+            self._running = [None] * (slot + 1)
         if slot < len(self._running):
             self._running[slot] = sequence
             return slot
@@ -296,31 +297,32 @@ class Scheduler:
             last = self._running.pop()
             if last:
                 hole = self._running.index(None)
-                self._rescue(hole, len(self._running))
+                self._rescue(hole, len(self._running), 0)
                 self._prefixes.move(len(self._running), hole)
                 self._running[hole] = last
 
-    def _rescue(self, slot: int, source: int) -> None:
-        """Save what the slot has cached from what `source` has, if it is to be kept beyond the running sequences."""
+    def _rescue(self, slot: int, source: int, stays: int) -> None:
+        """Save what the slot has cached behind the first `stays` positions from what `source` has, if it is kept."""
         if self._keep_cache:
             busy = {slot, source, *([self._filling[0]] if self._filling else [])}
-            self._prefixes.rescue(slot, [idle for idle in range(len(self._running), self._slots) if idle not in busy])
+            self._prefixes.rescue(slot, stays, sorted({*range(len(self._running), self._slots)} - busy))
 
     def _decode(self) -> None:
         """One token for every running sequence."""
-        running: list[RunningSequence] = self._running  # type: ignore[assignment]  # _compact left no holes
+        running = [sequence for sequence in self._running if sequence]
+        first = len(self._running) - len(running)  # there are no holes, but before one that runs alone
         try:
             if not self._step_is_steered:
                 self._steering.before_step([sequence.offsets for sequence in running])
                 self._step_is_steered = not any(sequence.job.steers_by_token for sequence in running)
-            logits = self._context.decode_next([s.next_token for s in running], [s.position for s in running])
+            logits = self._context.decode_next([s.next_token for s in running], [s.position for s in running], first)
         except EdgeSteerError as error:
-            for slot, sequence in enumerate(running):
+            for slot, sequence in enumerate(running, first):
                 self._prefixes.hold(slot, NO_KEYS, None)
                 self._finish(sequence.job, sequence.end("error", str(error)))
             self._running = []
             return
-        self._take([(slot, slot) for slot in range(len(running))], logits)
+        self._take([(first + row, row) for row in range(len(running))], logits)
 
     def _take(self, rows: Sequence[tuple[int, int]], logits: Array) -> None:
         """Take a token for each of these running sequences; those that end leave a hole.

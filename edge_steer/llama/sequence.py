@@ -15,10 +15,10 @@ import numpy as np
 from edge_steer.core.backend import Completion, Finish, Piece, Request, TokenLogprobs, Tokens
 from edge_steer.core.stats import logsumexp
 from edge_steer.core.steering import Offsets
-from edge_steer.core.streaming import GrowingCompletion
+from edge_steer.core.streaming import GrowingCompletion, common_prefix
 from edge_steer.core.vector import Array
 from edge_steer.llama.model import Adapters, LlamaModel
-from edge_steer.llama.prefix_cache import CacheKeys, LiveSteering, cache_keys
+from edge_steer.llama.prefix_cache import WORTH_COPYING, CacheKeys, LiveSteering, cache_keys
 from edge_steer.llama.sampler import LlamaSampler
 
 OnPiece = Callable[[Piece], object]
@@ -182,6 +182,19 @@ class PromptPart:
         last = len(self.tokens) - 1
         for at, token in enumerate(self.tokens):
             yield token, self.sequence.position + at, self.slot, int(self.answered and at == last)
+
+
+def shares_batch(parts: Sequence[PromptPart], job: Job, slot: int, common: int, budget: int, *, hooked: bool) -> bool:
+    """Whether a prompt of which `common` tokens are cached fits into a batch beside these parts.
+
+    It waits where it can take over more of its prompt from one of them once they are computed. Those steered otherwise
+    need rows, of a `hooked` context, and sequences that follow one another, which llama.cpp computes together.
+    """
+    shared = max(common_prefix(part.sequence.job.keys, job.keys[:-1]) for part in parts)
+    alike = all(part.sequence.job.steering is job.steering for part in parts)
+    by_rows = hooked and [part.slot for part in parts] == [*range(slot - len(parts), slot)]
+    fits = len(job.keys) - common <= budget and (shared < common + WORTH_COPYING or not job.reuses)
+    return fits and (alike or by_rows)
 
 
 class _Pieces:

@@ -22,6 +22,7 @@ from edge_steer.serving.bodies import (
 from edge_steer.serving.metrics import CONTENT_TYPE
 from edge_steer.serving.questions import Question, Service, in_thread, schema_of
 from edge_steer.serving.replies import (
+    BEGUN,
     NOTHING,
     ApiError,
     Json,
@@ -194,6 +195,9 @@ class NativeReply:
                 yield self.last(index, event, "")
                 continue
             extra: Json = {}
+            if isinstance(event, Prefilled) and not self._question.progress:
+                yield BEGUN
+                continue
             if isinstance(event, Prefilled):
                 extra["prompt_progress"] = clocks[index].prefilled(event.tokens)
             elif event.text or event.logprobs:

@@ -13,10 +13,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
-from edge_steer.core.backend import Completion, Piece, TokenLogprobs, Tokens
+from edge_steer.core.backend import Completion, TokenLogprobs, Tokens
 from edge_steer.serving.bodies import Body, ChatMessage, Conversation, Generating, Logprobs, Stops, check_fields
 from edge_steer.serving.questions import Question, Service
-from edge_steer.serving.replies import ApiError, Json, chat_logprobs, line_stream, while_connected
+from edge_steer.serving.replies import BEGUN, ApiError, Json, chat_logprobs, line_stream, while_connected
+from edge_steer.serving.worker import Prefilled
 
 MANY = timedelta(days=365)  # until when a model stays loaded: as long as the server
 
@@ -184,7 +185,9 @@ async def _chunks(service: Service, question: Question, model: str, field: str) 
     async for _, event in service.events(question, streams=True):
         if isinstance(event, Completion):
             yield _last(event, question, model, _text(field, ""), started)
-        elif isinstance(event, Piece) and (event.text or event.logprobs):
+        elif isinstance(event, Prefilled):
+            yield BEGUN
+        elif event.text or event.logprobs:
             logprobs = _logprobs(service, [event.logprobs] if event.logprobs else [])
             yield {**_head(model), **_text(field, event.text), "done": False, **logprobs}
 

@@ -14,6 +14,7 @@ from edge_steer.serving.bodies import ChatBody, CompletionBody, Generating, Scor
 from edge_steer.serving.llama_api import NativeReply
 from edge_steer.serving.questions import Question, Service, in_force, schema_of
 from edge_steer.serving.replies import (
+    BEGUN,
     NOTHING,
     ApiError,
     Json,
@@ -176,6 +177,8 @@ class _Reply:
                 ended[index] = event
                 figures = {"timings": self._timings([event]), **self.question.in_force}
                 yield {**head, "choices": [self.last(index, event)], **figures, **self._verbose(index, event, "")}
+            elif isinstance(event, Prefilled) and not self.question.progress:
+                yield BEGUN
             elif isinstance(event, Prefilled):
                 choice, progress = self.piece(index, NOTHING), clocks[index].prefilled(event.tokens)
                 timings = self._timings_so_far(clocks[index])

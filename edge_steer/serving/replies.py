@@ -35,6 +35,7 @@ TYPES = {
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 Text = Callable[[int], bytes]  # a token's bytes
 NOTHING = Piece("", None)
+BEGUN: Json = {}  # a chunk that is not sent: the answer has begun, and the head of the reply goes out
 
 
 class ApiError(Exception):
@@ -74,8 +75,8 @@ def dumps(value: object) -> str:
 
 
 class Stream(Response):
-    """A body that comes piece by piece, ended when the client goes away. What is wrong before the first piece is an
-    ordinary HTTP error."""
+    """A body that comes piece by piece, ended when the client goes away. What is wrong before the first piece, which
+    may be empty, is an ordinary HTTP error."""
 
     def __init__(self, request: Request, pieces: AsyncIterator[str], media_type: str) -> None:
         self._request, self._pieces, self.media_type = request, pieces, media_type
@@ -87,22 +88,26 @@ class Stream(Response):
             await while_connected(self._request, self._send(send))
 
     async def _send(self, send: Send) -> None:
-        first = await anext(self._pieces)
+        piece: str | None = await anext(self._pieces)
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": first.encode(), "more_body": True})
-        async for piece in self._pieces:
-            await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+        while piece is not None:
+            if piece:
+                await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+            piece = await anext(self._pieces, None)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def event_stream(request: Request, chunks: AsyncIterator[Json], *, done: bool) -> Stream:
     """Server-sent events; done: end with [DONE], as OpenAI does. An error after the first chunk is a chunk."""
 
+    def event(chunk: Json) -> str:
+        return f"data: {dumps(chunk)}\n\n" if chunk else ""
+
     async def lines() -> AsyncIterator[str]:
-        yield f"data: {dumps(await anext(chunks))}\n\n"
+        yield event(await anext(chunks))
         try:
             async for chunk in chunks:
-                yield f"data: {dumps(chunk)}\n\n"
+                yield event(chunk)
         except ApiError as error:
             yield f"data: {dumps(error.envelope())}\n\n"
         if done:
@@ -114,11 +119,14 @@ def event_stream(request: Request, chunks: AsyncIterator[Json], *, done: bool) -
 def line_stream(request: Request, chunks: AsyncIterator[Json]) -> Stream:
     """One JSON object a line, as Ollama streams."""
 
+    def line(chunk: Json) -> str:
+        return dumps(chunk) + "\n" if chunk else ""
+
     async def lines() -> AsyncIterator[str]:
-        yield dumps(await anext(chunks)) + "\n"
+        yield line(await anext(chunks))
         try:
             async for chunk in chunks:
-                yield dumps(chunk) + "\n"
+                yield line(chunk)
         except ApiError as error:
             yield dumps({"error": error.message}) + "\n"
 

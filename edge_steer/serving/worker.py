@@ -27,7 +27,10 @@ BUSY_SECONDS = 1  # what Retry-After says when the queue is full
 
 @dataclass(frozen=True)
 class Prefilled:
-    """How much of a prompt is there: `tokens` computed or cached, at first the cached ones alone."""
+    """How much of a prompt is there: `tokens` computed or cached, at first the cached ones alone.
+
+    That first one says that the answer has begun. It comes while the prompt is being computed.
+    """
 
     tokens: int
 
@@ -91,6 +94,7 @@ class Running:
     wishes: "Wishes"
     ticket: int | None = None
     cancelled: bool = False
+    begun: bool = False
     generated: int = 0
     submitted: float = field(default_factory=time.monotonic)
 
@@ -263,7 +267,11 @@ class Worker:
             self._happened.append((one, event))
 
         def prefilled(tokens: int) -> None:
-            self._happened.append((one, Prefilled(tokens)))
+            if wishes.progress or not one.begun:
+                self._happened.append((one, Prefilled(tokens)))
+            if not one.begun:
+                one.begun = True
+                self._hand_over()
 
         wishes = one.wishes
         try:
@@ -271,7 +279,7 @@ class Worker:
                 one.request,
                 on_piece=happened if wishes.streams else None,
                 on_done=happened,
-                on_prefill=prefilled if wishes.progress else None,
+                on_prefill=prefilled if wishes.streams else None,
                 reuse=wishes.reuse,
             )
         except EdgeSteerError as error:

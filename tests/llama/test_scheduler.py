@@ -166,6 +166,40 @@ def test_a_conversation_goes_on_from_what_is_cached(keeping: Engine, prompts: li
     assert (fresh.timings.reused, fresh) == (0, plain)
 
 
+def test_who_runs_alone_leaves_what_others_have_cached_where_it_is(
+    keeping: Engine, prompts: list[tuple[int, ...]], bundled_vector: SteeringVector
+) -> None:
+    """One after the other in sequences of their own; then each goes on, while others of several steerings join it."""
+    keeping.reserve()
+    first = [answer(keeping, Request(prompt, 20)) for prompt in prompts[:4]]
+    context = keeping._contexts.current
+    assert context
+    filled = [len(keeping._scheduler._prefixes._entries[slot].keys) for slot in range(context.sequences)]
+    assert filled == [len(prompt) + 19 for prompt in prompts[:4]], "nobody was copied"
+    for index in (2, 3, 0, 1):
+        request = Request((*prompts[index], *first[index].tokens[:10]), 30)
+        done: dict[str, Completion] = {}
+        keeping.submit(request, on_piece=lambda piece: None, on_done=partial(done.__setitem__, "alone"))
+        for _ in range(5):
+            keeping.step()
+        steered = Request(prompts[4], 30, (Steering(bundled_vector, 0.5, (3,)),))
+        keeping.submit(steered, on_done=partial(done.__setitem__, "steered"))
+        keeping.step()
+        keeping.submit(Request(prompts[5], 3), on_done=partial(done.__setitem__, "short"))
+        run(keeping)
+        assert done["alone"].tokens[:10] == first[index].tokens[10:]
+        with Engine.load(keeping._model.path, EXACT) as other:
+            expected = other.generate([request, steered, Request(prompts[5], 3)])
+        assert [done[name].tokens for name in ("alone", "steered", "short")] == [one.tokens for one in expected]
+
+
+def test_an_edit_keeps_the_conversation_it_branches_from(keeping: Engine, prompts: list[tuple[int, ...]]) -> None:
+    keeping.reserve()
+    long = (*prompts[0], *answer(keeping, Request(prompts[0], 40)).tokens)
+    assert answer(keeping, Request((*long[:-30], *prompts[1][:20]), 5)).timings.reused == len(long) - 30
+    assert answer(keeping, Request(long, 5)).timings.reused == len(long) - 1
+
+
 @pytest.mark.parametrize("phase", ["all", "generated"])
 def test_a_cache_belongs_to_the_steering_that_computed_it(
     keeping: Engine, prompts: list[tuple[int, ...]], bundled_vector: SteeringVector, phase: Phase
