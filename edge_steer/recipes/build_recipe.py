@@ -133,6 +133,8 @@ class BuildRecipe:
         """Read folder/recipe.toml. Errors: EdgeSteerError naming the file and the key."""
         folder = Path(folder)
         table = TomlTable(folder / "recipe.toml", "a recipe")
+        if table.has("layers"):
+            raise table.error("layers", "are a trained vector's; a build makes vectors of pairs, at one layer")
         phase = phase_of(table)
         pairs = _pair_table(table, folder)
         recipe = cls(

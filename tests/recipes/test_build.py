@@ -474,6 +474,7 @@ def test_a_sweep_that_finds_nothing_ends_the_build(folder: Path) -> None:
         ("[sweep]", "[other]", "other: no such key; allowed are chosen, extract, layer"),
         ('"vector.gguf"', '"../vector.gguf"', "vector: '../vector.gguf' is no name of a .gguf file"),
         ('pairs = "few.jsonl"\n', "", "pairs: is missing; name a file of pairs"),
+        ('pairs = "few.jsonl"\n', 'layers = "1-3"\n', "layers: are a trained vector's"),
         ('pairs = "few.jsonl"', "pairs = 1", "pairs: 1 is not a table"),
         ("few.jsonl", "absent.jsonl", r"no such file: .*absent\.jsonl"),
         (

@@ -204,6 +204,8 @@ def test_an_export_folder_is_a_vector_tuned_as_its_recipe_says(tmp_path: Path) -
     for source in (tmp_path, str(tmp_path / "recipe.toml")):
         assert read.load(source).tuning == Tuning((3,), -2.0, "generated")
     assert steering_of_file(f"{tmp_path}:4") == Steering(read.load(tmp_path), 4.0, (3,), "generated")
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("layer = 3", 'layers = "1,3"'))
+    assert read.load(tmp_path).tuning == Tuning((1, 3), -2.0, "generated")
     bundled = read.load(ROOT / "export/abacus/dense")
     assert bundled.tuning == Tuning((5,), 0.325, "all")
 
@@ -216,6 +218,8 @@ def test_an_export_folder_is_a_vector_tuned_as_its_recipe_says(tmp_path: Path) -
         (RECIPE.replace("layer = 3\n", ""), "not chosen yet"),
         (RECIPE.replace("layer = 3", 'layer = "3"'), "not a whole number"),
         (RECIPE.replace("layer = 3", "layer = 9"), "layer 9 asked"),
+        (RECIPE.replace("layer = 3", 'layers = "all"'), "cannot read layers 'all'"),
+        (RECIPE.replace("layer = 3", 'layer = 3\nlayers = "3"'), "layers: says again what layer says"),
         (RECIPE.replace("-2", "nan"), "not a finite number"),
         (RECIPE.replace("generated", "prompt"), "phase: allowed are all, generated"),
         (RECIPE.replace("v.gguf", "recipe.toml"), "not the name of a file"),
