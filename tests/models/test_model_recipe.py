@@ -7,15 +7,18 @@ import pytest
 from paths import ROOT
 
 from edge_steer.core.errors import EdgeSteerError
+from edge_steer.core.vector import Tuning
 from edge_steer.evaluation.sweep_cells import parse_strengths
 from edge_steer.models.recipe import ModelRecipe
 from edge_steer.recipes.build import Build
 from edge_steer.recipes.build_recipe import BuildRecipe, PairTable
 from edge_steer.recipes.recipe import VectorRecipe, fill
 from edge_steer.storage import hub
+from edge_steer.vectors.read import load as load_vector
 
 MODELS = sorted(path.parent for path in ROOT.glob("models/*/recipe.toml"))
-VECTORS = sorted(path.parent for path in ROOT.glob("export/*/*/recipe.toml"))
+TRAINED = [ROOT / "export/qwen2.5-coder-0.5b-instruct/gsm8k"]
+BUILT = sorted({path.parent for path in ROOT.glob("export/*/*/recipe.toml")} - {*TRAINED})
 PAPERS = (
     "qwen2.5-1.5b-instruct", "qwen2.5-3b-instruct", "qwen2.5-7b-instruct", "qwen2.5-math-1.5b", "qwen2.5-math-7b",
     "qwen2.5-1.5b", "qwen2.5-7b", "qwen2.5-14b",
@@ -96,12 +99,21 @@ def test_the_papers_models_have_recipes_of_their_own_commits() -> None:
     assert len(set(pinned)) == len(pinned)
 
 
-@pytest.mark.parametrize("folder", VECTORS, ids=lambda folder: "/".join(folder.parts[-2:]))
+@pytest.mark.parametrize("folder", BUILT, ids=lambda folder: "/".join(folder.parts[-2:]))
 def test_a_shipped_vectors_recipe_can_be_built(folder: Path) -> None:
     build = Build.load(folder)
     assert build.recipe.model == folder.parts[-2]
     if build.recipe.sweep is None:
         assert VectorRecipe.load(folder).layer == build.recipe.layer
+
+
+@pytest.mark.parametrize("folder", TRAINED, ids=lambda folder: "/".join(folder.parts[-2:]))
+def test_a_shipped_trained_vector_is_applied_whole(folder: Path) -> None:
+    vector = load_vector(folder)
+    layers = tuple(range(1, vector.model.block_count))
+    assert (vector.layers, vector.tuning) == (layers, Tuning(layers, 1.0, "all"))
+    with pytest.raises(EdgeSteerError, match="layers: are a trained vector's"):
+        Build.load(folder)
 
 
 @pytest.mark.parametrize(
