@@ -87,10 +87,11 @@ class Experiment:
         return cells
 
     def on_dev(self, task: Task, vectors: Mapping[str, SteeringVector]) -> Cells:
-        """All under the prompt of the training."""
+        """The untrained model and the first vector, under the prompt of the training."""
         settings = self.settings
         asked = settings.asked(task, settings.prompt, settings.test.samples, DEV_SEED)
-        return self._answers("dev", asked, settings.prompt, {UNTRAINED: None, **vectors})
+        first = next(iter(vectors))
+        return self._answers("dev", asked, settings.prompt, {UNTRAINED: None, first: vectors[first]})
 
     def voters(self, task: Task) -> list[Row]:
         """The answers of the untrained model that vote, from the file that answers in the training, which is faster."""

@@ -5,10 +5,10 @@
 trains in results/real/NAME on problems of few calculations; where the settings have a pool, on those that the untrained
 model answers both rightly and wrongly. There is one training a seed and, if the settings ask for controls, one with
 shuffled rewards, and a random vector of the first one's norms. Then it asks test problems of each vector under the
-prompt of its training and of the untrained model under every prompt, and asks all under the first prompt problems of
-train that were chosen alike and not trained on. "vote" is the commonest of a problem's answers: more samples without
-training, of which the untrained model makes as many as the settings say. Writes docs/real/NAME.json and NAME.png and
-prints tables. A stopped run goes on; --steps makes another number of them.
+prompt of its training and of the untrained model under every prompt. The first vector and the untrained model are asked
+problems of train too, which were chosen alike and not trained on. "vote" is the commonest of a problem's answers: more
+samples without training, of which the untrained model makes as many as the settings say. Writes docs/real/NAME.json and
+NAME.png and prints tables. A stopped run goes on; --steps makes another number of them.
 """
 
 from dataclasses import asdict, replace
@@ -59,13 +59,14 @@ def main(path: Path, train: Path, test: Path, steps: int | None, threads: int) -
         "problems": len(problems.samples),
         "trainings": {name: cost(log) for name, log in logs.items()},
     }
+    test_cells = parts["test"]
+    test_cells |= over_seeds({f"vector, seed {training.rloo.seed}": test_cells[training.name] for training in seeds})
     for part, cells in parts.items():
-        cells |= over_seeds({f"vector, seed {training.rloo.seed}": cells[training.name] for training in seeds})
         before, vector = cells[UNTRAINED], cells[first.name]
         summary[part] = {name: figures(rows, before, vector) for name, rows in cells.items()}
         show(part, cells, before, vector)
     if settings.vote:
-        summary["vote"] = vote_figures(voters, parts["test"][first.name], settings.vote.samples)
+        summary["vote"] = vote_figures(voters, test_cells[first.name], settings.vote.samples)
     for name, log in logs.items():
         show_log(name, log)
     write_json(DOCS / f"{path.stem}.json", summary)

@@ -1,6 +1,7 @@
 """The trainings on a real model: their settings, and how their problems are chosen."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,10 @@ def test_settings_with_an_unknown_key_are_refused(tmp_path: Path) -> None:
         read_settings(path)
 
 
-def test_a_training_a_seed_and_one_with_shuffled_rewards() -> None:
-    first, second, shuffled = read_settings(LONG).trainings()
+def test_a_training_a_seed_and_one_with_shuffled_rewards(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(re.sub(r"^seeds = \d", "seeds = 2", LONG.read_text(), flags=re.MULTILINE))
+    first, second, shuffled = read_settings(path).trainings()
     assert (first.folder, second.folder, shuffled.folder) == ("trained", "trained-1", "trained-shuffled")
     assert (first.rloo.seed, second.rloo.seed, shuffled.rloo.seed) == (0, 1, 0)
     assert [training.rloo.shuffle_rewards for training in (first, second, shuffled)] == [False, False, True]
