@@ -84,14 +84,17 @@ def show(title: str, cells: Mapping[str, Sequence[Row]], before: Sequence[Row], 
 
 
 def vote_figures(voters: Sequence[Row], vector: Sequence[Row], most: int) -> dict[int, Any]:
-    """By how many answers vote: problems of which the vote is right, and how far one answer of the vector is ahead."""
-    known = {problem: mean for (_, problem), mean in by_problem(vector, lambda row: float(row.correct)).items()}
+    """By how many answers vote: problems of which the vote is right, and how far the vector is ahead on these with one
+    answer, and with a vote of all that it gave."""
+    one = {problem: mean for (_, problem), mean in by_problem(vector, lambda row: float(row.correct)).items()}
     summary, table = {}, []
     for count in (*(count for count in VOTES if count < most), most):
         right = votes(voters, count)
-        ahead = {problem: known[problem] - part for problem, part in right.items()}
-        pair = mean_figure(right), mean_figure(ahead)
-        summary[count] = {"right": asdict(pair[0]), "ahead": asdict(pair[1])}
-        table.append([str(count), figure_text("accuracy", pair[0]), figure_text("accuracy", pair[1], signed=True)])
-    print_table(["untrained, answers that vote", "right", "one of the vector is ahead by"], table)
+        figures = {"right": mean_figure(right)}
+        for name, known in (("ahead", one), ("ahead by a vote", votes(vector))):
+            figures[name] = mean_figure({problem: known[problem] - share for problem, share in right.items()})
+        summary[count] = {name: asdict(figure) for name, figure in figures.items()}
+        texts = [figure_text("accuracy", figure, signed=name != "right") for name, figure in figures.items()]
+        table.append([str(count), *texts])
+    print_table(["untrained, answers that vote", "right", "vector: one is ahead by", "its vote is ahead by"], table)
     return summary
