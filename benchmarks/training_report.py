@@ -90,11 +90,11 @@ def vote_figures(voters: Sequence[Row], vector: Sequence[Row], most: int) -> dic
     summary, table = {}, []
     for count in (*(count for count in VOTES if count < most), most):
         right = votes(voters, count)
-        figures = {"right": mean_figure(right)}
+        parts = {"right": mean_figure(right)}
         for name, known in (("ahead", one), ("ahead by a vote", votes(vector))):
-            figures[name] = mean_figure({problem: known[problem] - share for problem, share in right.items()})
-        summary[count] = {name: asdict(figure) for name, figure in figures.items()}
-        texts = [figure_text("accuracy", figure, signed=name != "right") for name, figure in figures.items()]
+            parts[name] = mean_figure({problem: known[problem] - share for problem, share in right.items()})
+        summary[count] = {name: asdict(figure) for name, figure in parts.items()}
+        texts = [figure_text("accuracy", figure, signed=name != "right") for name, figure in parts.items()]
         table.append([str(count), *texts])
     print_table(["untrained, answers that vote", "right", "vector: one is ahead by", "its vote is ahead by"], table)
     return summary
