@@ -349,7 +349,7 @@ class Scheduler:
         """End the sequence and leave a hole."""
         sequence = self._running[slot]
         assert sequence
-        self._running[slot] = None
+        self._running[slot], self._step_is_steered = None, False
         if self._keep_cache:
             self._prefixes.hold(slot, sequence.keys, sequence.job.steering)
         self._finish(sequence.job, completion)

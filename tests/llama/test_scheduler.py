@@ -193,6 +193,23 @@ def test_who_runs_alone_leaves_what_others_have_cached_where_it_is(
         assert [done[name].tokens for name in ("alone", "steered", "short")] == [one.tokens for one in expected]
 
 
+def test_who_is_left_alone_is_not_steered_as_those_who_left(
+    keeping: Engine, prompts: list[tuple[int, ...]], bundled_vector: SteeringVector
+) -> None:
+    keeping.reserve()
+    strengths = (2.0, 0.0)
+    requests = [
+        Request(prompt, 10 + 30 * index, (Steering(bundled_vector, strength, (3,)),))
+        for index, (prompt, strength) in enumerate(zip(prompts, strengths, strict=False))
+    ]
+    done: dict[int, Completion] = {}
+    for index, request in enumerate(requests):
+        keeping.submit(request, on_done=partial(done.__setitem__, index))
+    run(keeping)
+    with Engine.load(keeping._model.path, EXACT) as other:
+        assert [done[index].tokens for index in range(2)] == [other.generate([one])[0].tokens for one in requests]
+
+
 def test_an_edit_keeps_the_conversation_it_branches_from(keeping: Engine, prompts: list[tuple[int, ...]]) -> None:
     keeping.reserve()
     long = (*prompts[0], *answer(keeping, Request(prompts[0], 40)).tokens)
