@@ -3,11 +3,12 @@
     python benchmarks/serve.py                                     edge-steer on the bundled model
     python benchmarks/serve.py --llama-server PATH [MODEL.gguf]    beside llama-server of the same build, with ratios
 
-Both servers get the same prompts, greedy, of one length that no end token cuts short, streamed, in turns: what else
-the machine does falls on both. Every prompt is computed whole (`cache_prompt` is false), for what two caches take over
-is not the same. Two seconds of quiet and two short requests of each client come before each turn: a server whose
-clients go from one steering to several makes its context again once, and back when it rests. A model without a vector
-gets a random direction. Prints the median of the rounds, with the ratio of each round's two neighbours as median,
+Both servers get the same prompts, greedy, of one length that no end token cuts short, streamed, in turns, every
+second round the other way about: what else the machine does falls on both. Every prompt is computed whole
+(`cache_prompt` is false), for what two caches take over is not the same. Two seconds of quiet and two short requests
+of each client come before each turn: a server whose clients go from one steering to several makes its context again
+once, and back when it rests. A model without a vector gets a random direction. Prints the median of the rounds, with
+the ratio of each round's two neighbours as median,
 smallest and largest, and a JSON line.
 """
 
@@ -231,7 +232,7 @@ def compare(
     speeds: dict[str, dict[int, list[Speed]]] = {name: {clients: [] for clients in counts} for name in servers}
     for round_ in range(rounds + 1):
         for clients in counts:
-            for name, server in servers.items():
+            for name, server in sorted(servers.items(), reverse=bool(round_ % 2)):
                 time.sleep(2)
                 measure(server, clients, 2, 2, cases[name])
                 speed = measure(server, clients, tokens, requests, cases[name])
