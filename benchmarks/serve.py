@@ -8,8 +8,7 @@ second round the other way about: what else the machine does falls on both. Ever
 (`cache_prompt` is false), for what two caches take over is not the same. Two seconds of quiet and two short requests
 of each client come before each turn: a server whose clients go from one steering to several makes its context again
 once, and back when it rests. A model without a vector gets a random direction. Prints the median of the rounds, with
-the ratio of each round's two neighbours as median,
-smallest and largest, and a JSON line.
+the ratio of each round's two neighbours as median, smallest and largest, and a JSON line.
 """
 
 import json
