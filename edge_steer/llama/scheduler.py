@@ -37,7 +37,7 @@ class Scheduler:
         self._news = News()
         self._cache: PrefixCache | None = None
         self._steering: ControlVectorSteering | RowSteering
-        self._step_is_steered = False
+        self._steered: list[int] = []  # the tickets that the next step is steered for, in their order
 
     @property
     def busy(self) -> bool:
@@ -137,7 +137,7 @@ class Scheduler:
         finally:  # what is refused may have been made again as it was
             if (context := self._contexts.current) and (self._cache is None or self._cache.context is not context):
                 self._cache = self._cache.moved_to(context) if self._cache else PrefixCache(context)
-                self._steering, self._step_is_steered = steering_of(context), False
+                self._steering, self._steered = steering_of(context), []
 
     def _sequences(self) -> list[RunningSequence]:
         return [*filter(None, self._running), *([self._filling[1]] if self._filling else [])]
@@ -252,7 +252,7 @@ class Scheduler:
 
     def _run(self, parts: Sequence[PromptPart]) -> bool:
         """Decode a batch of prompts; where that fails, they end as errors."""
-        self._step_is_steered = False
+        self._steered = []
         rows = np.array([row for part in parts for row in part.rows()], dtype=np.int64)
         try:
             self._steering.before_prompts([(part.sequence.job.offsets, len(part.tokens)) for part in parts])
@@ -277,7 +277,7 @@ class Scheduler:
 
     def _join(self, slot: int, sequence: RunningSequence) -> int:
         """Have the sequence that was being prefilled run; where."""
-        self._filling, self._step_is_steered = None, False
+        self._filling = None
         if not self._running:
             self._running = [None] * (slot + 1)
         if slot < len(self._running):
@@ -293,7 +293,6 @@ class Scheduler:
     def _compact(self) -> None:
         """Fill every hole with the last running sequence."""
         while None in self._running:
-            self._step_is_steered = False
             last = self._running.pop()
             if last:
                 hole = self._running.index(None)
@@ -312,9 +311,10 @@ class Scheduler:
         running = [sequence for sequence in self._running if sequence]
         first = len(self._running) - len(running)  # there are no holes, but before one that runs alone
         try:
-            if not self._step_is_steered:
+            tickets = [sequence.job.ticket for sequence in running]
+            if tickets != self._steered:
                 self._steering.before_step([sequence.offsets for sequence in running])
-                self._step_is_steered = not any(sequence.job.steers_by_token for sequence in running)
+                self._steered = [] if any(sequence.job.steers_by_token for sequence in running) else tickets
             logits = self._context.decode_next([s.next_token for s in running], [s.position for s in running], first)
         except EdgeSteerError as error:
             for slot, sequence in enumerate(running, first):
@@ -349,7 +349,7 @@ class Scheduler:
         """End the sequence and leave a hole."""
         sequence = self._running[slot]
         assert sequence
-        self._running[slot], self._step_is_steered = None, False
+        self._running[slot] = None
         if self._keep_cache:
             self._prefixes.hold(slot, sequence.keys, sequence.job.steering)
         self._finish(sequence.job, completion)
