@@ -98,39 +98,31 @@ class Stream(Response):
 
 
 def event_stream(request: Request, chunks: AsyncIterator[Json], *, done: bool) -> Stream:
-    """Server-sent events; done: end with [DONE], as OpenAI does. An error after the first chunk is a chunk."""
-
-    def event(chunk: Json) -> str:
-        return f"data: {dumps(chunk)}\n\n" if chunk else ""
-
-    async def lines() -> AsyncIterator[str]:
-        yield event(await anext(chunks))
-        try:
-            async for chunk in chunks:
-                yield event(chunk)
-        except ApiError as error:
-            yield f"data: {dumps(error.envelope())}\n\n"
-        if done:
-            yield "data: [DONE]\n\n"
-
-    return Stream(request, lines(), "text/event-stream")
+    """Server-sent events; done: end with [DONE], as OpenAI does."""
+    lines = _lines(
+        chunks, lambda chunk: f"data: {dumps(chunk)}\n\n", ApiError.envelope, "data: [DONE]\n\n" if done else ""
+    )
+    return Stream(request, lines, "text/event-stream")
 
 
 def line_stream(request: Request, chunks: AsyncIterator[Json]) -> Stream:
     """One JSON object a line, as Ollama streams."""
+    lines = _lines(chunks, lambda chunk: dumps(chunk) + "\n", lambda error: {"error": error.message}, "")
+    return Stream(request, lines, "application/x-ndjson")
 
-    def line(chunk: Json) -> str:
-        return dumps(chunk) + "\n" if chunk else ""
 
-    async def lines() -> AsyncIterator[str]:
-        yield line(await anext(chunks))
-        try:
-            async for chunk in chunks:
-                yield line(chunk)
-        except ApiError as error:
-            yield dumps({"error": error.message}) + "\n"
-
-    return Stream(request, lines(), "application/x-ndjson")
+async def _lines(
+    chunks: AsyncIterator[Json], line: Callable[[Json], str], of_error: Callable[[ApiError], Json], end: str
+) -> AsyncIterator[str]:
+    """Each chunk as a line, BEGUN as an empty one. An error after the first chunk is a chunk."""
+    chunk: Json | None = await anext(chunks)
+    try:
+        while chunk is not None:
+            yield line(chunk) if chunk else ""
+            chunk = await anext(chunks, None)
+    except ApiError as error:
+        yield line(of_error(error))
+    yield end
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
