@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from seen_problems import Seen, seen_draws, without_seen
+
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.evaluation.sweep_cells import RULES, Rule
 from edge_steer.pairs.calibration import leave_out_evaluation_problems
@@ -81,7 +83,7 @@ class CoarseSettings:
 
 @dataclass(frozen=True)
 class TestSettings:
-    """draw: problems of test, by seed 0, answered in blocks of `block`; `blocks` of them, to which more can be added.
+    """draw: problems of test, by seed 0, and `further` of the others, answered in blocks of `block`; `blocks` of them.
 
     seen: what earlier runs drew, one run after the other, and is left out. main: the methods that every block is
     asked with; the first one is asked with all, and scored. random: vectors of the norm of "dense"; random_terse: of
@@ -89,21 +91,14 @@ class TestSettings:
     """
 
     draw: int
-    seen: tuple["Seen", ...]
+    further: int
+    seen: tuple[Seen, ...]
     block: int
     blocks: int
     max_tokens: int
     random: int
     random_terse: int
     main: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The first `problems` of a draw of `draw`."""
-
-    problems: int
-    draw: int
 
 
 @dataclass(frozen=True)
@@ -172,7 +167,8 @@ def read_settings(path: str | Path) -> Settings:
         ),
         TestSettings(
             test.whole("draw"),
-            tuple(_seen(test, text) for text in test.texts("seen", ())),
+            test.whole("further", 0),
+            seen_draws(test),
             test.whole("block"),
             test.whole("blocks"),
             test.whole("max_tokens"),
@@ -198,9 +194,7 @@ def read_problems(settings: Settings, train: str, test: str, rewrites: str | Pat
     return Problems(
         pairs=calibration.limit(count).with_settings(max_tokens=settings.pairs.max_tokens),
         dev=replace(calibration, samples=calibration.samples[count:]).with_settings(max_tokens=settings.dev.max_tokens),
-        test=_unseen(replace(tested, samples=tuple(s for s in tested.samples if s.id not in rewritten)), settings.test)
-        .subset(settings.test.draw)
-        .with_settings(max_tokens=settings.test.max_tokens),
+        test=_drawn(replace(tested, samples=tuple(s for s in tested.samples if s.id not in rewritten)), settings.test),
         rewrites=tuple(
             Pair(
                 tested.settings.prompt.replace("{question}", questions[str(record["doc_id"])].question),
@@ -215,20 +209,13 @@ def read_problems(settings: Settings, train: str, test: str, rewrites: str | Pat
     )
 
 
-def _unseen(task: Task, test: TestSettings) -> Task:
-    """Without the problems that earlier runs drew."""
-    for run in test.seen:
-        ids = {sample.id for sample in task.subset(run.draw).samples[: run.problems]}
-        task = replace(task, samples=tuple(sample for sample in task.samples if sample.id not in ids))
-    return task
-
-
-def _seen(table: TomlTable, text: str) -> Seen:
-    """Of "64 of 320"."""
-    numbers = text.split(" of ")
-    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
-        raise table.error("seen", f"{text!r} is not like '64 of 320'")
-    return Seen(*map(int, numbers))
+def _drawn(task: Task, test: TestSettings) -> Task:
+    """The problems of the test, those of the first draw before the others."""
+    unseen = without_seen(task, test.seen)
+    drawn = unseen.subset(test.draw).samples
+    if test.further:
+        drawn += without_seen(unseen, [Seen(test.draw, test.draw)]).subset(test.further).samples
+    return replace(task, samples=drawn).with_settings(max_tokens=test.max_tokens)
 
 
 def _terse(dev: TomlTable) -> TerseCell | None:

@@ -43,8 +43,16 @@ class Experiment:
     @cached_property
     def sampler(self) -> Path:
         """The file that answers while the vector is trained: the same weights, dequantised."""
+        return self._quantized(self.settings.sampler)
+
+    @cached_property
+    def tested(self) -> Path:
+        """The file that is tested."""
+        return self._quantized(self.settings.test.quant) if self.settings.test.quant else self.source
+
+    def _quantized(self, quant: str) -> Path:
         threads = self.options.threads
-        return quantize(quantize(self.source, "F32", threads=threads), self.settings.sampler, threads=threads)
+        return quantize(quantize(self.source, "F32", threads=threads), quant, threads=threads)
 
     def problems(self, task: Task) -> tuple[Task, Task | None]:
         """Those to train on, and of those chosen alike some that are not; None without a pool."""
@@ -75,7 +83,7 @@ class Experiment:
             options=self.options, keep_every=5, progress=self.progress,
         )  # fmt: skip
 
-    def on_test(self, task: Task, vectors: Mapping[str, SteeringVector]) -> Cells:
+    def on_test(self, task: Task, vectors: Mapping[str, SteeringVector], *, greedy: bool = False) -> Cells:
         """All under the prompt of the training, the first vector as it is exported too; the untrained model under each
         prompt."""
         settings, cells = self.settings, Cells()
@@ -83,7 +91,8 @@ class Experiment:
         steered = {**vectors, EXPORTED: first.at(first.layers[1:])}
         for prompt in settings.prompts:
             steers = {UNTRAINED: None} | (steered if prompt == settings.prompt else {})
-            cells |= self._answers("test", settings.asked(task, prompt, settings.test.samples), prompt, steers)
+            asked = settings.asked(task, prompt, settings.test.samples, greedy=greedy)
+            cells |= self._answers("greedy" if greedy else "test", asked, prompt, steers)
         return cells
 
     def on_dev(self, task: Task, vectors: Mapping[str, SteeringVector]) -> Cells:
@@ -102,9 +111,9 @@ class Experiment:
         return self._answers("vote", asked, settings.prompt, {UNTRAINED: None}, self.sampler)[UNTRAINED]
 
     def _answers(self, part: str, task: Task, prompt: str, steers: Steers, file: Path | None = None) -> Cells:
-        """Rows of each; another prompt than the training's is named. part, prompt: folders. file: None is `source`."""
+        """Rows of each; another prompt than the training's is named. part, prompt: folders. file: None is `tested`."""
         cells: Cells = {}
-        with es.load(file or self.source, options=self.options) as model:
+        with es.load(file or self.tested, options=self.options) as model:
             for method, steer in steers.items():
                 own = self.folder / part / method / prompt
                 rows = es.evaluate(model, task, {method: steer}, folder=own, nll=False, progress=self.progress)

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from seen_problems import Seen, seen_draws
+
 import edge_steer as es
 from edge_steer.core.sampling import Sampling
 from edge_steer.storage.files import read_lines
@@ -29,12 +31,14 @@ class PoolSettings:
 
 @dataclass(frozen=True)
 class TestSettings:
-    """leave_out: problems that an earlier training was tested on, drawn by seed 0. draw: problems of the others, drawn
-    by seed 0. samples: answers to each."""
+    """seen: what earlier runs drew and is left out. draw: problems of the others, drawn by seed 0. samples: answers to
+    each. greedy: one more at temperature 0. quant: the type of the file that is tested; "" is the model's own."""
 
-    leave_out: int
+    seen: tuple[Seen, ...]
     draw: int
     samples: int
+    greedy: bool
+    quant: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Settings:
-    """model: a GGUF, as it is tested. calculations: the most of a problem's solution. sampler: the type that the model
+    """model: a GGUF. calculations: the most of a problem's solution. sampler: the type that the model
     has while it is trained. seeds: how many, a training each. controls: a training with shuffled rewards and a random
     vector. prompt: the one it is trained under. prompts: by name; "{question}" stands for the problem. pool: how the
     problems of the training are chosen; None is all of them. vote: None asks for none."""
@@ -85,13 +89,13 @@ class Settings:
             trainings.append(Training("rewards shuffled", "trained-shuffled", shuffled))
         return trainings
 
-    def asked(self, task: Task, prompt: str, samples: int, seed: int = 0) -> Task:
-        """A task under one of the prompts, several answers to each problem at temperature 1."""
+    def asked(self, task: Task, prompt: str, samples: int, seed: int = 0, *, greedy: bool = False) -> Task:
+        """A task under one of the prompts, several answers to each problem at temperature 1, or one at 0."""
         return task.with_settings(
             prompt=self.prompts[prompt],
-            samples=samples,
+            samples=1 if greedy else samples,
             max_tokens=self.rloo.max_tokens,
-            sampling=Sampling(temperature=1.0, seed=seed),
+            sampling=Sampling(temperature=0.0 if greedy else 1.0, seed=seed),
             stop=self.stop,
         )
 
@@ -121,7 +125,13 @@ def read_settings(path: Path) -> Settings:
         prompt=train.text("prompt"),
         prompts={name: prompts.text(name) for name in list(prompts.rest)},
         pool=PoolSettings(pool.whole("problems"), pool.whole("samples"), pool.whole("dev")) if pool else None,
-        test=TestSettings(test.whole("leave_out", 0), test.whole("draw"), test.whole("samples")),
+        test=TestSettings(
+            seen_draws(test),
+            test.whole("draw"),
+            test.whole("samples"),
+            test.flag("greedy", False),
+            test.text("quant", optional=True),
+        ),
         vote=VoteSettings(vote.whole("problems"), vote.whole("samples")) if vote else None,
     )
     for part in filter(None, (train, prompts, pool, test, vote, table)):
@@ -136,14 +146,6 @@ def easy_problems(file: Path, folder: Path, settings: Settings) -> Task:
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return es.load_task(f"gsm8k={path}", protocol="densesteer")
-
-
-def unseen_problems(task: Task, settings: TestSettings) -> Task:
-    """Problems that no earlier training was tested on."""
-    if not settings.leave_out:
-        return task.subset(settings.draw)
-    seen = task.subset(settings.leave_out).samples
-    return replace(task, samples=tuple(sample for sample in task.samples if sample not in seen)).subset(settings.draw)
 
 
 def with_contrast(task: Task, rows: Sequence[Row]) -> Task:
