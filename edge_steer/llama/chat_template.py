@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.sandbox
 
 from edge_steer.core.errors import ModelError, first_line
@@ -40,11 +41,13 @@ def render(
 
 
 def check_template(template: str) -> None:
-    """Errors: ModelError for a template with a syntax error, with its line."""
+    """Errors: ModelError for a template with a syntax error, with its line; for one that leaves the messages out."""
     try:
-        _compiled(template)
+        tree = _compiled(template).environment.parse(template)
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(f"the chat template is no Jinja at line {error.lineno}: {error.message}") from None
+    if "messages" not in jinja2.meta.find_undeclared_variables(tree):
+        raise ModelError("the chat template never names 'messages', so every prompt would be the same")
 
 
 @cache

@@ -53,6 +53,13 @@ def test_a_template_with_a_syntax_error_is_refused_with_its_line(runtime: Runtim
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_template_that_leaves_the_messages_out_is_refused(runtime: Runtime) -> None:
+    """Such as "chat", which the command takes for the model's own."""
+    with pytest.raises(ModelError, match="never names 'messages'"):
+        load(ABACUS, runtime=runtime, options=EngineOptions(template="chat"))
+
+
 def test_a_file_with_a_syntax_error_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "broken.jinja"
     file.write_text(BROKEN)
