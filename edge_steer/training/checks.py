@@ -30,11 +30,14 @@ LEAST_AGREEMENT = 0.5  # cosine of two effects; 0.99 and more for one file, 0.9 
 
 
 def check_agreement(trainee: Trainee, trained: Trainable, policy: Policy, prompt: Tokens) -> None:
-    """Errors: ModelError where a change does not do in llama.cpp what it does in PyTorch, or llama.cpp cannot make it.
+    """Errors: ModelError where a change does not do in llama.cpp what it does in PyTorch, or llama.cpp cannot make it;
+    EdgeSteerError for a prompt of one token.
 
     What is trained is changed at random for the moment; how that changes the log-probability of each token of a prompt
     must agree.
     """
+    if len(prompt) < 2:
+        raise EdgeSteerError("no prompt has more than one token; a training needs prompts that ask something")
     row = Rollout("", prompt[:1], prompt[1:], (0.0,) * (len(prompt) - 1), "", finished=True)
 
     def both() -> tuple[Floats, Floats]:
@@ -101,6 +104,8 @@ def check_memory(
 def bytes_per_position(policy: Policy, prompt: Tokens) -> float:
     """What is kept of each position from the forward pass to the backward pass, and its logits meanwhile."""
     tokens = (prompt * PROBE_TOKENS)[:PROBE_TOKENS]
+    if len(prompt) < 2:
+        raise EdgeSteerError("no prompt has more than one token; a training needs prompts that ask something")
     row = Rollout("", prompt[:1], tokens, (0.0,) * len(tokens), "", finished=True)
     saved: dict[int, int] = {}
 

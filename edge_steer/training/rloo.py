@@ -93,7 +93,7 @@ def _check(
     change = trained.change()
     if isinstance(change, Weights) and trainee.sync:
         trainee.sync.check(change)
-    check_agreement(trainee, trained, policy, prompts[0])
+    check_agreement(trainee, trained, policy, max(prompts, key=len))
     check_memory(policy, trained, prompts, settings.max_tokens, gradient)
 
 

@@ -20,7 +20,7 @@ import torch
 from paths import ABACUS
 from unsure_problems import unsure_task
 
-from edge_steer.core.backend import EngineOptions, Request
+from edge_steer.core.backend import PLAIN, EngineOptions, Request
 from edge_steer.core.errors import EdgeSteerError, VectorError
 from edge_steer.core.sampling import Sampling
 from edge_steer.core.steering import Steering
@@ -287,6 +287,14 @@ def test_weights_of_another_model_are_refused(
             parameter += parameter.std() * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     with pytest.raises(EdgeSteerError, match="not the weights of one model"):
         trained(Trainee(trainee.engine, stranger), task, SETTINGS, tmp_path, graders=graders)
+
+
+def test_prompts_of_one_token_are_refused(trainee: Trainee, bundled_f16: Path, task: Task, tmp_path: Path) -> None:
+    short = replace(task, samples=tuple(replace(sample, question="7") for sample in task.samples))
+    plain = Engine.load(bundled_f16, EngineOptions(threads=1, template=PLAIN))
+    with plain, pytest.raises(EdgeSteerError, match="no prompt has more than one token"):
+        trained(Trainee(plain, trainee.reference), short.with_settings(prompt="{question}"), SETTINGS, tmp_path)
+    assert not (tmp_path / LOG).exists()
 
 
 def test_an_answer_that_is_cut_off_is_worth_nothing(trainee: Trainee, task: Task, graders: Graders) -> None:
