@@ -6,7 +6,8 @@ Takes paths, gives frozen values. It runs no model.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from real_settings import Seen, Settings, read_settings
+from real_settings import Settings, read_settings
+from seen_problems import Seen
 
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.storage.toml import TomlTable

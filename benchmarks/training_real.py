@@ -15,11 +15,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
-from seen_problems import without_seen
 from training import over_seeds
 from training_experiment import UNTRAINED, Experiment
 from training_report import cost, figures, show, show_log, vote_figures
-from training_settings import easy_problems, read_settings
+from training_settings import easy_problems, read_settings, unseen_problems
 
 from edge_steer.core.backend import EngineOptions
 from edge_steer.storage.files import write_json
@@ -46,7 +45,7 @@ def main(path: Path, train: Path, test: Path, steps: int | None, threads: int) -
     with progress_bar() as progress:
         experiment = Experiment(settings, folder, options, progress)
         problems, dev = experiment.problems(easy_problems(train, folder, settings))
-        asked = without_seen(easy_problems(test, folder, settings), settings.test.seen).subset(settings.test.draw)
+        asked = unseen_problems(easy_problems(test, folder, settings), settings.test)
         vectors = experiment.vectors(problems)
         parts = {"test": experiment.on_test(asked, vectors)}
         if settings.test.greedy:

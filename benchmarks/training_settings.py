@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from seen_problems import Seen, seen_draws
+from seen_problems import Seen, seen_draws, without_seen
 
 import edge_steer as es
 from edge_steer.core.sampling import Sampling
@@ -60,14 +60,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Settings:
-    """model: a GGUF. calculations: the most of a problem's solution. sampler: the type that the model
-    has while it is trained. seeds: how many, a training each. controls: a training with shuffled rewards and a random
-    vector. prompt: the one it is trained under. prompts: by name; "{question}" stands for the problem. pool: how the
-    problems of the training are chosen; None is all of them. vote: None asks for none."""
+    """model: a GGUF. calculations: the most of a problem's solution. template: None is the model's own. sampler: the
+    type that the model has while it is trained. seeds: how many, a training each. controls: a training with shuffled
+    rewards and a random vector. prompt: the one it is trained under. prompts: by name; "{question}" stands for the
+    problem. pool: how the problems of the training are chosen; None is all of them. vote: None asks for none."""
 
     model: str
     calculations: int
-    template: str
+    template: str | None
     stop: tuple[str, ...]
     sampler: str
     rloo: RlooSettings
@@ -116,7 +116,7 @@ def read_settings(path: Path) -> Settings:
     settings = Settings(
         model=table.text("model"),
         calculations=table.whole("calculations"),
-        template=table.text("template"),
+        template=table.text("template", optional=True) or None,
         stop=table.texts("stop"),
         sampler=train.text("sampler"),
         rloo=rloo,
@@ -146,6 +146,11 @@ def easy_problems(file: Path, folder: Path, settings: Settings) -> Task:
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return es.load_task(f"gsm8k={path}", protocol="densesteer")
+
+
+def unseen_problems(task: Task, settings: TestSettings) -> Task:
+    """Problems that no earlier training was tested on."""
+    return without_seen(task, settings.seen).subset(settings.draw)
 
 
 def with_contrast(task: Task, rows: Sequence[Row]) -> Task:
