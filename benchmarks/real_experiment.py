@@ -10,6 +10,7 @@ goes on. The vectors, all in units of the residual norm:
     opposites     CAA: the same samples against solutions under the opposite instruction
     line-breaks   control: the own solutions on one line against themselves
     compressions  control: the own solutions without some sentences against themselves
+    paraphrases   control: own samples at the same temperature without an instruction, against the own solutions
     teacher       the published rewrites of another model's solutions against those solutions (--rewrites)
     terse         short solutions of the twelve problems in real.py, written by hand, against the own ones; mean over
                   an answer's tokens
@@ -52,7 +53,7 @@ from edge_steer.pairs.criteria import Criteria
 from edge_steer.pairs.likelihood import mean_nll
 from edge_steer.pairs.pair import Pair, read_pairs, write_pairs
 from edge_steer.pairs.rules import instruction, read_rules
-from edge_steer.pairs.solutions import generate_solutions, usable_solutions
+from edge_steer.pairs.solutions import generate_solutions, read_chosen_solutions, usable_solutions
 from edge_steer.storage.files import write_json
 from edge_steer.storage.provenance import versions
 from edge_steer.tasks.grading import Graders
@@ -69,6 +70,7 @@ MINIMAL_RULES = "conservative"  # DenseSteer's prompt row
 COARSE = 1000  # dev problems that coarse sweeps draw from; the others choose the cell
 SCORED = 12  # pairs of which both sides are scored
 POOLING = {"terse": "mean"}  # of the others the last token, as DenseSteer
+LATER = ("paraphrases",)  # not in the test's first block, but in the controls'
 PHASE: Phase = "generated"
 FORMAT = "edge-steer real experiment 1"  # of the test's rows
 
@@ -148,6 +150,29 @@ def make_pairs(experiment: Experiment, model: Engine) -> dict[str, list[Pair]]:
     return {kind: pairs for kind, pairs in kinds.items() if pairs}
 
 
+def make_paraphrases(experiment: Experiment, model: Engine) -> list[Pair]:
+    """Samples drawn as the dense ones, but asked for nothing, against the own solutions; kept as the others are."""
+    path = experiment.file("pairs-paraphrases.jsonl")
+    if path.is_file():
+        return [*read_pairs(path)]
+    settings, task = experiment.settings.pairs, experiment.problems.pairs
+    own = read_chosen_solutions(experiment.file("own.jsonl"))
+    solved = {solution.id for solution in own}
+    again = replace(task, samples=tuple(sample for sample in task.samples if sample.id in solved))
+    samples = generate_solutions(
+        model, again.with_settings(samples=settings.samples, sampling=Sampling(temperature=settings.temperature)),
+        experiment.file("samples.jsonl"), count=len(own) * settings.samples, at_once=len(own),
+        per_problem=settings.samples, wrong=settings.wrong, progress=experiment.progress,
+    )  # fmt: skip
+    pairs = [*trace_pairs(samples, own, wrong=True).pairs]
+    counts = json.loads(experiment.file("pairs.json").read_text("utf-8"))
+    counts["usable samples"] = len(samples)
+    counts["pairs"]["paraphrases"] = len(pairs)
+    write_pairs(pairs, path)
+    write_json(experiment.file("pairs.json"), counts)
+    return pairs
+
+
 def terse_pairs(model: Engine, max_tokens: int) -> list[Pair]:
     """Solutions written by hand against the model's own, whatever these say."""
     prompts = [model.chat([{"role": "user", "content": question}]) for question in PROBLEMS]
@@ -208,7 +233,7 @@ def methods_at(experiment: Experiment, dense: SteeringVector, terse: SteeringVec
     """What is tested, by name: every vector but "terse" at the layer, strength and phase of `dense`, at its norm."""
     assert dense.tuning
     [layer], strength, phase = dense.tuning.layers, dense.tuning.strength, dense.tuning.phase
-    kinds = ("dense", "line-breaks", "compressions", "opposites", "teacher")
+    kinds = ("dense", "line-breaks", "compressions", "paraphrases", "opposites", "teacher")
     vectors = {kind: experiment.vector(kind) for kind in kinds if experiment.file(f"{kind}.safetensors").is_file()}
     vectors["minus-dense"] = vectors["dense"] * -1
     for seed in range(experiment.settings.test.random):
@@ -227,28 +252,39 @@ def methods_at(experiment: Experiment, dense: SteeringVector, terse: SteeringVec
 
 
 def run_test(experiment: Experiment, model: Engine, methods: Mapping[str, Method]) -> None:
-    """Every method on the first block of test problems, and its NLL; the main ones on the other blocks."""
-    test, task = experiment.settings.test, experiment.problems.test
+    """Every method on the first block of test problems, and its NLL; the main ones on the other blocks; then what is
+    left in the blocks of the controls."""
+    test = experiment.settings.test
+    at_first = [method for name, method in methods.items() if name not in LATER]
+    main = [method for method in at_first if method.name in test.main]
     with Graders() as graders:
         for block in range(test.blocks):
-            first = block == 0
-            some = [method for name, method in methods.items() if first or name in test.main]
-            samples = task.samples[block * test.block : (block + 1) * test.block]
-            plan = Plan.of(replace(task, samples=samples), some, model.parallel, nll=first)
-            header = {
-                "format": FORMAT,
-                "model": {**model.provenance.model},
-                "backend": {**model.provenance.backend},
-                "task": plan.task.described(),
-                "methods": {method.name: method.described() for method in some},
-                "nll": first,
-                "versions": {**model.provenance.versions, **versions("math-verify")},
-            }
-            path = experiment.file(f"test-{block}.jsonl")
-            doing = f"test, block {block + 1} of {test.blocks}"
-            make_rows(
-                plan, in_process(model, graders), path=path, header=header, progress=experiment.progress, doing=doing
-            )
+            _ask(experiment, model, graders, "test", block, main if block else at_first)
+        for block in range(test.controls):
+            done = main if block else at_first
+            _ask(experiment, model, graders, "controls", block, [m for m in methods.values() if m not in done])
+
+
+def _ask(
+    experiment: Experiment, model: Engine, graders: Graders, part: str, block: int, methods: Sequence[Method]
+) -> None:
+    """The methods on one block of test problems: rows in a file of the part."""
+    test, task = experiment.settings.test, experiment.problems.test
+    samples = task.samples[block * test.block : (block + 1) * test.block]
+    plan = Plan.of(replace(task, samples=samples), methods, model.parallel, nll=block == 0)
+    header = {
+        "format": FORMAT,
+        "model": {**model.provenance.model},
+        "backend": {**model.provenance.backend},
+        "task": plan.task.described(),
+        "methods": {method.name: method.described() for method in methods},
+        "nll": block == 0,
+        "versions": {**model.provenance.versions, **versions("math-verify")},
+    }
+    make_rows(
+        plan, in_process(model, graders), path=experiment.file(f"{part}-{block}.jsonl"), header=header,
+        progress=experiment.progress, doing=f"{part}, block {block + 1}",
+    )  # fmt: skip
 
 
 @click.command(help=__doc__)
@@ -281,7 +317,8 @@ def main(
         twin = quantize(f32, settings.quant, threads=threads, progress=progress)
         options = EngineOptions(context=1024, parallel=parallel, threads=threads)
         with load(twin, options=options, progress=progress) as model:
-            make_vectors(experiment, model, make_pairs(experiment, model))
+            kinds = make_pairs(experiment, model)
+            make_vectors(experiment, model, kinds | {"paraphrases": make_paraphrases(experiment, model)})
             if until == "vectors":
                 return
             dense, terse = (sweep_dev(experiment, model, kind) for kind in ("dense", "terse"))

@@ -86,12 +86,13 @@ def test_rows(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The rows of every method over all blocks, and the header of the first."""
     rows: dict[str, list[Row]] = {}
     headers = []
-    for path in sorted(folder.glob("test-*.jsonl")):
+    for path in (*sorted(folder.glob("test-*.jsonl")), *sorted(folder.glob("controls-*.jsonl"))):
         header, of_block = read_rows(path, FORMAT)
         headers.append(dict(header))
         for row in of_block:
             rows.setdefault(row.method, []).append(row)
-    return {method: rows[method] for method in headers[0]["methods"]}, headers[0]
+    methods = dict.fromkeys(method for header in headers for method in header["methods"])
+    return {method: rows[method] for method in methods}, headers[0]
 
 
 def cosines(vectors: Mapping[str, SteeringVector]) -> dict[str, dict[int, float]]:
@@ -167,8 +168,8 @@ def control_table(unsteered: Sequence[Row], controls: Mapping[str, Sequence[Row]
     for method, of_method in controls.items():
         change = compare(unsteered, of_method)
         cells = [figure_text(name, change.differences[name], signed=True) for name in CONTROL_COLUMNS]
-        rows.append([method, f"{change.lost}, {change.gained}", *cells])
-    return markdown(["", "lost, gained", "tokens", "steps", "density", "tokens a sentence", "NLL"], rows)
+        rows.append([method, str(len(of_method)), f"{change.lost}, {change.gained}", *cells])
+    return markdown(["", "problems", "lost, gained", "tokens", "steps", "density", "tokens a sentence", "NLL"], rows)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

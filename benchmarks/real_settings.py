@@ -86,8 +86,8 @@ class TestSettings:
     """draw: problems of test, by seed 0, and `further` of the others, answered in blocks of `block`; `blocks` of them.
 
     seen: what earlier runs drew, one run after the other, and is left out. main: the methods that every block is
-    asked with; the first one is asked with all, and scored. random: vectors of the norm of "dense"; random_terse: of
-    that of "terse", where it is.
+    asked with; the first `controls` are asked with all, and the first one is scored. random: vectors of the norm of
+    "dense"; random_terse: of that of "terse", where it is.
     """
 
     draw: int
@@ -95,6 +95,7 @@ class TestSettings:
     seen: tuple[Seen, ...]
     block: int
     blocks: int
+    controls: int
     max_tokens: int
     random: int
     random_terse: int
@@ -171,6 +172,7 @@ def read_settings(path: str | Path) -> Settings:
             seen_draws(test),
             test.whole("block"),
             test.whole("blocks"),
+            test.whole("controls", 1),
             test.whole("max_tokens"),
             test.whole("random"),
             test.whole("random_terse", 0),
