@@ -11,10 +11,10 @@ from seen_problems import Seen, seen_draws, without_seen
 
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.evaluation.sweep_cells import RULES, Rule
-from edge_steer.pairs.calibration import leave_out_evaluation_problems
 from edge_steer.pairs.pair import Pair
 from edge_steer.storage.files import read_lines
 from edge_steer.storage.toml import TomlTable
+from edge_steer.tasks.calibration import leave_out_evaluation_problems
 from edge_steer.tasks.load import load_task
 from edge_steer.tasks.task import Task
 

@@ -51,8 +51,7 @@ def pairs_group() -> None:
 @click.option("--style", type=click.Choice(["dense"]),
               help="Solve under a dense instruction; for contrast own-samples.")  # fmt: skip
 @click.option("--wrong", is_flag=True, help="Use wrong solutions too.")
-@click.option("--evaluation", "evaluations", type=TASK, multiple=True,
-              help="Leave out the problems of this task.  [default: the task's own test split]")  # fmt: skip
+@options.evaluation_option
 @options.grading_option
 @options.runtime_option
 @options.quant_option
@@ -83,8 +82,8 @@ def generate(
     """
     from edge_steer.evaluation.evaluate import DENSE_PROMPT
     from edge_steer.models.load import load
-    from edge_steer.pairs import calibration
     from edge_steer.pairs.solutions import generate_solutions, read_solutions
+    from edge_steer.tasks import calibration
     from edge_steer.tasks.grading import Graders
 
     if style and task_choice.system:

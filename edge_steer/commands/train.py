@@ -12,8 +12,17 @@ import click
 
 from edge_steer.core.errors import need
 from edge_steer.terminal.group import resumable
-from edge_steer.terminal.options import FILE, FOLDER, LAYERS, MODEL, TASK, engine_options, quant_option
-from edge_steer.terminal.progress import progress_bar
+from edge_steer.terminal.options import (
+    FILE,
+    FOLDER,
+    LAYERS,
+    MODEL,
+    TASK,
+    engine_options,
+    evaluation_option,
+    quant_option,
+)
+from edge_steer.terminal.progress import NOTES, progress_bar
 from edge_steer.terminal.tables import print_table
 
 if TYPE_CHECKING:
@@ -88,6 +97,7 @@ def train_group() -> None:
 @click.option("--protocol", type=click.Choice(["densesteer", "densesteer-code", "bias-only"]), default="bias-only",
               show_default=True, help="The paper whose prompts are used.")  # fmt: skip
 @click.option("--problems", type=click.IntRange(1), help="Only the first problems of the split.")
+@evaluation_option
 @click.option("--layers", type=LAYERS, metavar="LAYERS", help="Layers to train.  [default: all blocks]")
 @click.option("--steps", type=click.IntRange(1), help="Steps of the optimiser.  [laptop: 100, paper: 314]")
 @click.option("--prompts", type=click.IntRange(1), help="Problems of a step.  [laptop: 8, paper: 128]")
@@ -129,6 +139,7 @@ def rloo(
     split: str | None,
     protocol: "Protocol",
     problems: int | None,
+    evaluations: tuple[str, ...],
     layers: tuple[int, ...] | None,
     gradient: "GradientOptions",
     keep_every: int,
@@ -142,10 +153,12 @@ def rloo(
     LoRA or all weights in place of the vector.
     """
     import edge_steer
+    from edge_steer.tasks.calibration import evaluation_tasks, leave_out_evaluation_problems
     from edge_steer.training.rollouts import training_task
     from edge_steer.training.settings import Adapter, preset_settings
 
     task = training_task(task_name, protocol=protocol, split=split, limit=problems)
+    task = leave_out_evaluation_problems(task, evaluation_tasks(task, evaluations, NOTES), NOTES)
     settings = replace(
         preset_settings(preset, model, kind), **{name: value for name, value in chosen.items() if value is not None}
     )

@@ -4,7 +4,6 @@ Takes a running model, an endpoint or files; gives pairs, each with its figures.
 vector.
 
 pair          the value and its file
-calibration   problems to solve, without those of evaluations
 solutions     a model's own
 rules         what a rewriter is told
 rewrite       solutions in fewer, fuller steps

@@ -7,7 +7,6 @@ from pathlib import Path
 from edge_steer.core.errors import EdgeSteerError
 from edge_steer.core.progress import Progress
 from edge_steer.models.load import load
-from edge_steer.pairs.calibration import CALIBRATION_SPLITS, leave_out_evaluation_problems, load_calibration_task
 from edge_steer.pairs.checks import check_pairs
 from edge_steer.pairs.contrasts import trace_pairs
 from edge_steer.pairs.criteria import Criteria
@@ -42,6 +41,7 @@ from edge_steer.recipes.step import (
 from edge_steer.storage import provenance
 from edge_steer.storage.digests import digest
 from edge_steer.storage.files import readable, write_json
+from edge_steer.tasks.calibration import CALIBRATION_SPLITS, leave_out_evaluation_problems, load_calibration_task
 from edge_steer.tasks.load import load_task
 from edge_steer.tasks.task import Task
 

@@ -6,6 +6,7 @@ figure.
 load           a task by its name or file
 task           the value
 published      benchmarks fetched from their pinned sources
+calibration    problems to learn from, without those of evaluations
 wordproblems   the generated task of the bundled model
 answers        is an answer right?
 grading        answers judged in worker processes

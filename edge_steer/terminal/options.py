@@ -75,6 +75,10 @@ grading_option = click.option(
     "--grading-seconds", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True,
     help="Time limit for grading an answer.",
 )  # fmt: skip
+evaluation_option = click.option(
+    "--evaluation", "evaluations", type=TASK, multiple=True,
+    help="Leave out the problems of this task.  [default: the task's own test split]",
+)  # fmt: skip
 
 _ENGINE: dict[str, Any] = {
     "threads": click.option("--threads", type=click.IntRange(1, 512), help="[default: the cores this process may use]"),

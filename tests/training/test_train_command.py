@@ -20,7 +20,7 @@ TRAIN = [
 ]  # fmt: skip
 
 
-def invoke(*words: str) -> Result:
+def invoke(*words: str | Path) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
@@ -84,6 +84,15 @@ def test_what_cannot_be_is_one_line(folder: Path, options: list[str], complaint:
     assert result.exit_code == 1
     assert complaint in result.output
     assert "Traceback" not in result.output
+
+
+def test_problems_of_an_evaluation_are_not_trained_on(tmp_path: Path) -> None:
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text('{"question": "Mia has 3 apples and buys 4. How many?", "answer": "#### 7"}\n')
+    result = invoke(*TRAIN, "--task", f"gsm8k={problems}", "--evaluation", f"gsm8k={problems}", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "every problem of gsm8k is an evaluation problem" in result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_a_training_is_refused(tmp_path: Path) -> None:

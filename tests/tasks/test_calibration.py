@@ -1,10 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from heard import Heard
 
 from edge_steer.core.errors import EdgeSteerError
-from edge_steer.pairs.calibration import (
+from edge_steer.tasks.calibration import (
     evaluation_tasks,
     leave_out_evaluation_problems,
     load_calibration_task,
@@ -51,5 +52,8 @@ def test_evaluation_problems_are_left_out_with_a_note_each() -> None:
 
 def test_what_cannot_be_compared_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard, task = Heard(), load_task("wordproblems", limit=2)
+    assert leave_out_evaluation_problems(task, [], heard) == task
+    assert not heard.notes  # its splits are generated and share no problem
+    task = replace(task, draw=None)
     assert leave_out_evaluation_problems(task, [], heard) == task
     assert heard.notes == ["disjointness from evaluation problems was not checked; name the evaluation tasks"]

@@ -1,4 +1,4 @@
-"""Calibration problems: what a model solves to make pairs, without the problems that evaluations use.
+"""Calibration problems: what a model solves to make pairs or is trained on, without those that evaluations use.
 
 Takes names of tasks and Tasks, gives a Task. It knows nothing of models, solutions or pairs.
 """
@@ -45,9 +45,10 @@ def evaluation_tasks(task: Task, names: Sequence[str] = (), progress: Progress =
 def leave_out_evaluation_problems(task: Task, evaluations: Sequence[Task], progress: Progress = SILENT) -> Task:
     """`task` without the problems that one of `evaluations` has too; notes say what was compared and left out.
 
-    Problems are the same if `normal_text` of their questions is. Errors: EdgeSteerError if no problem is left.
+    Problems are the same if `normal_text` of their questions is. Splits of a generated task share none, so nothing is
+    said where none is compared with it. Errors: EdgeSteerError if no problem is left.
     """
-    if not evaluations:
+    if not evaluations and not task.draw:
         progress.note("disjointness from evaluation problems was not checked; name the evaluation tasks")
     left_out: dict[str, str] = {}
     for evaluation in evaluations:
