@@ -70,7 +70,7 @@ MINIMAL_RULES = "conservative"  # DenseSteer's prompt row
 COARSE = 1000  # dev problems that coarse sweeps draw from; the others choose the cell
 SCORED = 12  # pairs of which both sides are scored
 POOLING = {"terse": "mean"}  # of the others the last token, as DenseSteer
-LATER = ("paraphrases",)  # not in the test's first block, but in the controls'
+LATER = ("paraphrases", "minus-line-breaks")  # not in the test's first block, but in the controls'
 PHASE: Phase = "generated"
 FORMAT = "edge-steer real experiment 1"  # of the test's rows
 
@@ -235,7 +235,7 @@ def methods_at(experiment: Experiment, dense: SteeringVector, terse: SteeringVec
     [layer], strength, phase = dense.tuning.layers, dense.tuning.strength, dense.tuning.phase
     kinds = ("dense", "line-breaks", "compressions", "paraphrases", "opposites", "teacher")
     vectors = {kind: experiment.vector(kind) for kind in kinds if experiment.file(f"{kind}.safetensors").is_file()}
-    vectors["minus-dense"] = vectors["dense"] * -1
+    vectors |= {f"minus-{kind}": vectors[kind] * -1 for kind in ("dense", "line-breaks")}
     for seed in range(experiment.settings.test.random):
         vectors[f"random-{seed}"] = vectors["dense"].random_like(seed)
     steered = {name: Method(name, (Steering(vector, strength, (layer,), phase),)) for name, vector in vectors.items()}
