@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from training_settings import Settings, Training, with_contrast
+from training_settings import RANDOM, Settings, Training, with_contrast
 
 import edge_steer as es
 from edge_steer.core.backend import EngineOptions
@@ -19,7 +19,11 @@ from edge_steer.tasks.rows import Row
 from edge_steer.tasks.task import Task
 from edge_steer.training.policy import GradientOptions
 
-UNTRAINED, EXPORTED, RANDOM = "untrained", "as a control vector", "random, same norms"  # llama.cpp's have no layer 0
+UNTRAINED, EXPORTED, RANDOM_VECTOR = (
+    "untrained",
+    "as a control vector",
+    "random, same norms",
+)  # llama.cpp's have no layer 0
 DEV_SEED = 1  # other answers than those by which its problems were chosen
 VOTE_SEED = 2  # other answers than those of the table
 
@@ -71,8 +75,8 @@ class Experiment:
     def vectors(self, task: Task) -> dict[str, SteeringVector]:
         """Of each training, that of the first seed first, and the random one."""
         vectors = {training.name: self._train(task, training) for training in self.settings.trainings()}
-        if self.settings.controls:
-            vectors[RANDOM] = next(iter(vectors.values())).random_like(0)
+        if RANDOM in self.settings.controls:
+            vectors[RANDOM_VECTOR] = next(iter(vectors.values())).random_like(0)
         return vectors
 
     def _train(self, task: Task, training: Training) -> SteeringVector:

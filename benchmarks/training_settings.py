@@ -18,6 +18,8 @@ from edge_steer.tasks.rows import Row
 from edge_steer.tasks.task import Task
 from edge_steer.training.settings import RlooSettings
 
+SHUFFLED, RANDOM = CONTROLS = ("shuffled rewards", "random vector")  # trained alike; of the first vector's norms
+
 
 @dataclass(frozen=True)
 class PoolSettings:
@@ -61,8 +63,8 @@ class Training:
 @dataclass(frozen=True)
 class Settings:
     """model: a GGUF. calculations: the most of a problem's solution. template: None is the model's own. sampler: the
-    type that the model has while it is trained. seeds: how many, a training each. controls: a training with shuffled
-    rewards and a random vector. prompt: the one it is trained under. prompts: by name; "{question}" stands for the
+    type that the model has while it is trained. seeds: how many, a training each. controls: which of CONTROLS
+    there are. prompt: the one it is trained under. prompts: by name; "{question}" stands for the
     problem. pool: how the problems of the training are chosen; None is all of them. vote: None asks for none."""
 
     model: str
@@ -72,7 +74,7 @@ class Settings:
     sampler: str
     rloo: RlooSettings
     seeds: int
-    controls: bool
+    controls: tuple[str, ...]
     prompt: str
     prompts: Mapping[str, str]
     pool: PoolSettings | None
@@ -84,7 +86,7 @@ class Settings:
         first, *others = (replace(self.rloo, seed=seed) for seed in range(self.seeds))
         trainings = [Training("vector", "trained", first)]
         trainings += [Training(f"vector, seed {rloo.seed}", f"trained-{rloo.seed}", rloo) for rloo in others]
-        if self.controls:
+        if SHUFFLED in self.controls:
             shuffled = replace(first, shuffle_rewards=True)
             trainings.append(Training("rewards shuffled", "trained-shuffled", shuffled))
         return trainings
@@ -121,7 +123,7 @@ def read_settings(path: Path) -> Settings:
         sampler=train.text("sampler"),
         rloo=rloo,
         seeds=train.whole("seeds", 1),
-        controls=train.flag("controls", False),
+        controls=_controls(train),
         prompt=train.text("prompt"),
         prompts={name: prompts.text(name) for name in list(prompts.rest)},
         pool=PoolSettings(pool.whole("problems"), pool.whole("samples"), pool.whole("dev")) if pool else None,
@@ -137,6 +139,13 @@ def read_settings(path: Path) -> Settings:
     for part in filter(None, (train, prompts, pool, test, vote, table)):
         part.finish()
     return settings
+
+
+def _controls(train: TomlTable) -> tuple[str, ...]:
+    named = train.texts("controls", ())
+    if unknown := set(named) - {*CONTROLS}:
+        raise train.error("controls", f"no {min(unknown)!r}; allowed are {', '.join(CONTROLS)}")
+    return named
 
 
 def easy_problems(file: Path, folder: Path, settings: Settings) -> Task:

@@ -60,6 +60,13 @@ def test_settings_with_an_unknown_key_are_refused(tmp_path: Path) -> None:
         read_settings(path)
 
 
+def test_an_unknown_control_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(LONG.read_text().replace('"random vector"', '"rest"'))
+    with pytest.raises(EdgeSteerError, match=r"controls: no 'rest'; allowed are shuffled rewards, random vector"):
+        read_settings(path)
+
+
 def test_a_training_a_seed_and_one_with_shuffled_rewards(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(re.sub(r"^seeds = \d", "seeds = 2", LONG.read_text(), flags=re.MULTILINE))
