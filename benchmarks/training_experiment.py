@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from training_settings import RANDOM, Settings, Training, with_contrast
+from training_settings import OTHER_SAMPLINGS, RANDOM, Settings, Training, with_contrast
 
 import edge_steer as es
 from edge_steer.core.backend import EngineOptions
@@ -87,17 +87,20 @@ class Experiment:
             options=self.options, keep_every=5, progress=self.progress,
         )  # fmt: skip
 
-    def on_test(self, task: Task, vectors: Mapping[str, SteeringVector], *, greedy: bool = False) -> Cells:
+    def on_test(self, task: Task, vectors: Mapping[str, SteeringVector]) -> Cells:
         """All under the prompt of the training, the first vector as it is exported too; the untrained model under each
         prompt."""
         settings, cells = self.settings, Cells()
-        first = next(iter(vectors.values()))
-        steered = {**vectors, EXPORTED: first.at(first.layers[1:])}
         for prompt in settings.prompts:
-            steers = {UNTRAINED: None} | (steered if prompt == settings.prompt else {})
-            asked = settings.asked(task, prompt, settings.test.samples, greedy=greedy)
-            cells |= self._answers("greedy" if greedy else "test", asked, prompt, steers)
+            steers = {UNTRAINED: None} | ({**vectors, **exported(vectors)} if prompt == settings.prompt else {})
+            cells |= self._answers("test", settings.asked(task, prompt, settings.test.samples), prompt, steers)
         return cells
+
+    def on_test_by(self, name: str, task: Task, vectors: Mapping[str, SteeringVector]) -> Cells:
+        """The untrained model and the first vector as it is exported, by another sampling."""
+        settings, sampling = self.settings, OTHER_SAMPLINGS[name]
+        asked = settings.asked(task, settings.prompt, settings.test.samples, sampling=sampling)
+        return self._answers(name, asked, settings.prompt, {UNTRAINED: None, **exported(vectors)})
 
     def on_dev(self, task: Task, vectors: Mapping[str, SteeringVector]) -> Cells:
         """The untrained model and the first vector, under the prompt of the training."""
@@ -123,3 +126,9 @@ class Experiment:
                 rows = es.evaluate(model, task, {method: steer}, folder=own, nll=False, progress=self.progress)
                 cells[method if prompt == self.settings.prompt else f"{method}, {prompt}"] = rows[method]
         return cells
+
+
+def exported(vectors: Mapping[str, SteeringVector]) -> dict[str, SteeringVector]:
+    """The first vector as `edge-steer export` writes it."""
+    first = next(iter(vectors.values()))
+    return {EXPORTED: first.at(first.layers[1:])}

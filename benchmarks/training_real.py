@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 from training import over_seeds
-from training_experiment import UNTRAINED, Experiment
+from training_experiment import EXPORTED, UNTRAINED, Experiment
 from training_report import cost, figures, show, show_log, vote_figures
 from training_settings import easy_problems, read_settings, unseen_problems
 
@@ -48,8 +48,7 @@ def main(path: Path, train: Path, test: Path, steps: int | None, threads: int) -
         asked = unseen_problems(easy_problems(test, folder, settings), settings.test)
         vectors = experiment.vectors(problems)
         parts = {"test": experiment.on_test(asked, vectors)}
-        if settings.test.greedy:
-            parts["greedy"] = experiment.on_test(asked, vectors, greedy=True)
+        parts |= {name: experiment.on_test_by(name, asked, vectors) for name in settings.test.also}
         if dev:
             parts["dev"] = experiment.on_dev(dev, vectors)
         voters = experiment.voters(asked)
@@ -64,7 +63,7 @@ def main(path: Path, train: Path, test: Path, steps: int | None, threads: int) -
     test_cells = parts["test"]
     test_cells |= over_seeds({f"vector, seed {training.rloo.seed}": test_cells[training.name] for training in seeds})
     for part, cells in parts.items():
-        before, vector = cells[UNTRAINED], cells[first.name]
+        before, vector = cells[UNTRAINED], cells.get(first.name) or cells[EXPORTED]
         summary[part] = {name: figures(rows, before, vector) for name, rows in cells.items()}
         show(part, cells, before, vector)
     if settings.vote:

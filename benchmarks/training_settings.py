@@ -4,7 +4,7 @@ Takes paths, gives frozen values and tasks. It runs no model.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from edge_steer.tasks.rows import Row
 from edge_steer.tasks.task import Task
 from edge_steer.training.settings import RlooSettings
 
+PLAIN = Sampling(temperature=1.0)
+LLAMA_CPP = Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05)  # what its tools do where nothing is said
+OTHER_SAMPLINGS = {"greedy": Sampling(), "defaults": LLAMA_CPP}
 SHUFFLED, RANDOM = CONTROLS = ("shuffled rewards", "random vector")  # trained alike; of the first vector's norms
 
 
@@ -34,12 +37,13 @@ class PoolSettings:
 @dataclass(frozen=True)
 class TestSettings:
     """seen: what earlier runs drew and is left out. draw: problems of the others, drawn by seed 0. samples: answers to
-    each. greedy: one more at temperature 0. quant: the type of the file that is tested; "" is the model's own."""
+    each. also: names of OTHER_SAMPLINGS, by which the untrained model and the exported vector answer too. quant: the
+    type of the file that is tested; "" is the model's own."""
 
     seen: tuple[Seen, ...]
     draw: int
     samples: int
-    greedy: bool
+    also: tuple[str, ...]
     quant: str
 
 
@@ -91,13 +95,13 @@ class Settings:
             trainings.append(Training("rewards shuffled", "trained-shuffled", shuffled))
         return trainings
 
-    def asked(self, task: Task, prompt: str, samples: int, seed: int = 0, *, greedy: bool = False) -> Task:
-        """A task under one of the prompts, several answers to each problem at temperature 1, or one at 0."""
+    def asked(self, task: Task, prompt: str, samples: int, seed: int = 0, sampling: Sampling = PLAIN) -> Task:
+        """A task under one of the prompts, several answers to each problem; greedy ones are all the same."""
         return task.with_settings(
             prompt=self.prompts[prompt],
-            samples=1 if greedy else samples,
+            samples=samples if sampling.temperature else 1,
             max_tokens=self.rloo.max_tokens,
-            sampling=Sampling(temperature=0.0 if greedy else 1.0, seed=seed),
+            sampling=replace(sampling, seed=seed),
             stop=self.stop,
         )
 
@@ -123,7 +127,7 @@ def read_settings(path: Path) -> Settings:
         sampler=train.text("sampler"),
         rloo=rloo,
         seeds=train.whole("seeds", 1),
-        controls=_controls(train),
+        controls=_names(train, "controls", CONTROLS),
         prompt=train.text("prompt"),
         prompts={name: prompts.text(name) for name in list(prompts.rest)},
         pool=PoolSettings(pool.whole("problems"), pool.whole("samples"), pool.whole("dev")) if pool else None,
@@ -131,7 +135,7 @@ def read_settings(path: Path) -> Settings:
             seen_draws(test),
             test.whole("draw"),
             test.whole("samples"),
-            test.flag("greedy", False),
+            _names(test, "also", OTHER_SAMPLINGS),
             test.text("quant", optional=True),
         ),
         vote=VoteSettings(vote.whole("problems"), vote.whole("samples")) if vote else None,
@@ -141,11 +145,12 @@ def read_settings(path: Path) -> Settings:
     return settings
 
 
-def _controls(train: TomlTable) -> tuple[str, ...]:
-    named = train.texts("controls", ())
-    if unknown := set(named) - {*CONTROLS}:
-        raise train.error("controls", f"no {min(unknown)!r}; allowed are {', '.join(CONTROLS)}")
-    return named
+def _names(table: TomlTable, key: str, known: Collection[str]) -> tuple[str, ...]:
+    """Some of the known names; none where the key is missing."""
+    names = table.texts(key, ())
+    if unknown := set(names) - {*known}:
+        raise table.error(key, f"no {min(unknown)!r}; allowed are {', '.join(known)}")
+    return names
 
 
 def easy_problems(file: Path, folder: Path, settings: Settings) -> Task:
