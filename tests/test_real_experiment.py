@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from edge_steer.parity.tolerances import TOLERANCES
 
 FOLDER = ROOT / "benchmarks" / "settings"
 OTHERS = ("-stability", "-long", "-training", "-plain", "-terse")  # settings of runs that follow the experiment
-SETTINGS = sorted(path for path in FOLDER.glob("*.toml") if not path.stem.endswith(OTHERS))
+SETTINGS = sorted(path for path in FOLDER.glob("*.toml") if not any(part in path.stem for part in OTHERS))
 
 
 def gsm8k(path: Path, questions: list[str]) -> str:
@@ -52,7 +53,9 @@ def test_what_earlier_runs_asked_is_asked_no_more(tmp_path: Path) -> None:
         for run, settings in runs.items()
     }
     first = read_problems(earlier, train, test, None).test.limit(earlier.test.block * earlier.test.blocks)
-    assert len(asked["full"]) == len(asked["style"]) == 100
+    assert (len(asked["full"]), len(asked["style"])) == (400, 100)
+    blocks = read_problems(replace(full, test=replace(full.test, further=0)), train, test, None).test.samples
+    assert read_problems(full, train, test, None).test.samples[:100] == blocks  # the first draw stays where it was
     assert not asked["full"] & (asked["style"] | {sample.id for sample in first.samples})
     assert not asked["style"] & {sample.id for sample in first.samples}
 
