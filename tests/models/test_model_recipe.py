@@ -17,7 +17,7 @@ from edge_steer.storage import hub
 from edge_steer.vectors.read import load as load_vector
 
 MODELS = sorted(path.parent for path in ROOT.glob("models/*/recipe.toml"))
-TRAINED = [ROOT / "export/qwen2.5-coder-0.5b-instruct/gsm8k"]
+TRAINED = [ROOT / "export/qwen2.5-coder-0.5b-instruct" / name for name in ("gsm8k", "gsm8k-chat")]
 BUILT = sorted({path.parent for path in ROOT.glob("export/*/*/recipe.toml")} - {*TRAINED})
 PAPERS = (
     "qwen2.5-1.5b-instruct", "qwen2.5-3b-instruct", "qwen2.5-7b-instruct", "qwen2.5-math-1.5b", "qwen2.5-math-7b",
