@@ -104,8 +104,6 @@ def check_memory(
 def bytes_per_position(policy: Policy, prompt: Tokens) -> float:
     """What is kept of each position from the forward pass to the backward pass, and its logits meanwhile."""
     tokens = (prompt * PROBE_TOKENS)[:PROBE_TOKENS]
-    if len(prompt) < 2:
-        raise EdgeSteerError("no prompt has more than one token; a training needs prompts that ask something")
     row = Rollout("", prompt[:1], tokens, (0.0,) * len(tokens), "", finished=True)
     saved: dict[int, int] = {}
 
