@@ -53,11 +53,12 @@ from edge_steer.pairs.criteria import Criteria
 from edge_steer.pairs.likelihood import mean_nll
 from edge_steer.pairs.pair import Pair, read_pairs, write_pairs
 from edge_steer.pairs.rules import instruction, read_rules
-from edge_steer.pairs.solutions import generate_solutions, read_chosen_solutions, usable_solutions
+from edge_steer.pairs.solutions import Solution, generate_solutions, read_chosen_solutions, usable_solutions
 from edge_steer.storage.files import write_json
 from edge_steer.storage.provenance import versions
 from edge_steer.tasks.grading import Graders
 from edge_steer.tasks.rows import UNSTEERED, Method
+from edge_steer.tasks.task import Task
 from edge_steer.terminal.progress import progress_bar
 from edge_steer.vectors.read import load as load_vector
 from edge_steer.vectors.write import save
@@ -101,16 +102,9 @@ def make_pairs(experiment: Experiment, model: Engine) -> dict[str, list[Pair]]:
         model, task, experiment.file("own.jsonl"),
         count=settings.solutions, at_once=len(task.samples), wrong=settings.wrong, progress=progress,
     )  # fmt: skip
-    solved = {solution.id for solution in own}
-    again = replace(task, samples=tuple(sample for sample in task.samples if sample.id in solved))
-    sampling = Sampling(temperature=settings.temperature)
-    samples = generate_solutions(
-        model, again.with_settings(system=DENSE_PROMPT, samples=settings.samples, sampling=sampling),
-        experiment.file("dense.jsonl"), count=len(own) * settings.samples, at_once=len(own),
-        per_problem=settings.samples, wrong=settings.wrong, progress=progress,
-    )  # fmt: skip
+    samples = draw_samples(experiment, model, own, "dense.jsonl", system=DENSE_PROMPT)
     sparse = generate_solutions(
-        model, again.with_settings(system=SPARSE_PROMPT), experiment.file("sparse.jsonl"),
+        model, solved_problems(task, own).with_settings(system=SPARSE_PROMPT), experiment.file("sparse.jsonl"),
         count=len(own), at_once=len(own), wrong=True, progress=progress,
     )  # fmt: skip
     if settings.wrong:
@@ -155,15 +149,8 @@ def make_paraphrases(experiment: Experiment, model: Engine) -> list[Pair]:
     path = experiment.file("pairs-paraphrases.jsonl")
     if path.is_file():
         return [*read_pairs(path)]
-    settings, task = experiment.settings.pairs, experiment.problems.pairs
     own = read_chosen_solutions(experiment.file("own.jsonl"))
-    solved = {solution.id for solution in own}
-    again = replace(task, samples=tuple(sample for sample in task.samples if sample.id in solved))
-    samples = generate_solutions(
-        model, again.with_settings(samples=settings.samples, sampling=Sampling(temperature=settings.temperature)),
-        experiment.file("samples.jsonl"), count=len(own) * settings.samples, at_once=len(own),
-        per_problem=settings.samples, wrong=settings.wrong, progress=experiment.progress,
-    )  # fmt: skip
+    samples = draw_samples(experiment, model, own, "samples.jsonl", system=None)
     pairs = [*trace_pairs(samples, own, wrong=True).pairs]
     counts = json.loads(experiment.file("pairs.json").read_text("utf-8"))
     counts["usable samples"] = len(samples)
@@ -171,6 +158,24 @@ def make_paraphrases(experiment: Experiment, model: Engine) -> list[Pair]:
     write_pairs(pairs, path)
     write_json(experiment.file("pairs.json"), counts)
     return pairs
+
+
+def draw_samples(
+    experiment: Experiment, model: Engine, own: Sequence[Solution], file: str, *, system: str | None
+) -> list[Solution]:
+    """Several solutions of each solved problem under a system message, drawn at a temperature; in a file."""
+    settings, task = experiment.settings.pairs, solved_problems(experiment.problems.pairs, own)
+    sampling = Sampling(temperature=settings.temperature)
+    return generate_solutions(
+        model, task.with_settings(system=system, samples=settings.samples, sampling=sampling), experiment.file(file),
+        count=len(own) * settings.samples, at_once=len(own),
+        per_problem=settings.samples, wrong=settings.wrong, progress=experiment.progress,
+    )  # fmt: skip
+
+
+def solved_problems(task: Task, own: Sequence[Solution]) -> Task:
+    solved = {solution.id for solution in own}
+    return replace(task, samples=tuple(sample for sample in task.samples if sample.id in solved))
 
 
 def terse_pairs(model: Engine, max_tokens: int) -> list[Pair]:
