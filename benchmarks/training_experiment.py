@@ -19,11 +19,8 @@ from edge_steer.tasks.rows import Row
 from edge_steer.tasks.task import Task
 from edge_steer.training.policy import GradientOptions
 
-UNTRAINED, EXPORTED, RANDOM_VECTOR = (
-    "untrained",
-    "as a control vector",
-    "random, same norms",
-)  # llama.cpp's have no layer 0
+UNTRAINED, RANDOM_VECTOR = "untrained", "random, same norms"
+EXPORTED = "as a control vector"  # llama.cpp's have no layer 0
 DEV_SEED = 1  # other answers than those by which its problems were chosen
 VOTE_SEED = 2  # other answers than those of the table
 

@@ -67,9 +67,9 @@ class Training:
 @dataclass(frozen=True)
 class Settings:
     """model: a GGUF. calculations: the most of a problem's solution. template: None is the model's own. sampler: the
-    type that the model has while it is trained. seeds: how many, a training each. controls: which of CONTROLS
-    there are. prompt: the one it is trained under. prompts: by name; "{question}" stands for the
-    problem. pool: how the problems of the training are chosen; None is all of them. vote: None asks for none."""
+    type that the model has while it is trained. seeds: how many, a training each. controls: which of CONTROLS there
+    are. prompt: the one it is trained under. prompts: by name; "{question}" stands for the problem. pool: how the
+    problems of the training are chosen; None is all of them. vote: None asks for none."""
 
     model: str
     calculations: int
